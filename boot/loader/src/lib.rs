@@ -1,0 +1,1 @@
+//! Kernel image formats: sniffing, bzImage, ELF/PVH, vmlinux, Multiboot 1.

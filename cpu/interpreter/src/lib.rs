@@ -1,0 +1,1 @@
+//! The reference engine: exact, portable, with a decoded-block cache.

@@ -1,0 +1,1 @@
+//! The hardware-assist engine over /dev/kvm.

@@ -1,0 +1,1 @@
+//! x86 paging of every mode and segmentation checks.

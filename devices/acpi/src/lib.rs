@@ -1,0 +1,1 @@
+//! ACPI tables of the board, built from its description.

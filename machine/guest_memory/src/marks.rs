@@ -1,0 +1,153 @@
+//! Page marks: which pages hold cached code, which are logged for dirtiness.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+use crate::{PAGE_SIZE, RamOffset};
+
+const CODE: u8 = 1 << 0;
+const LOG: u8 = 1 << 1;
+
+/// Bytes covered by one bit of a page's code-line map.
+const LINE: u64 = PAGE_SIZE / 64;
+
+/// Per-page marks.
+///
+/// **Code.** An engine that caches decoded or translated code calls
+/// [`PageMarks::mark_code`] *before* it reads the bytes, remembers the returned
+/// generation, and compares it with [`PageMarks::code_generation`] before it
+/// executes from its cache. Every write into a marked 64-byte line (by any vCPU
+/// or device) makes the generation differ. Writers store first and look at the
+/// mark after; the marker issues an expedited memory barrier between marking
+/// and reading, so either the writer sees the mark or the reader sees the data.
+///
+/// **Dirty.** While logging is on, the first write to a page since the last
+/// [`PageMarks::take_dirty`] records it.
+pub struct PageMarks {
+    marks: Box<[AtomicU8]>,
+    generations: Box<[AtomicU32]>,
+    lines: Box<[AtomicU64]>,
+    dirty: Box<[AtomicU64]>,
+    logging: AtomicBool,
+}
+
+fn zeroed<T: Default>(n: u64) -> Box<[T]> {
+    std::iter::repeat_with(T::default).take(n as usize).collect()
+}
+
+impl PageMarks {
+    pub(crate) fn new(size: u64) -> Self {
+        let pages = size.div_ceil(PAGE_SIZE);
+        PageMarks {
+            marks: zeroed(pages),
+            generations: zeroed(pages),
+            lines: zeroed(pages),
+            dirty: zeroed(pages.div_ceil(64)),
+            logging: AtomicBool::new(false),
+        }
+    }
+
+    /// Declare that code at `offset..offset+len` (within one page) is about to be
+    /// read and cached. Returns the page's generation to remember.
+    pub fn mark_code(&self, offset: RamOffset, len: u64) -> u32 {
+        let page = (offset.0 / PAGE_SIZE) as usize;
+        let first = offset.0 % PAGE_SIZE / LINE;
+        let last = ((offset.0 % PAGE_SIZE + len.max(1) - 1) / LINE).min(63);
+        let mask = (u64::MAX >> (63 - last)) & (u64::MAX << first);
+        let generation = self.generations[page].load(Ordering::Acquire);
+        let known = self.lines[page].fetch_or(mask, Ordering::SeqCst);
+        if self.marks[page].fetch_or(CODE, Ordering::SeqCst) & CODE == 0 || known & mask != mask {
+            crate::access::heavy_barrier();
+        }
+        generation
+    }
+
+    /// The page's current code generation.
+    #[inline(always)]
+    pub fn code_generation(&self, offset: RamOffset) -> u32 {
+        self.generations[(offset.0 / PAGE_SIZE) as usize].load(Ordering::Acquire)
+    }
+
+    /// Called after every write.
+    #[inline(always)]
+    pub(crate) fn written(&self, offset: u64, len: u64) {
+        let page = (offset / PAGE_SIZE) as usize;
+        let last = ((offset + len - 1) / PAGE_SIZE) as usize;
+        if self.marks[page].load(Ordering::Relaxed) != 0 || (last != page) {
+            self.written_slow(offset, len);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn written_slow(&self, mut offset: u64, mut len: u64) {
+        while len > 0 {
+            let page = (offset / PAGE_SIZE) as usize;
+            let here = len.min(PAGE_SIZE - offset % PAGE_SIZE);
+            let marks = self.marks[page].load(Ordering::SeqCst);
+            if marks & LOG != 0 {
+                self.dirty[page / 64].fetch_or(1 << (page % 64), Ordering::SeqCst);
+                self.marks[page].fetch_and(!LOG, Ordering::SeqCst);
+            }
+            if marks & CODE != 0 {
+                let first = offset % PAGE_SIZE / LINE;
+                let last = (offset % PAGE_SIZE + here - 1) / LINE;
+                let mask = (u64::MAX >> (63 - last)) & (u64::MAX << first);
+                if self.lines[page].load(Ordering::SeqCst) & mask != 0 {
+                    self.forget_code(page);
+                }
+            }
+            offset += here;
+            len -= here;
+        }
+    }
+
+    /// Everything cached of this page is stale.
+    fn forget_code(&self, page: usize) {
+        self.marks[page].fetch_and(!CODE, Ordering::SeqCst);
+        self.lines[page].store(0, Ordering::SeqCst);
+        self.generations[page].fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Everything cached of every page is stale (an engine without write tracking ran).
+    pub fn forget_all_code(&self) {
+        for page in 0..self.marks.len() {
+            if self.marks[page].load(Ordering::SeqCst) & CODE != 0 {
+                self.forget_code(page);
+            }
+        }
+    }
+
+    /// Start (or stop) dirty logging; starting forgets what was recorded.
+    pub fn set_dirty_logging(&self, on: bool) {
+        self.logging.store(on, Ordering::SeqCst);
+        for d in &self.dirty {
+            d.store(0, Ordering::SeqCst);
+        }
+        for m in &self.marks {
+            if on { m.fetch_or(LOG, Ordering::SeqCst) } else { m.fetch_and(!LOG, Ordering::SeqCst) };
+        }
+        crate::access::heavy_barrier();
+    }
+
+    /// Pages written since the last call (or since logging began), as page
+    /// numbers of the backing; re-arms them.
+    pub fn take_dirty(&self) -> Vec<u64> {
+        let mut pages = Vec::new();
+        let logging = self.logging.load(Ordering::SeqCst);
+        for (i, word) in self.dirty.iter().enumerate() {
+            let mut bits = word.swap(0, Ordering::SeqCst);
+            while bits != 0 {
+                let page = i as u64 * 64 + u64::from(bits.trailing_zeros());
+                bits &= bits - 1;
+                if logging {
+                    self.marks[page as usize].fetch_or(LOG, Ordering::SeqCst);
+                }
+                pages.push(page);
+            }
+        }
+        if !pages.is_empty() {
+            crate::access::heavy_barrier();
+        }
+        pages
+    }
+}

@@ -1,0 +1,1 @@
+//! Versioned, engine-neutral saved state.

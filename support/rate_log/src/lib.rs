@@ -1,0 +1,1 @@
+//! Rate-limited logging for everything a guest can trigger.

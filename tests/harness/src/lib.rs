@@ -1,0 +1,1 @@
+//! Drives whole guests in tests.

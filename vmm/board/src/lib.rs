@@ -1,0 +1,1 @@
+//! From a machine specification to a wired machine: bus, devices, memory map, firmware tables.

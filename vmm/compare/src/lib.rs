@@ -1,0 +1,1 @@
+//! Lock-step comparison of two engines.
