@@ -126,6 +126,8 @@ pub struct VcpuConfig {
     pub clock: Clock,
     /// How other threads reach this vCPU.
     pub attention: Arc<Attention>,
+    /// The machine around it.
+    pub bus: Arc<dyn Bus>,
 }
 
 /// One vCPU on one engine.
@@ -138,7 +140,7 @@ pub trait Vcpu: Send {
     /// Interrupts: whenever [`attention_bits::INTERRUPT`] is raised, RFLAGS.IF is
     /// set and no shadow blocks, the engine calls [`Bus::acknowledge_interrupt`]
     /// at the next boundary and delivers the vector. It takes the `NMI` bit itself.
-    fn run(&mut self, bus: &dyn Bus, limit: u64) -> Halt;
+    fn run(&mut self, limit: u64) -> Halt;
 
     /// The complete architectural state.
     fn state(&mut self) -> Result<CpuState, EngineError>;

@@ -1,1 +1,8 @@
-//! What x86 instructions compute: values in, values and flags out. The one home of instruction semantics.
+//! What x86 instructions compute: values in, values and flags out.
+//!
+//! The one home of instruction semantics, shared by the interpreter, the
+//! translator's slow paths and tests. No operands, no memory, no processor
+//! state: a function here takes numbers and returns numbers. No unsafe code.
+#![forbid(unsafe_code)]
+
+pub mod flags;
