@@ -1,0 +1,85 @@
+//! The smallest machine around one vCPU.
+
+use std::sync::Arc;
+
+use device_model::Clock;
+use engine::{Attention, Bus, Engine, Halt, Vcpu, VcpuConfig};
+use guest_memory::GuestMemory;
+use x86_state::{CpuModel, CpuState, Topology};
+
+/// A bus on which nothing answers: reads are all ones.
+struct Nobody;
+
+impl Bus for Nobody {
+    fn port_read(&self, _: u16, size: u8) -> u32 {
+        u32::MAX >> (32 - 8 * u32::from(size))
+    }
+    fn port_write(&self, _: u16, _: u8, _: u32) {}
+    fn mmio_read(&self, _: usize, _: u64, size: u8) -> u64 {
+        u64::MAX >> (64 - 8 * u32::from(size))
+    }
+    fn mmio_write(&self, _: usize, _: u64, _: u8, _: u64) {}
+    fn platform_msr_read(&self, _: usize, _: u32) -> Option<u64> {
+        None
+    }
+    fn platform_msr_write(&self, _: usize, _: u32, _: u64) -> Option<()> {
+        None
+    }
+    fn acknowledge_interrupt(&self, _: usize) -> Option<u8> {
+        None
+    }
+    fn read_cr8(&self, _: usize) -> u64 {
+        0
+    }
+    fn write_cr8(&self, _: usize, _: u64) {}
+}
+
+/// Every engine that needs no hardware.
+pub fn software_engines() -> Vec<Box<dyn Engine>> {
+    vec![Box::new(interpreter::Interpreter)]
+}
+
+/// One vCPU with flat memory.
+pub struct Rig {
+    /// Guest memory from physical address 0.
+    pub memory: GuestMemory,
+    /// The model it was made with.
+    pub model: Arc<CpuModel>,
+    vcpu: Box<dyn Vcpu>,
+}
+
+impl Rig {
+    /// A machine with `memory` as RAM.
+    ///
+    /// # Panics
+    /// When the engine cannot make a vCPU: there is nothing to test then.
+    pub fn new(engine: &dyn Engine, model: CpuModel, memory: GuestMemory) -> Self {
+        let model = Arc::new(model);
+        let config = VcpuConfig {
+            index: 0,
+            model: model.clone(),
+            topology: Topology { apic_id: 0, cpus: 1 },
+            memory: memory.clone(),
+            clock: Clock::virtual_time(model.tsc_khz(), 0),
+            attention: Arc::new(Attention::new()),
+            bus: Arc::new(Nobody),
+        };
+        let vcpu = engine.create_vcpu(config).expect("the engine makes a vCPU");
+        Rig { memory, model, vcpu }
+    }
+
+    /// The reset state, to start a case from.
+    pub fn reset_state(&self) -> CpuState {
+        CpuState::reset(true, self.model.signature())
+    }
+
+    /// Run from `state` for at most `limit` instructions.
+    ///
+    /// # Panics
+    /// When the engine refuses the state or cannot give it back.
+    pub fn run(&mut self, state: &CpuState, limit: u64) -> (Halt, CpuState) {
+        self.vcpu.set_state(state).expect("the state is accepted");
+        let halt = self.vcpu.run(limit);
+        (halt, self.vcpu.state().expect("the state is readable"))
+    }
+}

@@ -1,0 +1,219 @@
+//! Instruction tests in FEX's format, on every software engine.
+//!
+//! The tests are not ours and not on every machine: `STRATA_FEX_TESTS` names a
+//! folder of `NAME.bin` (flat code for address 0x10000) with `NAME.json` (the
+//! test's CONFIG block with an added `bits` of 32 or 64). `docs/conformance.md`
+//! has the figures.
+
+use std::path::{Path, PathBuf};
+
+use conformance::{Rig, software_engines};
+use engine::{Engine, Halt};
+use guest_memory::{GuestMemory, MemoryMap, Region};
+use serde_json::Value;
+use x86_state::{CpuState, FpuState, Segment, TableRegister, cr0, cr4, efer};
+
+const CODE: u64 = 0x1_0000;
+const TABLES: u64 = 0x60_0000;
+const GDT: u64 = 0x60_4000;
+/// Features the model lacks: the test does not apply.
+const ABSENT: &[&str] = &["3DNOW", "SSE4A", "CLZERO", "AFP", "EMMI", "AES256", "LINUX"];
+
+fn number(v: &Value) -> u64 {
+    match v {
+        Value::String(s) => {
+            let t = s.trim();
+            match t.strip_prefix("0x").or_else(|| t.strip_prefix("0X")) {
+                Some(h) => u64::from_str_radix(h, 16).unwrap_or_else(|e| panic!("{t}: {e}")),
+                None => t.parse().unwrap_or_else(|e| panic!("{t}: {e}")),
+            }
+        }
+        v => v.as_u64().unwrap_or_else(|| panic!("{v} is not a number")),
+    }
+}
+
+fn key<'a>(config: &'a Value, name: &str) -> Option<&'a Value> {
+    config.as_object()?.iter().find(|(k, _)| k.eq_ignore_ascii_case(name)).map(|(_, v)| v)
+}
+
+fn entries<'a>(config: &'a Value, name: &str) -> impl Iterator<Item = (&'a String, &'a Value)> {
+    key(config, name).and_then(Value::as_object).into_iter().flatten()
+}
+
+fn memory_for(config: &Value, code: usize) -> GuestMemory {
+    let page = |v: u64| v.next_multiple_of(0x1000);
+    let mut wanted = vec![
+        (CODE & !0xffff, page(code as u64) + 0x2_0000),
+        (TABLES, 0x1_0000),
+        (0xc000_0000 - 0x1000, 0x3000),
+        (0xe000_0000, 0xa000),
+        (0xe7ff_f000, 0x2000),
+    ];
+    wanted.extend(entries(config, "MemoryRegions").map(|(a, s)| {
+        let start = number(&Value::String(a.clone())) & !0xfff;
+        (start, page(number(s)))
+    }));
+    wanted.sort_unstable();
+    let mut regions: Vec<Region> = Vec::new();
+    for (start, size) in wanted {
+        match regions.last_mut() {
+            Some(r) if r.start + r.size >= start => r.size = r.size.max(start + size - r.start),
+            _ => regions.push(Region::ram(start, size)),
+        }
+    }
+    let m = GuestMemory::new(MemoryMap::new(regions).expect("regions")).expect("memory");
+    for (a, text) in entries(config, "MemoryData") {
+        let bytes: Vec<u8> = text
+            .as_str()
+            .unwrap_or_default()
+            .split_whitespace()
+            .flat_map(|w| {
+                let v = w.trim_start_matches("0x");
+                // Each word is written with its most significant byte first.
+                (0..v.len() / 2).rev().map(|i| u8::from_str_radix(&v[i * 2..i * 2 + 2], 16).expect("hex")).collect::<Vec<_>>()
+            })
+            .collect();
+        m.store(number(&Value::String(a.clone())), &bytes).expect("memory data");
+    }
+    m
+}
+
+fn start(rig: &Rig, bits: u64) -> CpuState {
+    let mut s = rig.reset_state();
+    let long = bits == 64;
+    // Null, code 64, data, code 32, data 32.
+    let gdt = [0u64, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
+    for (i, d) in gdt.iter().enumerate() {
+        rig.memory.store(GDT + i as u64 * 8, &d.to_le_bytes()).expect("GDT");
+    }
+    // One page-directory-pointer table of 1 GiB identity pages.
+    rig.memory.store(TABLES, &(TABLES + 0x1000 | 7).to_le_bytes()).expect("PML4");
+    for i in 0..512u64 {
+        rig.memory.store(TABLES + 0x1000 + i * 8, &(i << 30 | 0x87).to_le_bytes()).expect("PDPT");
+    }
+    let data = Segment { selector: 0x10, base: 0, limit: u32::MAX, access: 0xc093 };
+    s.segments = [data; 6];
+    s.segments[1] = if long {
+        Segment { selector: 8, base: 0, limit: u32::MAX, access: 0xa09b }
+    } else {
+        Segment { selector: 0x18, base: 0, limit: u32::MAX, access: 0xc09b }
+    };
+    s.gdtr = TableRegister { base: GDT, limit: 39 };
+    s.idtr = TableRegister { base: 0, limit: 0 };
+    s.cr0 = cr0::PE | cr0::ET | cr0::NE | cr0::MP;
+    s.cr4 = cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE | cr4::FSGSBASE | cr4::PAE;
+    s.xcr0 = 7;
+    if long {
+        s.cr0 |= cr0::PG;
+        s.cr3 = TABLES;
+        s.efer = efer::LME | efer::LMA | efer::SCE;
+    }
+    s.fpu = FpuState::init();
+    s.gpr[2] = 0;
+    s.gpr[4] = 0xc000_0000 + 0x1000;
+    s.rip = CODE;
+    s
+}
+
+fn check(name: &str, values: &Value, s: &CpuState) -> Vec<String> {
+    const GPR: [&str; 16] = [
+        "RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", "R8", "R9", "R10", "R11", "R12", "R13", "R14", "R15",
+    ];
+    let list: Vec<u64> = match values {
+        Value::Array(a) => a.iter().map(number).collect(),
+        v => vec![number(v)],
+    };
+    let got: Vec<u64> = if let Some(i) = GPR.iter().position(|g| *g == name) {
+        vec![s.gpr[i]]
+    } else if let Some(i) = name.strip_prefix("XMM") {
+        s.fpu.ymm[i.parse::<usize>().expect("XMM number")].to_vec()
+    } else if let Some(i) = name.strip_prefix("MM") {
+        let r = s.fpu.regs[i.parse::<usize>().expect("MM number")];
+        vec![r.significand, u64::from(r.sign_exponent)]
+    } else {
+        match name {
+            "RIP" => vec![s.rip],
+            "FS" => vec![s.segments[4].base],
+            "GS" => vec![s.segments[5].base],
+            _ => return vec![format!("unknown register {name}")],
+        }
+    };
+    list.iter()
+        .zip(&got)
+        .enumerate()
+        .filter(|(_, (w, g))| w != g)
+        .map(|(i, (w, g))| format!("{name}[{i}] {g:#x} not {w:#x}"))
+        .collect()
+}
+
+enum Verdict {
+    Pass,
+    Fail(String),
+    Absent,
+}
+
+fn run(engine: &dyn Engine, bin: &Path) -> Verdict {
+    let config: Value = serde_json::from_slice(&std::fs::read(bin.with_extension("json")).expect("config")).expect("JSON");
+    let features = key(&config, "HostFeatures").and_then(Value::as_array).cloned().unwrap_or_default();
+    if features.iter().filter_map(Value::as_str).any(|f| ABSENT.contains(&f.to_uppercase().as_str())) {
+        return Verdict::Absent;
+    }
+    let code = std::fs::read(bin).expect("code");
+    let memory = memory_for(&config, code.len());
+    memory.store(CODE, &code).expect("code fits");
+    let model = "x86-64-v3".parse().expect("the model exists");
+    let mut rig = Rig::new(engine, model, memory);
+    let state = start(&rig, config["bits"].as_u64().expect("bits"));
+    let (halt, end) = rig.run(&state, 50_000_000);
+    if !matches!(halt, Halt::Idle) {
+        return Verdict::Fail(format!("{halt:?} at {:#x}", end.rip));
+    }
+    let wrong: Vec<String> = entries(&config, "RegData").flat_map(|(n, v)| check(&n.to_uppercase(), v, &end)).collect();
+    if wrong.is_empty() { Verdict::Pass } else { Verdict::Fail(wrong.join(", ")) }
+}
+
+fn collect(dir: &Path, out: &mut Vec<PathBuf>) {
+    for e in std::fs::read_dir(dir).expect("a readable folder").flatten() {
+        let p = e.path();
+        if p.is_dir() {
+            collect(&p, out);
+        } else if p.extension().is_some_and(|x| x == "bin") {
+            out.push(p);
+        }
+    }
+}
+
+#[test]
+fn instruction_tests_reach_the_native_figure() {
+    let Some(dir) = std::env::var_os("STRATA_FEX_TESTS").map(PathBuf::from) else {
+        println!("skipped: STRATA_FEX_TESTS does not name a folder of assembled tests");
+        return;
+    };
+    let mut files = Vec::new();
+    collect(&dir, &mut files);
+    files.sort();
+    let filter = std::env::var("STRATA_FEX_FILTER").unwrap_or_default();
+    for engine in software_engines() {
+        for (bits, folder, needed) in [(64, "ASM", 2186), (32, "32Bit_ASM", 229)] {
+            let (mut pass, mut absent, mut fails) = (0, 0, Vec::new());
+            for f in files.iter().filter(|f| f.starts_with(dir.join(folder))) {
+                let name = f.strip_prefix(&dir).unwrap_or(f).display().to_string();
+                if !name.contains(&filter) {
+                    continue;
+                }
+                let verdict = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&*engine, f)));
+                match verdict {
+                    Ok(Verdict::Pass) => pass += 1,
+                    Ok(Verdict::Absent) => absent += 1,
+                    Ok(Verdict::Fail(why)) => fails.push(format!("{name}: {why}")),
+                    Err(_) => fails.push(format!("{name}: the host panicked")),
+                }
+            }
+            println!("FEX {bits}-bit on {}: {pass} pass, {} fail, {absent} need features the model lacks", engine.name(), fails.len());
+            for f in &fails {
+                println!("  {f}");
+            }
+            assert!(pass >= needed || !filter.is_empty(), "{pass} of at least {needed} {bits}-bit tests pass");
+        }
+    }
+}
