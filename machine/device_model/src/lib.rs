@@ -11,9 +11,11 @@
 
 mod clock;
 mod irq;
+mod ports;
 
 pub use clock::{Clock, Nanos};
 pub use irq::{IrqLine, IrqSink, MsiMessage, MsiSink};
+pub use ports::PortRange;
 
 /// Port I/O facet. `offset` counts from the base of the range the device was
 /// attached at; `size` is 1, 2 or 4 bytes.
