@@ -5,4 +5,9 @@
 //! state: a function here takes numbers and returns numbers. No unsafe code.
 #![forbid(unsafe_code)]
 
+pub mod bcd;
+pub mod bits;
 pub mod flags;
+pub mod int;
+pub mod muldiv;
+pub mod shift;
