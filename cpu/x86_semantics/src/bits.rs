@@ -36,27 +36,29 @@ pub fn btc<T: Int>(a: T, index: T, f: Flags) -> (T, Flags) {
     (T::from_u64(a.to_u64() ^ bit_mask(index).to_u64()), bt(a, index, f))
 }
 
-/// Flags of BSF and BSR: ZF for a zero source, PF likewise, the others clear.
+/// BSF and BSR: ZF for a zero source, PF of the index; the others clear.
 #[inline(always)]
-fn scan_flags(zero: bool) -> Flags {
-    // A result of 1 has odd parity and is positive.
-    Flags { result: u64::from(!zero), aux: 0 }
+fn scan<T: Int>(source: u64, index: u32) -> (Option<T>, Flags) {
+    if source == 0 {
+        return (None, Flags::logic(0));
+    }
+    // Bit 8 makes it differ from zero and leaves the parity alone.
+    let index = u64::from(index);
+    (Some(T::from_u64(index)), Flags::logic(index | 1 << 8))
 }
 
 /// BSF: `None` for a zero source, where the destination keeps its value.
 #[inline(always)]
 pub fn bsf<T: Int>(a: T) -> (Option<T>, Flags) {
     let x = a.to_u64();
-    let found = (x != 0).then(|| T::from_u64(u64::from(x.trailing_zeros())));
-    (found, scan_flags(x == 0))
+    scan(x, x.trailing_zeros())
 }
 
 /// BSR: `None` for a zero source, where the destination keeps its value.
 #[inline(always)]
 pub fn bsr<T: Int>(a: T) -> (Option<T>, Flags) {
     let x = a.to_u64();
-    let found = (x != 0).then(|| T::from_u64(u64::from(63 ^ x.leading_zeros())));
-    (found, scan_flags(x == 0))
+    scan(x, 63 ^ x.leading_zeros())
 }
 
 /// LZCNT and TZCNT: CF for a zero source, ZF for a zero result; PF, AF and SF
@@ -125,14 +127,15 @@ pub fn blsr<T: Int>(a: T) -> (T, Flags) {
     with_carry(T::from_u64(x & x.wrapping_sub(1)), x == 0)
 }
 
-/// BEXTR: `control` bits 7-0 are the start, 15-8 the length. AF is set.
+/// BEXTR: `control` bits 7-0 are the start, 15-8 the length. AF is set, SF
+/// clear.
 #[inline(always)]
 pub fn bextr<T: Int>(a: T, control: T) -> (T, Flags) {
     let (start, len) = (control.to_u64() as u8, (control.to_u64() >> 8) as u8);
     let shifted = a.to_u64().checked_shr(u32::from(start)).unwrap_or(0);
     let mask = 1u64.checked_shl(u32::from(len)).map_or(u64::MAX, |b| b.wrapping_sub(1));
     let r = T::from_u64(shifted & mask);
-    (r, Flags { result: r.sext(), aux: 8 })
+    (r, Flags { result: r.sext(), aux: 8 | u32::from(r.msb()) })
 }
 
 /// BZHI: zero the bits from `index` (low 8 bits) up; CF when there are none.

@@ -160,7 +160,9 @@ pub fn shld<T: Int>(a: T, b: T, count: u8, f: Flags) -> (T, Flags) {
     }
     let r = T::from_u64(if n == T::BITS { y } else { x << n | y >> (T::BITS - n) });
     let cf = bit(x, T::BITS - n);
-    (r, Flags { result: r.sext(), aux: carries(cf, cf ^ u32::from(r.msb())) | AF })
+    // At the full width nothing of `a` is left and its shifted top bit counts as 0.
+    let top = if n == T::BITS { 0 } else { u32::from(r.msb()) };
+    (r, Flags { result: r.sext(), aux: carries(cf, cf ^ top) | AF })
 }
 
 /// SHRD: shift `a` right, filling from the bottom of `b`. Counts above 16 of
