@@ -21,6 +21,7 @@ mod compare;
 mod convert;
 mod div;
 mod env;
+pub mod fast;
 mod format;
 mod integer;
 mod mul;

@@ -11,3 +11,4 @@ pub mod flags;
 pub mod int;
 pub mod muldiv;
 pub mod shift;
+pub mod sse_fp;
