@@ -130,6 +130,19 @@ impl Feature {
     pub fn name(self) -> &'static str {
         self.row().0
     }
+    /// Whether a processor whose CPUID results `cpuid` gives, by leaf and
+    /// subleaf, has this feature.
+    pub fn reported_by(self, cpuid: impl FnOnce(u32, u32) -> CpuidResult) -> bool {
+        let (_, leaf, subleaf, register, bit, _) = self.row();
+        let r = cpuid(leaf, subleaf);
+        let value = match register {
+            Eax => r.eax,
+            Ebx => r.ebx,
+            Ecx => r.ecx,
+            Edx => r.edx,
+        };
+        value >> bit & 1 != 0
+    }
     fn named(name: &str) -> Option<Feature> {
         Feature::ALL.iter().copied().find(|f| f.name() == name)
     }
