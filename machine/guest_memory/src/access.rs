@@ -10,6 +10,10 @@ use crate::{GuestMemory, MemoryError, RamOffset};
 pub trait Scalar: Copy + Default + Send + 'static + private::Sealed {
     /// Bytes.
     const SIZE: usize = size_of::<Self>();
+    /// Zero-extended.
+    fn widen(self) -> u128;
+    /// The low bytes of `v`.
+    fn truncate(v: u128) -> Self;
     #[doc(hidden)]
     /// # Safety
     /// `p` is valid for SIZE bytes.
@@ -28,6 +32,14 @@ macro_rules! scalar {
     ($t:ty, $a:ty) => {
         impl private::Sealed for $t {}
         impl Scalar for $t {
+            #[inline(always)]
+            fn widen(self) -> u128 {
+                self.into()
+            }
+            #[inline(always)]
+            fn truncate(v: u128) -> Self {
+                v as $t
+            }
             #[inline(always)]
             unsafe fn load(p: *const u8) -> Self {
                 if (p as usize) % size_of::<$t>() == 0 {
@@ -64,6 +76,14 @@ scalar!(u64, AtomicU64);
 impl private::Sealed for u128 {}
 impl Scalar for u128 {
     #[inline(always)]
+    fn widen(self) -> u128 {
+        self
+    }
+    #[inline(always)]
+    fn truncate(v: u128) -> Self {
+        v
+    }
+    #[inline(always)]
     unsafe fn load(p: *const u8) -> Self {
         // SAFETY: both halves are within the 16 valid bytes.
         let (lo, hi) = unsafe { (u64::load(p), u64::load(p.add(8))) };
@@ -95,13 +115,13 @@ impl GuestMemory {
         unsafe { T::load(p) }
     }
 
-    /// Store a value, then look at the page's marks.
+    /// Store a value, then look at the page's marks. True if cached code was hit.
     #[inline(always)]
-    pub fn write<T: Scalar>(&self, offset: RamOffset, value: T) {
+    pub fn write<T: Scalar>(&self, offset: RamOffset, value: T) -> bool {
         let p = self.0.mapping.at(offset.0, T::SIZE);
         // SAFETY: `at` checked T::SIZE bytes.
         unsafe { T::store(p, value) };
-        self.0.marks.written(offset.0, T::SIZE as u64);
+        self.0.marks.written(offset.0, T::SIZE as u64)
     }
 
     /// Copy out of memory.
@@ -112,40 +132,40 @@ impl GuestMemory {
         unsafe { std::ptr::copy_nonoverlapping(p.cast_const(), to.as_mut_ptr(), to.len()) };
     }
 
-    /// Copy into memory.
-    pub fn write_bytes(&self, offset: RamOffset, from: &[u8]) {
+    /// Copy into memory. True if cached code was hit.
+    pub fn write_bytes(&self, offset: RamOffset, from: &[u8]) -> bool {
         if from.is_empty() {
-            return;
+            return false;
         }
         let p = self.0.mapping.at(offset.0, from.len());
         // SAFETY: as for `read_bytes`.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), p, from.len()) };
-        self.0.marks.written(offset.0, from.len() as u64);
+        self.0.marks.written(offset.0, from.len() as u64)
     }
 
     /// Copy within memory, lowest address first when the ranges overlap or not
-    /// (both are handled as `memmove` does).
-    pub fn copy_within(&self, from: RamOffset, to: RamOffset, len: usize) {
+    /// (both are handled as `memmove` does). True if cached code was hit.
+    pub fn copy_within(&self, from: RamOffset, to: RamOffset, len: usize) -> bool {
         if len == 0 {
-            return;
+            return false;
         }
         let (s, d) = (self.0.mapping.at(from.0, len), self.0.mapping.at(to.0, len));
         // SAFETY: both ranges were checked; `copy` allows overlap.
         unsafe { std::ptr::copy(s.cast_const(), d, len) };
-        self.0.marks.written(to.0, len as u64);
+        self.0.marks.written(to.0, len as u64)
     }
 
-    /// Fill `count` elements with a value.
-    pub fn fill<T: Scalar>(&self, to: RamOffset, value: T, count: usize) {
+    /// Fill `count` elements with a value. True if cached code was hit.
+    pub fn fill<T: Scalar>(&self, to: RamOffset, value: T, count: usize) -> bool {
         if count == 0 {
-            return;
+            return false;
         }
         let p = self.0.mapping.at(to.0, count * T::SIZE);
         for i in 0..count {
             // SAFETY: `at` checked count * SIZE bytes.
             unsafe { T::store(p.add(i * T::SIZE), value) };
         }
-        self.0.marks.written(to.0, (count * T::SIZE) as u64);
+        self.0.marks.written(to.0, (count * T::SIZE) as u64)
     }
 
     /// Copy out by guest-physical address; the range may span adjacent regions.

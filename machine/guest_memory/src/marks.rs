@@ -67,19 +67,21 @@ impl PageMarks {
         self.generations[(offset.0 / PAGE_SIZE) as usize].load(Ordering::Acquire)
     }
 
-    /// Called after every write.
+    /// Called after every write. True if cached code was hit.
     #[inline(always)]
-    pub(crate) fn written(&self, offset: u64, len: u64) {
+    pub(crate) fn written(&self, offset: u64, len: u64) -> bool {
         let page = (offset / PAGE_SIZE) as usize;
         let last = ((offset + len - 1) / PAGE_SIZE) as usize;
         if self.marks[page].load(Ordering::Relaxed) != 0 || (last != page) {
-            self.written_slow(offset, len);
+            return self.written_slow(offset, len);
         }
+        false
     }
 
     #[cold]
     #[inline(never)]
-    fn written_slow(&self, mut offset: u64, mut len: u64) {
+    fn written_slow(&self, mut offset: u64, mut len: u64) -> bool {
+        let mut hit = false;
         while len > 0 {
             let page = (offset / PAGE_SIZE) as usize;
             let here = len.min(PAGE_SIZE - offset % PAGE_SIZE);
@@ -94,11 +96,13 @@ impl PageMarks {
                 let mask = (u64::MAX >> (63 - last)) & (u64::MAX << first);
                 if self.lines[page].load(Ordering::SeqCst) & mask != 0 {
                     self.forget_code(page);
+                    hit = true;
                 }
             }
             offset += here;
             len -= here;
         }
+        hit
     }
 
     /// Everything cached of this page is stale.
