@@ -15,12 +15,12 @@ pub fn div<F: Float>(mut a: Operand, mut b: Operand, env: &mut Env) -> F {
         return invalid(env);
     }
     let sign = a.sign ^ b.sign;
-    if denormal {
-        env.raise(exception::DE);
-    }
     if b.is_zero() && !a.is_infinite() {
         env.raise(exception::ZE);
         return F::infinity(sign);
+    }
+    if denormal {
+        env.raise(exception::DE);
     }
     if a.is_infinite() {
         return F::infinity(sign);
