@@ -1,5 +1,11 @@
 //! The one home of raw host system calls that no library wraps safely.
 
 mod barrier;
+mod signals;
+mod terminal;
+mod thread;
 
 pub use barrier::process_memory_barrier;
+pub use signals::TerminationSignals;
+pub use terminal::{RawTerminal, restore as restore_terminal};
+pub use thread::set_thread_timer_slack;
