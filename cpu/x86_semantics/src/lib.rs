@@ -7,8 +7,11 @@
 
 pub mod bcd;
 pub mod bits;
+pub mod crypto;
 pub mod flags;
 pub mod int;
 pub mod muldiv;
 pub mod shift;
+pub mod simd;
 pub mod sse_fp;
+pub mod x87;
