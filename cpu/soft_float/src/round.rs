@@ -1,7 +1,7 @@
 //! Rounding an exact (or sticky) intermediate result into a format: the one
 //! place where overflow, underflow and inexactness are decided.
 
-use crate::env::{Env, Rounding, exception};
+use crate::env::{Env, Rounding, Unit, exception};
 use crate::format::Float;
 
 /// Exponent adjustment of unmasked x87 overflow and underflow
@@ -84,9 +84,14 @@ fn overflow<F: Float>(sign: bool, exponent: i32, r: Rounded, precision: u32, env
         }
         let exponent = exponent - BIAS_ADJUST;
         if exponent > F::EXP_MAX {
+            env.inexact(true);
             return F::infinity(sign);
         }
         return F::pack(sign, exponent, align(r.kept, precision));
+    }
+    if env.unit == Unit::X87 && env.unmasked(exception::OE) {
+        // A store that will not take place: nothing is rounded.
+        return F::infinity(sign);
     }
     let to_infinity = match env.rounding {
         Rounding::Nearest => true,
@@ -113,6 +118,13 @@ fn round_tiny<F: Float>(sign: bool, exponent: i32, significand: u128, precision:
                 env.inexact(unbounded.up);
             }
             return F::pack(sign, adjusted, align(unbounded.kept, precision));
+        }
+        if env.unit == Unit::X87 {
+            // Beyond even the adjusted range; or a store that will not take place.
+            if F::EXTENDED {
+                env.inexact(false);
+            }
+            return F::zero(sign);
         }
     } else if tiny && env.ftz {
         env.raise(exception::UE);

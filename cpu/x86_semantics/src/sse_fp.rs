@@ -21,6 +21,7 @@ pub use arith::{
     addpd, addps, addsd, addss, addsubpd, addsubps, divpd, divps, divsd, divss, dppd, dpps, haddpd, haddps,
     hsubpd, hsubps, mulpd, mulps, mulsd, mulss, sqrtpd, sqrtps, sqrtsd, sqrtss, subpd, subps, subsd, subss,
 };
+pub(crate) use compare::relation_flags;
 pub use compare::{
     cmppd, cmpps, cmpsd, cmpss, comisd, comiss, maxpd, maxps, maxsd, maxss, minpd, minps, minsd, minss,
     ucomisd, ucomiss,

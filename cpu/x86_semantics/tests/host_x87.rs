@@ -28,10 +28,7 @@ fn value(b: &[u8]) -> F80 {
 }
 
 fn parse(save: &[u8; 108]) -> After {
-    After {
-        fsw: u16::from_le_bytes([save[4], save[5]]),
-        st: [value(&save[28..]), value(&save[38..])],
-    }
+    After { fsw: u16::from_le_bytes([save[4], save[5]]), st: [value(&save[28..]), value(&save[38..])] }
 }
 
 /// ST(0), ST(1), control word and a memory operand in; state and memory out.
@@ -87,7 +84,10 @@ impl Random {
             2 => F80 { significand: significand >> ((r >> 8) & 63), sign_exponent: sign },
             3 => F80 { significand, sign_exponent: sign | wide },
             4 => F80 { significand: 1 << 63 | significand << ((r >> 8) & 63), sign_exponent: sign | near },
-            5 => F80 { significand: significand | 1 << 63, sign_exponent: sign | 0x7fff - (r >> 32) as u16 % 4 },
+            5 => F80 {
+                significand: significand | 1 << 63,
+                sign_exponent: sign | 0x7fff - (r >> 32) as u16 % 4,
+            },
             6 => F80 { significand: significand | 1 << 63, sign_exponent: sign | (r >> 32) as u16 % 80 },
             _ => F80 { significand: significand | 1 << 63, sign_exponent: sign | near },
         }
@@ -165,7 +165,13 @@ struct Machine {
 
 const TOP: u16 = 6 << 11;
 
-fn check_with(name: &str, host: Host, ours: Ours, random_cases: usize, memory_of: fn(&mut Random) -> [u8; 16]) {
+fn check_with(
+    name: &str,
+    host: Host,
+    ours: Ours,
+    random_cases: usize,
+    memory_of: fn(&mut Random) -> [u8; 16],
+) {
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let one = |a: F80, b: F80, control: u16, memory: [u8; 16]| {
         let mut host_memory = memory;
@@ -437,7 +443,11 @@ fn loads() {
         host!("fbld [{m}]"),
         |_, _, e, m| {
             let v = x87::from_bcd(word(m));
-            push(if v.is_zero() { F80::zero(v.sign) } else { F80::pack(v.sign, v.exponent, v.significand) }, e, m);
+            push(
+                if v.is_zero() { F80::zero(v.sign) } else { F80::pack(v.sign, v.exponent, v.significand) },
+                e,
+                m,
+            );
         },
         1_000,
         |r| {
