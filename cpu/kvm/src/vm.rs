@@ -1,0 +1,201 @@
+//! The VM: memory, capabilities, and the engine that makes vCPUs in it.
+
+use std::io;
+use std::sync::{Arc, OnceLock};
+
+use device_model::Clock;
+use engine::{Engine, EngineError, LocalInterrupts, Vcpu, VcpuConfig};
+use guest_memory::{GuestMemory, RegionKind};
+use kvm_bindings::{KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_USER_SPACE_MSR, kvm_enable_cap};
+use kvm_ioctls::{Cap, Kvm, MsrExitReason, VmFd};
+use x86_state::CpuModel;
+
+use crate::assist::Assistance;
+use crate::vcpu::KvmVcpu;
+use crate::{NAME, cpuid, msr, sys};
+
+/// Where KVM keeps three pages of its own on processors without unrestricted
+/// guest mode: just below the firmware, an area of the memory map no machine uses.
+const TSS_ADDRESS: usize = 0xfffb_d000;
+/// One more such page.
+const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+
+/// What to do about model features that KVM cannot give.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MissingFeatures {
+    /// Refuse the model and list them.
+    #[default]
+    Refuse,
+    /// Go on; CPUID still shows them. Right where an assistant executes what KVM
+    /// cannot, and on hosts where user code runs on the bare processor.
+    Continue,
+}
+
+/// How to set the engine up.
+#[derive(Clone, Default)]
+pub struct Options {
+    /// Features the host lacks.
+    pub missing: MissingFeatures,
+    /// The engine that completes what KVM cannot execute.
+    pub assistant: Option<Arc<dyn Engine>>,
+    /// When the assistant is used.
+    pub assistance: Assistance,
+}
+
+/// What all vCPUs of a VM share.
+pub(crate) struct Shared {
+    pub(crate) vm: VmFd,
+    /// Keeps the mapping that the memory slots point into; dropped after `vm`.
+    pub(crate) memory: GuestMemory,
+    pub(crate) options: Options,
+    /// KVM keeps exceptions apart from their payloads.
+    pub(crate) exception_payload: bool,
+    /// XSAVE components the host manages.
+    pub(crate) xsave_components: u64,
+    /// KVM's TSC offset at which guests read the machine clock's TSC.
+    pub(crate) tsc_base: OnceLock<u64>,
+}
+
+/// The engine. Its VM and memory slots exist from the start; vCPUs are added.
+pub struct KvmEngine {
+    shared: Arc<Shared>,
+    missing: Vec<&'static str>,
+}
+
+/// An error of the host, with what was attempted.
+pub(crate) fn host(what: impl Into<String>) -> impl FnOnce(io::Error) -> EngineError {
+    let what = what.into();
+    move |source| EngineError::Host { engine: NAME, what, source }
+}
+
+/// The same for kvm-ioctls' error type.
+pub(crate) fn kvm_error(what: impl Into<String>) -> impl FnOnce(kvm_ioctls::Error) -> EngineError {
+    let with = host(what);
+    move |e| with(sys::errno(e))
+}
+
+pub(crate) fn open() -> Result<Kvm, EngineError> {
+    Kvm::new().map_err(kvm_error(
+        "open /dev/kvm (is it there, and may this user read and write it? else choose another --engine)",
+    ))
+}
+
+/// The TSC frequency of vCPUs on this host, in kHz. Where KVM cannot scale the
+/// TSC, a model must state this one.
+pub fn host_tsc_khz() -> Option<u32> {
+    let vm = Kvm::new().ok()?.create_vm().ok()?;
+    vm.create_vcpu(0).ok()?.get_tsc_khz().ok()
+}
+
+impl KvmEngine {
+    /// Make a VM around `memory` for vCPUs of `model`.
+    ///
+    /// # Errors
+    /// When /dev/kvm is absent, too old or forbidden, when it cannot give the
+    /// model's features (see [`MissingFeatures`]), and when `clock` is virtual:
+    /// KVM does not count instructions.
+    pub fn new(
+        memory: &GuestMemory,
+        model: &CpuModel,
+        clock: &Clock,
+        options: Options,
+    ) -> Result<KvmEngine, EngineError> {
+        let refuse = |reason| Err(EngineError::BadState { engine: NAME, reason });
+        if clock.is_virtual() {
+            return refuse(
+                "virtual time needs an engine that counts instructions; use --engine interp".into(),
+            );
+        }
+        let kvm = open()?;
+        for (cap, name) in [
+            (Cap::UserMemory, "user memory"),
+            (Cap::ReadonlyMem, "read-only memory"),
+            (Cap::ImmediateExit, "immediate exit"),
+            (Cap::X86UserSpaceMsr, "user-space MSRs"),
+            (Cap::X86MsrFilter, "MSR filters"),
+            (Cap::Xsave, "XSAVE"),
+            (Cap::Xcrs, "XCRs"),
+            (Cap::Debugregs, "debug registers"),
+            (Cap::VcpuEvents, "vCPU events"),
+        ] {
+            if !kvm.check_extension(cap) {
+                return refuse(format!("/dev/kvm lacks {name}; Linux 5.14 or later is needed"));
+            }
+        }
+        let missing = cpuid::missing(&kvm, model).map_err(kvm_error("KVM_GET_SUPPORTED_CPUID"))?;
+        if options.missing == MissingFeatures::Refuse && !missing.is_empty() {
+            let without = missing.join(",-");
+            return refuse(format!(
+                "this host's KVM lacks features of CPU model {model}; use --cpu {model},-{without} or --engine interp"
+            ));
+        }
+        let vm = kvm.create_vm().map_err(kvm_error("KVM_CREATE_VM"))?;
+        let exception_payload = Self::configure(&vm)?;
+        Self::map_memory(&vm, memory)?;
+        let shared = Shared {
+            vm,
+            memory: memory.clone(),
+            options,
+            exception_payload,
+            xsave_components: host_xsave_components(),
+            tsc_base: OnceLock::new(),
+        };
+        Ok(KvmEngine { shared: Arc::new(shared), missing })
+    }
+
+    /// Enable what the run loop relies on. Returns whether exceptions and their
+    /// payloads are kept apart.
+    fn configure(vm: &VmFd) -> Result<bool, EngineError> {
+        vm.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(kvm_error("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        vm.set_tss_address(TSS_ADDRESS).map_err(kvm_error("KVM_SET_TSS_ADDR"))?;
+        let reasons = MsrExitReason::Unknown | MsrExitReason::Inval | MsrExitReason::Filter;
+        let enable = |cap, argument| {
+            let mut request = kvm_enable_cap { cap, ..Default::default() };
+            request.args[0] = argument;
+            vm.enable_cap(&request)
+        };
+        enable(KVM_CAP_X86_USER_SPACE_MSR, u64::from(reasons.bits()))
+            .map_err(kvm_error("enable KVM_CAP_X86_USER_SPACE_MSR"))?;
+        msr::install_filter(vm).map_err(kvm_error("KVM_X86_SET_MSR_FILTER"))?;
+        Ok(enable(KVM_CAP_EXCEPTION_PAYLOAD, 1).is_ok())
+    }
+
+    fn map_memory(vm: &VmFd, memory: &GuestMemory) -> Result<(), EngineError> {
+        let (base, _) = memory.host_mapping();
+        for (slot, (region, offset)) in memory.map().regions().enumerate() {
+            let (address, size) = (base as u64 + offset.0, region.size);
+            let read_only = region.kind == RegionKind::Rom;
+            sys::map_memory(vm, slot as u32, region.start, size, address, read_only)
+                .map_err(host(format!("map guest memory {:#x}+{size:#x}", region.start)))?;
+        }
+        Ok(())
+    }
+
+    /// Features of the model that this host's KVM does not give.
+    pub fn missing_features(&self) -> &[&'static str] {
+        &self.missing
+    }
+}
+
+/// x87 and SSE always; AVX where the host has it.
+fn host_xsave_components() -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx") {
+        return 7;
+    }
+    3
+}
+
+impl Engine for KvmEngine {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn create_vcpu(&self, config: VcpuConfig) -> Result<Box<dyn Vcpu>, EngineError> {
+        Ok(Box::new(KvmVcpu::new(self.shared.clone(), config)?))
+    }
+
+    fn local_interrupts(&self) -> Option<Arc<dyn LocalInterrupts>> {
+        None
+    }
+}
