@@ -16,6 +16,7 @@
 //! | `vcpu` | the run loop and exits |
 //! | `state` | export and import of the architectural state |
 //! | `convert` | registers between `CpuState` and KVM's structures |
+//! | `tsc` | the guest's time-stamp counter and the machine clock |
 //! | `msr`, `cpuid` | who answers which MSR; CPUID from the model |
 //! | `assist` | when the assistant runs, and for how long |
 //! | `probe` | a tiny guest that measures the host |
@@ -28,12 +29,13 @@ mod msr;
 mod probe;
 mod state;
 mod sys;
+mod tsc;
 mod vcpu;
 mod vm;
 
 pub use assist::Assistance;
 pub use probe::{ProbeResult, probe};
-pub use vm::{KvmEngine, MissingFeatures, Options, host_tsc_khz};
+pub use vm::{HostTsc, KvmEngine, MissingFeatures, Options, host_tsc};
 
 /// The engine's name, as on the command line.
 pub const NAME: &str = "kvm";

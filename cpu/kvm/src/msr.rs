@@ -196,8 +196,3 @@ pub(crate) fn read_one(vcpu: &VcpuFd, index: u32) -> Option<u64> {
     let mut list = entries(std::iter::once((index, 0)));
     matches!(vcpu.get_msrs(&mut list), Ok(1)).then(|| list.as_slice()[0].data)
 }
-
-/// Set one MSR; false if KVM refuses.
-pub(crate) fn write_one(vcpu: &VcpuFd, index: u32, value: u64) -> bool {
-    matches!(vcpu.set_msrs(&entries(std::iter::once((index, value)))), Ok(1))
-}

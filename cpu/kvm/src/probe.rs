@@ -8,12 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use device_model::Clock;
 use engine::{Attention, Bus, Engine, EngineError, Halt, VcpuConfig, attention_bits};
 use guest_memory::GuestMemory;
 use x86_state::{CpuModel, CpuState, Segment, Topology, cr0, cr4, efer, reg, rflags};
 
-use crate::vm::{KvmEngine, MissingFeatures, Options, host_tsc_khz};
+use crate::vm::{HostTsc, KvmEngine, MissingFeatures, Options, host_tsc};
 
 /// What [`probe()`] found.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,8 +29,8 @@ pub struct ProbeResult {
     pub ring3_native: bool,
     /// Nanoseconds for one instruction in ring 0 and in ring 3; 0 if unknown.
     pub instruction_ns: [f64; 2],
-    /// TSC frequency of guests in kHz, if known.
-    pub tsc_khz: Option<u32>,
+    /// What guests see of the TSC.
+    pub tsc: Option<HostTsc>,
     /// One sentence: what was found, and what follows.
     pub reason: String,
 }
@@ -118,9 +117,9 @@ fn time_guest(state: CpuState, code: &[u8], writes: u64) -> Result<(Duration, Du
         memory.store(at, &value.to_le_bytes()).map_err(|e| fail(e.to_string()))?;
     }
     memory.store(CODE, code).map_err(|e| fail(e.to_string()))?;
-    let khz = host_tsc_khz().unwrap_or(CpuModel::DEFAULT_TSC_KHZ);
-    let model = CpuModel::default_model().with_tsc_khz(khz);
-    let clock = Clock::host(khz);
+    let tsc = host_tsc().ok_or_else(|| fail("no vCPU can be made".into()))?;
+    let model = CpuModel::default_model().with_tsc_khz(tsc.khz);
+    let clock = tsc.clock();
     let options = Options { missing: MissingFeatures::Continue, ..Options::default() };
     let engine = KvmEngine::new(&memory, &model, &clock, options)?;
     let attention = Arc::new(Attention::new());
@@ -196,7 +195,7 @@ pub fn probe() -> ProbeResult {
         ring0_native: false,
         ring3_native: false,
         instruction_ns: [0.0; 2],
-        tsc_khz: host_tsc_khz(),
+        tsc: host_tsc(),
         reason: String::new(),
     };
     match time_guest(real_mode(), EXIT_LOOP, EXITS) {

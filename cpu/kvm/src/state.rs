@@ -1,14 +1,12 @@
 //! Export and import of the complete architectural state.
 
-use std::os::fd::AsRawFd;
-
 use engine::EngineError;
-use kvm_bindings::{KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_debugregs, kvm_device_attr, kvm_xcrs};
-use x86_state::{Activity, CpuState, InterruptShadow, dr6, msr_index, rflags};
+use kvm_bindings::{kvm_debugregs, kvm_xcrs};
+use x86_state::{Activity, CpuState, InterruptShadow, dr6, rflags};
 
 use crate::vcpu::KvmVcpu;
 use crate::vm::{host, kvm_error};
-use crate::{NAME, convert, msr, sys};
+use crate::{NAME, convert, sys};
 
 /// APIC base of a processor whose APIC the platform owns, enabled at its usual
 /// place, so that KVM leaves CPUID's APIC bit on. Bit 8 marks the bootstrap processor.
@@ -34,7 +32,7 @@ impl KvmVcpu {
         let xsave = self.fd.get_xsave().map_err(kvm_error("KVM_GET_XSAVE"))?;
         s.fpu = convert::fpu_from_xsave(&xsave);
         s.msrs = self.msrs.export(&self.fd).map_err(host("KVM_GET_MSRS"))?;
-        s.tsc_offset = self.tsc_offset();
+        s.tsc_offset = self.tsc.offset(&self.fd, &self.config.clock);
         s.cr8 = self.config.bus.read_cr8(self.config.index);
         s.activity = self.activity;
         Ok(s)
@@ -51,7 +49,8 @@ impl KvmVcpu {
         result
     }
 
-    fn load(&mut self, s: &CpuState) -> Result<(), EngineError> {
+    /// Load a state; on error part of it may have been.
+    pub(crate) fn load(&mut self, s: &CpuState) -> Result<(), EngineError> {
         let fd = &self.fd;
         let bad = |what: &str, e| refused(what, &sys::errno(e));
         let bsp = if self.config.index == 0 { 1 << 8 } else { 0 };
@@ -77,67 +76,11 @@ impl KvmVcpu {
         })?;
         let events = convert::events_to_kvm(s, self.shared.exception_payload);
         fd.set_vcpu_events(&events).map_err(|e| bad("pending events", e))?;
-        self.set_tsc_offset(s.tsc_offset)?;
+        self.tsc.set_offset(fd, &self.config.clock, &self.shared.tsc_base, s.tsc_offset)?;
         self.activity = s.activity;
         let free = s.pending_exception.is_none() && !s.nmi_pending && s.shadow == InterruptShadow::None;
         self.interrupts_on = s.rflags & rflags::IF != 0;
         self.ready = self.interrupts_on && free && s.activity != Activity::WaitForSipi;
         Ok(())
     }
-
-    /// The guest's TSC minus the machine clock's.
-    ///
-    /// KVM's TSC and the clock are both the host's, but the clock is steered by
-    /// time synchronisation. What has accumulated is part of the offset once it
-    /// is more than the reading itself can tell.
-    fn tsc_offset(&mut self) -> u64 {
-        let Some(guest) = msr::read_one(&self.fd, msr_index::TSC) else { return self.tsc_nominal };
-        if self.tsc_in_kvm() != Some(self.tsc_written) {
-            // The guest wrote its TSC, or KVM keeps no offset to compare with.
-            let ticks = self.tsc_in_kvm().map(|now| now.wrapping_sub(self.tsc_written));
-            if let Some(ticks) = ticks {
-                self.tsc_nominal = self.tsc_nominal.wrapping_add(ticks);
-                self.tsc_written = self.tsc_written.wrapping_add(ticks);
-            }
-        }
-        let measured = guest.wrapping_sub(self.config.clock.tsc());
-        let noise = u64::from(self.config.clock.tsc_khz()) / 10;
-        let apart = (measured.wrapping_sub(self.tsc_nominal) as i64).unsigned_abs();
-        if apart > noise { measured } else { self.tsc_nominal }
-    }
-
-    fn set_tsc_offset(&mut self, offset: u64) -> Result<(), EngineError> {
-        if offset == self.tsc_nominal && self.tsc_written != 0 {
-            return Ok(());
-        }
-        let clock = &self.config.clock;
-        if let Some(now) = self.tsc_in_kvm() {
-            // All vCPUs of a VM are placed from one reading, so that their TSCs agree exactly.
-            let base = *self.shared.tsc_base.get_or_init(|| {
-                let guest = msr::read_one(&self.fd, msr_index::TSC).unwrap_or(0);
-                now.wrapping_add(clock.tsc().wrapping_sub(guest))
-            });
-            let value = base.wrapping_add(offset);
-            self.write_tsc_offset(value)?;
-            self.tsc_written = value;
-        } else if msr::write_one(&self.fd, msr_index::TSC, clock.tsc().wrapping_add(offset)) {
-            self.tsc_written = 1;
-        }
-        self.tsc_nominal = offset;
-        Ok(())
-    }
-
-    /// KVM's own offset from the host's TSC, if it can tell.
-    fn tsc_in_kvm(&self) -> Option<u64> {
-        sys::vcpu_attribute(self.fd.as_raw_fd(), &tsc_attribute())
-    }
-
-    fn write_tsc_offset(&self, value: u64) -> Result<(), EngineError> {
-        sys::set_vcpu_attribute(self.fd.as_raw_fd(), &tsc_attribute(), value)
-            .map_err(|e| refused(&format!("TSC offset {value:#x}"), &e))
-    }
-}
-
-fn tsc_attribute() -> kvm_device_attr {
-    kvm_device_attr { group: KVM_VCPU_TSC_CTRL, attr: u64::from(KVM_VCPU_TSC_OFFSET), ..Default::default() }
 }

@@ -89,6 +89,13 @@ pub(crate) fn set_vcpu_attribute(vcpu: RawFd, attribute: &kvm_device_attr, value
     checked(unsafe { libc::ioctl(vcpu, KVM_SET_DEVICE_ATTR, &raw const request) })
 }
 
+/// The host's time-stamp counter.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn read_tsc() -> u64 {
+    // SAFETY: RDTSC has no preconditions; every x86-64 processor has it.
+    unsafe { std::arch::x86_64::_rdtsc() }
+}
+
 /// KVM_SET_XSAVE.
 pub(crate) fn set_xsave(vcpu: &VcpuFd, xsave: &kvm_xsave) -> io::Result<()> {
     // SAFETY: the kernel reads 4096 bytes, the size of `kvm_xsave`, unless a process enabled dynamic

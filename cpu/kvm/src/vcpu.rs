@@ -11,6 +11,7 @@ use x86_state::{Activity, CpuState};
 use crate::assist::{Next, Policy};
 use crate::msr::{self, MsrFile};
 use crate::sys::{self, Exit, Kicker};
+use crate::tsc::GuestTsc;
 use crate::vm::{Shared, host, kvm_error};
 use crate::{NAME, cpuid};
 
@@ -68,9 +69,7 @@ pub(crate) struct KvmVcpu {
     pub(crate) interrupts_on: bool,
     /// An interrupt could be injected at the last exit.
     pub(crate) ready: bool,
-    /// TSC offset as [`CpuState`] has it, and what was written to KVM for it.
-    pub(crate) tsc_nominal: u64,
-    pub(crate) tsc_written: u64,
+    pub(crate) tsc: GuestTsc,
 }
 
 impl KvmVcpu {
@@ -84,6 +83,7 @@ impl KvmVcpu {
         let reset = CpuState::reset(config.index == 0, config.model.signature());
         let mut vcpu = KvmVcpu {
             msrs: MsrFile::new(&fd),
+            tsc: GuestTsc::new(&fd),
             policy: Policy::new(shared.options.assistance),
             config,
             shared,
@@ -97,10 +97,8 @@ impl KvmVcpu {
             unfinished: false,
             interrupts_on: false,
             ready: false,
-            tsc_nominal: 0,
-            tsc_written: 0,
         };
-        vcpu.import(&reset)?;
+        vcpu.load(&reset)?;
         Ok(vcpu)
     }
 

@@ -12,7 +12,7 @@ use x86_state::CpuModel;
 
 use crate::assist::Assistance;
 use crate::vcpu::KvmVcpu;
-use crate::{NAME, cpuid, msr, sys};
+use crate::{NAME, cpuid, msr, sys, tsc};
 
 /// Where KVM keeps three pages of its own on processors without unrestricted
 /// guest mode: just below the firmware, an area of the memory map no machine uses.
@@ -80,11 +80,28 @@ pub(crate) fn open() -> Result<Kvm, EngineError> {
     ))
 }
 
-/// The TSC frequency of vCPUs on this host, in kHz. Where KVM cannot scale the
-/// TSC, a model must state this one.
-pub fn host_tsc_khz() -> Option<u32> {
-    let vm = Kvm::new().ok()?.create_vm().ok()?;
-    vm.create_vcpu(0).ok()?.get_tsc_khz().ok()
+/// What vCPUs of this host's KVM see when they read the TSC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostTsc {
+    /// Frequency in kHz. Where KVM cannot scale, a model must state this one.
+    pub khz: u32,
+    /// KVM can give a guest a TSC of its own; else guests see the host's.
+    pub movable: bool,
+}
+
+/// The TSC of this host's KVM; `None` without a usable /dev/kvm.
+pub fn host_tsc() -> Option<HostTsc> {
+    let vcpu = Kvm::new().ok()?.create_vm().ok()?.create_vcpu(0).ok()?;
+    let khz = vcpu.get_tsc_khz().ok()?;
+    Some(HostTsc { khz, movable: tsc::is_movable(&vcpu) })
+}
+
+impl HostTsc {
+    /// A clock for a machine on this host: it starts at 0 where guests can have
+    /// a TSC of their own, and else where the host's is.
+    pub fn clock(self) -> Clock {
+        if self.movable { Clock::host(self.khz) } else { Clock::host_with_tsc(self.khz, tsc::host_now()) }
+    }
 }
 
 impl KvmEngine {

@@ -1,0 +1,133 @@
+//! The guest's time-stamp counter, relative to the machine clock's.
+
+use std::os::fd::AsRawFd;
+use std::sync::OnceLock;
+
+use device_model::Clock;
+use engine::EngineError;
+use kvm_bindings::{KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_device_attr};
+use kvm_ioctls::VcpuFd;
+use x86_state::msr_index;
+
+use crate::{NAME, msr, sys};
+
+/// How far, in ms, an immovable TSC may be from where a state wants it.
+const TOLERANCE_MS: u64 = 1;
+
+fn attribute() -> kvm_device_attr {
+    kvm_device_attr { group: KVM_VCPU_TSC_CTRL, attr: u64::from(KVM_VCPU_TSC_OFFSET), ..Default::default() }
+}
+
+/// KVM's own offset from the host's TSC, if it can tell.
+fn in_kvm(vcpu: &VcpuFd) -> Option<u64> {
+    sys::vcpu_attribute(vcpu.as_raw_fd(), &attribute())
+}
+
+fn guest_tsc(vcpu: &VcpuFd) -> u64 {
+    msr::read_one(vcpu, msr_index::TSC).unwrap_or(0)
+}
+
+/// The host's TSC now.
+pub(crate) fn host_now() -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    return sys::read_tsc();
+    #[cfg(not(target_arch = "x86_64"))]
+    return 0;
+}
+
+/// Whether moving a vCPU's TSC has an effect: some KVMs accept the offset and
+/// let the guest read the host's counter all the same.
+pub(crate) fn is_movable(vcpu: &VcpuFd) -> bool {
+    const FAR: u64 = 1 << 50;
+    let Some(before) = in_kvm(vcpu) else { return false };
+    let at = guest_tsc(vcpu);
+    let set = |value| sys::set_vcpu_attribute(vcpu.as_raw_fd(), &attribute(), value).is_ok();
+    let moved = set(before.wrapping_add(FAR)) && guest_tsc(vcpu).wrapping_sub(at) >= FAR;
+    set(before) && moved
+}
+
+/// One vCPU's TSC.
+pub(crate) struct GuestTsc {
+    movable: bool,
+    /// Offset from the machine clock as [`x86_state::CpuState`] has it.
+    nominal: u64,
+    /// What was written to KVM for it, once something was.
+    written: Option<u64>,
+}
+
+impl GuestTsc {
+    pub(crate) fn new(vcpu: &VcpuFd) -> Self {
+        GuestTsc { movable: is_movable(vcpu), nominal: 0, written: None }
+    }
+
+    /// The guest's TSC minus the clock's, as far as one reading can tell, and
+    /// how far that is, in ticks.
+    fn measure(vcpu: &VcpuFd, clock: &Clock) -> (u64, u64) {
+        let once = || {
+            let (before, guest, after) = (clock.tsc(), guest_tsc(vcpu), clock.tsc());
+            let took = after.wrapping_sub(before);
+            (guest.wrapping_sub(before.wrapping_add(took / 2)), took)
+        };
+        // An interruption in between spoils a reading: take the tightest.
+        (0..4).map(|_| once()).min_by_key(|(_, took)| *took).unwrap_or_default()
+    }
+
+    /// The offset for an export.
+    ///
+    /// KVM's TSC and the clock are both the host's, but time synchronisation
+    /// steers the clock. What has accumulated becomes part of the offset once
+    /// it is more than noise.
+    pub(crate) fn offset(&mut self, vcpu: &VcpuFd, clock: &Clock) -> u64 {
+        if let (true, Some(now), Some(written)) = (self.movable, in_kvm(vcpu), self.written) {
+            // Differs when the guest wrote its TSC or TSC_ADJUST.
+            self.nominal = self.nominal.wrapping_add(now.wrapping_sub(written));
+            self.written = Some(now);
+        }
+        let (measured, took) = Self::measure(vcpu, clock);
+        let noise = u64::from(clock.tsc_khz()) / 20 + took;
+        let apart = (measured.wrapping_sub(self.nominal) as i64).unsigned_abs();
+        if apart > noise { measured } else { self.nominal }
+    }
+
+    /// Give the guest the clock's TSC plus `offset`. `base` is KVM's offset for
+    /// 0, read once for all vCPUs so that their TSCs agree exactly.
+    pub(crate) fn set_offset(
+        &mut self,
+        vcpu: &VcpuFd,
+        clock: &Clock,
+        base: &OnceLock<u64>,
+        offset: u64,
+    ) -> Result<(), EngineError> {
+        if !self.movable {
+            return self.accept_fixed(vcpu, clock, offset);
+        }
+        if self.written.is_some() && offset == self.nominal {
+            return Ok(());
+        }
+        let now = in_kvm(vcpu).unwrap_or(0);
+        let base = *base.get_or_init(|| now.wrapping_sub(Self::measure(vcpu, clock).0));
+        let value = base.wrapping_add(offset);
+        sys::set_vcpu_attribute(vcpu.as_raw_fd(), &attribute(), value).map_err(|e| {
+            EngineError::BadState {
+                engine: NAME,
+                reason: format!("KVM does not take the TSC offset {value:#x}: {e}"),
+            }
+        })?;
+        (self.nominal, self.written) = (offset, Some(value));
+        Ok(())
+    }
+
+    /// The guest sees the host's TSC: that must be where the state wants it.
+    fn accept_fixed(&mut self, vcpu: &VcpuFd, clock: &Clock, offset: u64) -> Result<(), EngineError> {
+        let (measured, took) = Self::measure(vcpu, clock);
+        let apart = (measured.wrapping_sub(offset) as i64).unsigned_abs();
+        if apart > u64::from(clock.tsc_khz()) * TOLERANCE_MS + took {
+            let reason = format!(
+                "guests see this host's TSC, {apart} ticks from where the state has it; start the machine with the clock of host_tsc()"
+            );
+            return Err(EngineError::BadState { engine: NAME, reason });
+        }
+        self.nominal = offset;
+        Ok(())
+    }
+}
