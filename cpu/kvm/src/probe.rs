@@ -29,6 +29,8 @@ pub struct ProbeResult {
     pub ring3_native: bool,
     /// Nanoseconds for one instruction in ring 0 and in ring 3; 0 if unknown.
     pub instruction_ns: [f64; 2],
+    /// TSC frequency of guests in kHz, if known.
+    pub tsc_khz: Option<u32>,
     /// What guests see of the TSC.
     pub tsc: Option<HostTsc>,
     /// One sentence: what was found, and what follows.
@@ -188,6 +190,7 @@ fn long_mode(cpl: u32) -> CpuState {
 /// Measure this host's /dev/kvm. Takes a few milliseconds where it is good, at
 /// most a few seconds where it is not.
 pub fn probe() -> ProbeResult {
+    let tsc = host_tsc();
     let mut result = ProbeResult {
         present: false,
         usable: false,
@@ -195,7 +198,8 @@ pub fn probe() -> ProbeResult {
         ring0_native: false,
         ring3_native: false,
         instruction_ns: [0.0; 2],
-        tsc: host_tsc(),
+        tsc_khz: tsc.map(|t| t.khz),
+        tsc,
         reason: String::new(),
     };
     match time_guest(real_mode(), EXIT_LOOP, EXITS) {
