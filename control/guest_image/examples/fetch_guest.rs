@@ -1,0 +1,24 @@
+//! Prepares the default guest and prints where it is: `fetch_guest [generic]`.
+
+use guest_image::{Flavour, Progress, ensure_guest};
+
+struct Lines;
+
+impl Progress for Lines {
+    fn phase(&self, text: &str) {
+        eprintln!("{text}");
+    }
+}
+
+fn main() -> Result<(), guest_image::GuestImageError> {
+    let generic = std::env::args().nth(1).is_some_and(|a| a == "generic");
+    let files = ensure_guest(if generic { Flavour::Generic } else { Flavour::Cloud }, &Lines)?;
+    println!(
+        "{}\n{}\n{}\n{}",
+        files.description,
+        files.kernel.display(),
+        files.initrd.display(),
+        files.busybox.display()
+    );
+    Ok(())
+}

@@ -1,0 +1,222 @@
+//! The directory that keeps fetched guests.
+//!
+//! One process works on it at a time (an advisory lock). A guest is prepared in
+//! a directory of its own and renamed into place when complete, so that what is
+//! found under its name is whole; sizes are checked all the same.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+
+use crate::initramfs;
+use crate::{GuestFiles, GuestImageError, Progress};
+
+/// Environment variable that overrides the cache directory.
+pub const CACHE_VARIABLE: &str = "STRATA_CACHE";
+
+const KERNEL: &str = "vmlinuz";
+const BUSYBOX: &str = "busybox";
+const DESCRIPTION: &str = "description";
+/// Names and sizes of the files, written last.
+const MANIFEST: &str = "manifest";
+
+/// Where the cache is: `$STRATA_CACHE`, else `$XDG_CACHE_HOME/strata`, else
+/// `$HOME/.cache/strata`.
+///
+/// # Errors
+/// When none of the three is set.
+pub fn cache_directory() -> Result<PathBuf, GuestImageError> {
+    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    set(CACHE_VARIABLE)
+        .or_else(|| set("XDG_CACHE_HOME").map(|d| d.join("strata")))
+        .or_else(|| set("HOME").map(|d| d.join(".cache/strata")))
+        .ok_or(GuestImageError::NoCacheDirectory)
+}
+
+/// What a guest is made from.
+pub(crate) struct Parts {
+    pub kernel: PathBuf,
+    pub busybox: PathBuf,
+    pub description: String,
+}
+
+/// The cache, locked.
+pub(crate) struct Cache {
+    directory: PathBuf,
+    _lock: File,
+}
+
+fn failed(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> GuestImageError {
+    let path = path.to_path_buf();
+    move |source| GuestImageError::Cache { what, path, source }
+}
+
+impl Cache {
+    /// Create the directory if need be and wait for the lock.
+    pub fn open(directory: &Path, progress: &dyn Progress) -> Result<Self, GuestImageError> {
+        fs::create_dir_all(directory).map_err(failed("create", directory))?;
+        let path = directory.join("lock");
+        let lock = File::options().create(true).truncate(false).write(true).open(&path);
+        let lock = lock.map_err(failed("open", &path))?;
+        if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            progress.phase("another process prepares the guest; waiting for it");
+            rustix::fs::flock(&lock, FlockOperation::LockExclusive)
+                .map_err(|e| failed("lock", &path)(e.into()))?;
+        }
+        Ok(Cache { directory: directory.to_path_buf(), _lock: lock })
+    }
+
+    /// A guest that is there and whole. One that is not is removed.
+    pub fn find(&self, name: &str) -> Result<Option<GuestFiles>, GuestImageError> {
+        let home = self.directory.join(name);
+        if !home.exists() {
+            return Ok(None);
+        }
+        let Some(description) = self.check(&home) else {
+            fs::remove_dir_all(&home).map_err(failed("remove", &home))?;
+            return Ok(None);
+        };
+        let files = GuestFiles {
+            kernel: home.join(KERNEL),
+            initrd: home.join(initrd_name()),
+            busybox: home.join(BUSYBOX),
+            description,
+        };
+        if !files.initrd.exists() {
+            // Made by another version: the start script has changed.
+            let busybox = fs::read(&files.busybox).map_err(failed("read", &files.busybox))?;
+            write_whole(&files.initrd, &initramfs::build_initramfs(&busybox, &[]))?;
+        }
+        Ok(Some(files))
+    }
+
+    /// The description, if every file has the size that the manifest says.
+    fn check(&self, home: &Path) -> Option<String> {
+        let manifest = fs::read_to_string(home.join(MANIFEST)).ok()?;
+        for line in manifest.lines() {
+            let (size, name) = line.split_once(' ')?;
+            let found = fs::metadata(home.join(name)).ok()?.len();
+            if size.parse() != Ok(found) {
+                return None;
+            }
+        }
+        fs::read_to_string(home.join(DESCRIPTION)).ok()
+    }
+
+    /// An empty directory to work in, within the cache, so that renaming out of
+    /// it is atomic.
+    pub fn work_directory(&self) -> Result<PathBuf, GuestImageError> {
+        let path = self.directory.join("work");
+        if path.exists() {
+            fs::remove_dir_all(&path).map_err(failed("remove", &path))?;
+        }
+        fs::create_dir(&path).map_err(failed("create", &path))?;
+        Ok(path)
+    }
+
+    /// Make a guest of its parts under a name.
+    pub fn install(
+        &self,
+        name: &str,
+        parts: Parts,
+        progress: &dyn Progress,
+    ) -> Result<GuestFiles, GuestImageError> {
+        progress.phase("packing the initramfs");
+        let staging = self.directory.join(format!("{name}.new"));
+        if staging.exists() {
+            fs::remove_dir_all(&staging).map_err(failed("remove", &staging))?;
+        }
+        fs::create_dir(&staging).map_err(failed("create", &staging))?;
+        let busybox = fs::read(&parts.busybox).map_err(failed("read", &parts.busybox))?;
+        let kernel = fs::read(&parts.kernel).map_err(failed("read", &parts.kernel))?;
+        let files = [
+            (KERNEL.to_string(), kernel),
+            (initrd_name(), initramfs::build_initramfs(&busybox, &[])),
+            (BUSYBOX.to_string(), busybox),
+            (DESCRIPTION.to_string(), parts.description.into_bytes()),
+        ];
+        let mut manifest = String::new();
+        for (file, content) in &files {
+            write_whole(&staging.join(file), content)?;
+            manifest.push_str(&format!("{} {file}\n", content.len()));
+        }
+        write_whole(&staging.join(MANIFEST), manifest.as_bytes())?;
+        let home = self.directory.join(name);
+        if home.exists() {
+            fs::remove_dir_all(&home).map_err(failed("remove", &home))?;
+        }
+        fs::rename(&staging, &home).map_err(failed("rename into place", &home))?;
+        // What is left of the download; its removal is a courtesy.
+        let _ = fs::remove_dir_all(self.directory.join("work"));
+        let installed = self.find(name)?;
+        installed.ok_or_else(|| failed("check", &home)(std::io::Error::other("it is not what was written")))
+    }
+}
+
+fn initrd_name() -> String {
+    format!("initrd-{}.cpio", initramfs::version())
+}
+
+/// Write a file that is complete or not there.
+fn write_whole(path: &Path, content: &[u8]) -> Result<(), GuestImageError> {
+    let partial = path.with_extension("partial");
+    let mut file = File::create(&partial).map_err(failed("create", &partial))?;
+    file.write_all(content).map_err(failed("write", &partial))?;
+    drop(file);
+    fs::rename(&partial, path).map_err(failed("rename into place", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Silent;
+
+    struct Scratch(PathBuf);
+    impl Scratch {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("strata-cache-{name}-{}", std::process::id()));
+            let _ = fs::remove_dir_all(&path);
+            fs::create_dir_all(&path).unwrap();
+            Scratch(path)
+        }
+        fn parts(&self) -> Parts {
+            fs::write(self.0.join("k"), "kernel").unwrap();
+            fs::write(self.0.join("b"), "busybox").unwrap();
+            Parts { kernel: self.0.join("k"), busybox: self.0.join("b"), description: "a test".into() }
+        }
+    }
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn what_is_installed_is_found_and_what_is_cut_short_is_not() {
+        let scratch = Scratch::new("install");
+        let cache = Cache::open(&scratch.0.join("cache"), &Silent).unwrap();
+        assert_eq!(cache.find("cloud").unwrap(), None);
+        let files = cache.install("cloud", scratch.parts(), &Silent).unwrap();
+        assert_eq!(fs::read(&files.kernel).unwrap(), b"kernel");
+        assert_eq!(cache.find("cloud").unwrap(), Some(files.clone()));
+
+        fs::remove_file(&files.initrd).unwrap();
+        assert_eq!(cache.find("cloud").unwrap(), None, "a file of the manifest is missing");
+
+        let files = cache.install("cloud", scratch.parts(), &Silent).unwrap();
+        fs::write(&files.kernel, "kern").unwrap();
+        assert_eq!(cache.find("cloud").unwrap(), None, "the kernel is cut short");
+        assert!(!files.kernel.exists());
+    }
+
+    #[test]
+    fn an_unusable_cache_is_named_with_a_remedy() {
+        let scratch = Scratch::new("refuse");
+        let file = scratch.0.join("file");
+        fs::write(&file, "").unwrap();
+        let error = Cache::open(&file.join("cache"), &Silent).err().unwrap().to_string();
+        assert!(error.contains("STRATA_CACHE") && error.contains("file/cache"), "{error}");
+    }
+}
