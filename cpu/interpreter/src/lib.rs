@@ -11,15 +11,48 @@
 //! | `insn` | the decoded form and effective addresses |
 //! | `decode` | iced-x86 instruction to `Insn`, one table a group |
 //! | `blocks` | the decoded-block cache |
-//! | `memory` | TLB and checked access |
+//! | `tlb` | the software TLB |
+//! | `memory` | checked access |
 //! | `run` | the loop: blocks, events, limits |
+//! | `breakpoints` | instruction and data breakpoints |
 //! | `integer` | handlers of the general-purpose instructions |
 //! | `system` | segments, transfers, exceptions, tasks, control registers |
 //! | `fpu` | x87 and MMX |
 //! | `vector` | SSE and AVX |
 
+mod blocks;
+mod breakpoints;
 mod cpu;
+mod decode;
+mod fpu;
 mod insn;
+mod integer;
+mod memory;
+mod run;
+mod system;
+mod tlb;
+mod vector;
+
+use engine::{Engine, EngineError, LocalInterrupts, Vcpu, VcpuConfig};
 
 pub use cpu::{Cpu, Privilege, Stop, Step};
 pub use insn::{Handler, Insn};
+pub use run::InterpreterVcpu;
+
+/// The interpreter as an engine.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Interpreter;
+
+impl Engine for Interpreter {
+    fn name(&self) -> &'static str {
+        "interp"
+    }
+
+    fn create_vcpu(&self, config: VcpuConfig) -> Result<Box<dyn Vcpu>, EngineError> {
+        Ok(Box::new(InterpreterVcpu::new(config)))
+    }
+
+    fn local_interrupts(&self) -> Option<std::sync::Arc<dyn LocalInterrupts>> {
+        None
+    }
+}

@@ -1,0 +1,233 @@
+//! The loop: blocks, events at instruction boundaries, limits.
+
+use engine::{EngineError, Halt, Vcpu, VcpuConfig, attention_bits};
+use x86_state::{Activity, CpuState, Exception, InterruptShadow, dr6, rflags, vector};
+
+use crate::blocks::Blocks;
+use crate::cpu::{Cpu, Stop};
+use crate::insn::REG_RIP;
+use crate::system::exception;
+
+/// One vCPU of the interpreter.
+pub struct InterpreterVcpu {
+    cpu: Cpu,
+    blocks: Blocks,
+}
+
+impl InterpreterVcpu {
+    /// A vCPU in reset state.
+    pub fn new(config: VcpuConfig) -> Self {
+        InterpreterVcpu { cpu: Cpu::new(config), blocks: Blocks::new() }
+    }
+
+    /// The processor.
+    pub fn cpu(&mut self) -> &mut Cpu {
+        &mut self.cpu
+    }
+
+    fn run_to_halt(&mut self) -> Halt {
+        loop {
+            if let Some(halt) = self.boundary() {
+                return halt;
+            }
+            let single = self.cpu.system_flags & rflags::TF != 0 || self.cpu.code_breakpoints;
+            let outcome = if single { self.run_one() } else { self.run_blocks() };
+            // A fault has been delivered; only its failure ends the machine.
+            if outcome == Err(Stop::Shutdown) {
+                self.cpu.activity = Activity::Shutdown;
+            }
+        }
+    }
+
+    /// Everything that happens between instructions, in the order of SDM volume
+    /// 3, table 7-2. `None`: go on with the next instruction.
+    fn boundary(&mut self) -> Option<Halt> {
+        loop {
+            let cpu = &mut self.cpu;
+            if let Some(reason) = cpu.failure.take() {
+                let rip = cpu.rip();
+                return Some(Halt::Failed(EngineError::Unsupported {
+                    engine: "interp",
+                    rip,
+                    bytes: Vec::new(),
+                    reason,
+                }));
+            }
+            let bits = cpu.attention.bits();
+            match cpu.activity {
+                Activity::Active => {}
+                Activity::Shutdown => return Some(Halt::TripleFault),
+                Activity::Halted if wakes(cpu, bits) => cpu.activity = Activity::Active,
+                _ if bits & attention_bits::RETURNING != 0 => return Some(Halt::Attention),
+                _ => return Some(Halt::Idle),
+            }
+            if bits & attention_bits::RETURNING != 0 {
+                return Some(Halt::Attention);
+            }
+            if cpu.retired >= cpu.limit_at {
+                return Some(Halt::Limit);
+            }
+            match deliver_pending(cpu, bits) {
+                Ok(true) => {}
+                Ok(false) => return None,
+                Err(_) => cpu.activity = Activity::Shutdown,
+            }
+        }
+    }
+
+    /// Execute blocks until something needs the boundary's attention.
+    fn run_blocks(&mut self) -> Result<(), Stop> {
+        let InterpreterVcpu { cpu, blocks } = self;
+        // What blocked events for one instruction ends with the first one of the
+        // coming block; nothing looks at events within it.
+        cpu.shadow = InterruptShadow::None;
+        cpu.system_flags &= !rflags::RF;
+        loop {
+            run_block(cpu, blocks, cpu.limit_at)?;
+            if cpu.retired >= cpu.leave_at {
+                return Ok(());
+            }
+            let bits = cpu.attention.bits();
+            if bits != 0 && (bits & !attention_bits::INTERRUPT != 0 || cpu.system_flags & rflags::IF != 0) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Execute one instruction under TF or with instruction breakpoints.
+    fn run_one(&mut self) -> Result<(), Stop> {
+        let InterpreterVcpu { cpu, blocks } = self;
+        let before = cpu.system_flags;
+        let blocked = cpu.shadow == InterruptShadow::MovSs;
+        if cpu.code_breakpoints && before & rflags::RF == 0 && !blocked {
+            let hit = cpu.code_breakpoint_hit();
+            if hit != 0 {
+                cpu.fault = Exception { vector: vector::DB, error_code: None, payload: hit };
+                return exception::deliver_fault(cpu);
+            }
+        }
+        cpu.shadow = InterruptShadow::None;
+        cpu.system_flags &= !rflags::RF;
+        let retired = cpu.retired;
+        let outcome = run_block(cpu, blocks, retired.wrapping_add(1));
+        // A fault's delivery has saved and cleared TF; a trap is due only for a
+        // completed instruction (or iteration) that began with TF set.
+        if outcome != Err(Stop::Fault) && before & rflags::TF != 0 {
+            cpu.pending_debug |= dr6::BS;
+        }
+        outcome.or_else(|stop| if stop == Stop::Fault { Ok(()) } else { Err(stop) })
+    }
+}
+
+/// Whether something pending ends HLT.
+fn wakes(cpu: &Cpu, bits: u32) -> bool {
+    bits & attention_bits::NMI != 0 && !cpu.nmi_blocked
+        || bits & attention_bits::INTERRUPT != 0 && cpu.system_flags & rflags::IF != 0
+        || cpu.pending_debug != 0
+        || cpu.injected.is_some()
+}
+
+/// Deliver the most urgent pending event. False: there is none.
+fn deliver_pending(cpu: &mut Cpu, bits: u32) -> Result<bool, Stop> {
+    if let Some(e) = cpu.injected.take() {
+        cpu.fault = e;
+        exception::deliver_fault(cpu)?;
+        return Ok(true);
+    }
+    if cpu.pending_debug != 0 && cpu.shadow != InterruptShadow::MovSs {
+        exception::deliver_debug_trap(cpu)?;
+        return Ok(true);
+    }
+    if bits == 0 || cpu.shadow != InterruptShadow::None {
+        return Ok(false);
+    }
+    if bits & attention_bits::NMI != 0 && !cpu.nmi_blocked {
+        cpu.attention.take(attention_bits::NMI);
+        exception::deliver_nmi(cpu)?;
+        return Ok(true);
+    }
+    if bits & attention_bits::INTERRUPT != 0 && cpu.system_flags & rflags::IF != 0 {
+        cpu.sync_time();
+        if let Some(vector) = cpu.bus.acknowledge_interrupt(cpu.index) {
+            exception::deliver_interrupt(cpu, vector)?;
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Execute the block at RIP, at most until `retired` reaches `limit`. Faults
+/// are delivered here; `Err(Stop::Fault)` says that one was.
+#[inline(always)]
+fn run_block(cpu: &mut Cpu, blocks: &mut Blocks, limit: u64) -> Result<(), Stop> {
+    cpu.leave_at = limit;
+    let insns = match blocks.find(cpu) {
+        Ok(insns) => insns,
+        Err(_) => return fault(cpu),
+    };
+    let mut rip = cpu.regs[REG_RIP as usize];
+    for i in insns {
+        rip = rip.wrapping_add(u64::from(i.len));
+        cpu.regs[REG_RIP as usize] = rip;
+        let step = (i.handler)(cpu, i);
+        if step.is_err() {
+            return stopped(cpu, step, rip.wrapping_sub(u64::from(i.len)));
+        }
+        cpu.retired = cpu.retired.wrapping_add(1);
+        if cpu.retired >= cpu.leave_at {
+            break;
+        }
+    }
+    Ok(())
+}
+
+#[cold]
+#[inline(never)]
+fn stopped(cpu: &mut Cpu, step: Result<(), Stop>, rip: u64) -> Result<(), Stop> {
+    match step {
+        Err(Stop::Fault) => {
+            cpu.regs[REG_RIP as usize] = rip;
+            return fault(cpu);
+        }
+        Err(Stop::Shutdown) => return Err(Stop::Shutdown),
+        Err(Stop::Idle) => cpu.activity = Activity::Halted,
+        Err(Stop::Resync) | Ok(()) => {}
+    }
+    cpu.retired = cpu.retired.wrapping_add(1);
+    cpu.leave_at = 0;
+    Ok(())
+}
+
+#[cold]
+#[inline(never)]
+fn fault(cpu: &mut Cpu) -> Result<(), Stop> {
+    cpu.leave_at = 0;
+    exception::deliver_fault(cpu)?;
+    Err(Stop::Fault)
+}
+
+impl Vcpu for InterpreterVcpu {
+    fn run(&mut self, limit: u64) -> Halt {
+        self.cpu.limit_at = self.cpu.retired.saturating_add(limit);
+        let halt = self.run_to_halt();
+        self.cpu.sync_time();
+        halt
+    }
+
+    fn state(&mut self) -> Result<CpuState, EngineError> {
+        Ok(self.cpu.to_state())
+    }
+
+    fn set_state(&mut self, state: &CpuState) -> Result<(), EngineError> {
+        self.cpu.load_state(state).map_err(|reason| EngineError::BadState { engine: "interp", reason })
+    }
+
+    fn retired(&self) -> Option<u64> {
+        Some(self.cpu.retired)
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        let (decoded, dropped) = self.blocks.counters();
+        vec![("instructions", self.cpu.retired), ("blocks_decoded", decoded), ("block_cache_drops", dropped)]
+    }
+}
