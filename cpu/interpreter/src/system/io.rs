@@ -113,7 +113,7 @@ pub(super) fn input_string(cpu: &mut Cpu, i: &Insn) -> Step {
 fn input_once(cpu: &mut Cpu, i: &Insn) -> Step {
     let port = cpu.regs[reg::RDX] as u16;
     cpu.require_io(port, i.size)?;
-    let offset = cpu.string_pointer(i, RDI);
+    let offset = cpu.regs[reg::RDI] & u64::MAX >> (i.address_shift & 63);
     // Reading a port may change the device: the store must not fault after it.
     let seg = if cpu.long64() { crate::insn::SEG_FLAT } else { ES };
     let at = cpu.segment_address(seg, offset, i.size.into(), true)?;
@@ -136,7 +136,7 @@ pub(super) fn output_string(cpu: &mut Cpu, i: &Insn) -> Step {
 fn output_once(cpu: &mut Cpu, i: &Insn) -> Step {
     let port = cpu.regs[reg::RDX] as u16;
     cpu.require_io(port, i.size)?;
-    let offset = cpu.string_pointer(i, RSI);
+    let offset = cpu.regs[reg::RSI] & u64::MAX >> (i.address_shift & 63);
     let value = match i.size {
         1 => cpu.read_seg::<u8>(i.seg, offset)?.into(),
         2 => cpu.read_seg::<u16>(i.seg, offset)?.into(),
