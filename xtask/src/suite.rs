@@ -1,0 +1,132 @@
+//! The whole test run.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{command, setup};
+
+/// Optimised, and built without link-time optimisation: one build serves every
+/// test, and whole guests boot in it.
+const PROFILE: &str = "testing";
+
+/// Tests counted by outcome.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Counts {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+}
+
+impl Counts {
+    fn add(&mut self, other: Counts) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+}
+
+/// Set up, check, test, and close with the counts. True if nothing failed.
+pub fn run() -> Result<bool> {
+    let start = Instant::now();
+    setup::tools()?;
+    let report = crate::check(true)?;
+    report.print();
+    let (clean, dirty) = report.counts();
+    let mut total = Counts { passed: clean as u64, failed: dirty as u64, skipped: 0 };
+
+    let test = ["test", "--workspace", "--profile", PROFILE, "--no-fail-fast"];
+    let plain = cargo_test(&test, &[])?;
+    total.add(Counts { skipped: 0, ..plain });
+
+    // Tests that boot guests are marked #[ignore], so that a plain `cargo test`
+    // is quick and needs no network.
+    match setup::guest() {
+        Ok(guest) => {
+            let path = |p: &std::path::Path| p.to_string_lossy().into_owned();
+            let variables = [
+                ("STRATA_TEST_KERNEL", path(&guest.kernel)),
+                ("STRATA_TEST_INITRD", path(&guest.initrd)),
+                ("STRATA_TEST_BUSYBOX", path(&guest.busybox)),
+            ];
+            let ignored = [&test[..], &["--", "--ignored", "--test-threads=1"]].concat();
+            total.add(cargo_test(&ignored, &variables)?);
+        }
+        Err(reason) => {
+            println!("whole-guest tests are skipped: {reason}");
+            total.skipped += plain.skipped;
+        }
+    }
+    println!("took {} s", start.elapsed().as_secs());
+    println!("{} passed, {} failed, {} skipped", total.passed, total.failed, total.skipped);
+    Ok(total.failed == 0 && total.passed > 0)
+}
+
+/// Run cargo test, show its output, and count. A build that fails is a failure.
+fn cargo_test(args: &[&str], variables: &[(&str, String)]) -> Result<Counts> {
+    println!("cargo {}", args.join(" "));
+    let mut child = Command::new(command::cargo())
+        .args(args)
+        .envs(variables.iter().map(|(k, v)| (k, v)))
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot run cargo")?;
+    let output = child.stdout.take().context("cargo's output is not there")?;
+    let mut counts = Counts::default();
+    for line in BufReader::new(output).lines() {
+        // A test's output may be anything; what cargo prints is text.
+        let Ok(line) = line else { continue };
+        println!("{line}");
+        if let Some(c) = result_line(&line) {
+            counts.add(c);
+        }
+    }
+    let status = child.wait().context("cannot wait for cargo")?;
+    if !status.success() && counts.failed == 0 {
+        counts.failed = 1;
+    }
+    Ok(counts)
+}
+
+/// The counts of `test result: ok. 3 passed; 0 failed; 1 ignored; ...`.
+fn result_line(line: &str) -> Option<Counts> {
+    let (_, rest) = line.strip_prefix("test result: ")?.split_once(". ")?;
+    let number = |word: &str| {
+        let part = rest.split("; ").find(|p| p.trim_end().ends_with(word))?;
+        part.split_whitespace().next()?.parse().ok()
+    };
+    Some(Counts { passed: number("passed")?, failed: number("failed")?, skipped: number("ignored")? })
+}
+
+/// Run every fuzz target for a while.
+pub fn fuzz(seconds: u64) -> Result<bool> {
+    let toolchain = ["+nightly", "fuzz"];
+    if !command::works("cargo", &[toolchain[0], toolchain[1], "--version"]) {
+        bail!(
+            "cargo-fuzz or a nightly toolchain is missing; run: rustup toolchain install nightly && cargo install cargo-fuzz"
+        );
+    }
+    let list = command::output("cargo", &[&toolchain[..], &["list"]].concat())?;
+    let limit = format!("-max_total_time={seconds}");
+    let mut clean = true;
+    for target in list.lines() {
+        println!("fuzzing {target} for {seconds} s");
+        let args = [&toolchain[..], &["run", target, "--", &limit, "-rss_limit_mb=3072"]].concat();
+        clean &= command::show("cargo", &args)?;
+    }
+    Ok(clean)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn result_lines_are_counted() {
+        let line = "test result: FAILED. 6 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.19s";
+        assert_eq!(result_line(line), Some(Counts { passed: 6, failed: 1, skipped: 2 }));
+        assert_eq!(result_line("test a ... ok"), None);
+    }
+}
