@@ -4,7 +4,7 @@ use x86_mmu::{Descriptor, system_type};
 use x86_state::rflags;
 
 use super::selector::{is_null, rpl};
-use crate::cpu::{Cpu, Privilege, Step, Stop};
+use crate::cpu::{Cpu, Step, Stop};
 use crate::insn::Insn;
 
 fn set_zf(cpu: &mut Cpu, on: bool) {
@@ -91,16 +91,11 @@ pub(super) fn adjust_rpl(cpu: &mut Cpu, i: &Insn) -> Step {
     let wanted = cpu.register(i.ops[1], 2) as u16 & 3;
     let lower = selector & 3 < wanted;
     let adjusted = selector & !3 | wanted;
-    if !i.has(Insn::MEM) {
-        if lower {
-            cpu.set_register(i.ops[0], 2, adjusted.into());
-        }
-    } else if lower {
+    // An operand that stays as it is need not be writable.
+    if lower && i.has(Insn::MEM) {
         cpu.store::<u16>(i, adjusted)?;
-    } else {
-        // The operand stays as it is, but must be writable.
-        let at = cpu.segment_address(i.seg, cpu.effective_address(i), 2, true)?;
-        cpu.probe_write(at, 2, Privilege::Current)?;
+    } else if lower {
+        cpu.set_register(i.ops[0], 2, adjusted.into());
     }
     set_zf(cpu, lower);
     Ok(())
