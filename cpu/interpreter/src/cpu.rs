@@ -64,6 +64,9 @@ pub struct Cpu {
     /// The running block is left once `retired` reaches this; 0 leaves it after
     /// the current instruction.
     pub(crate) leave_at: u64,
+    /// Flushes since it was last read, when an engine that keeps translations of
+    /// its own asked for them (`Some`); it drains the list after every step.
+    pub flush_log: Option<Vec<crate::memory::Flush>>,
     /// The run's instruction limit, in terms of `retired`.
     pub(crate) limit_at: u64,
     /// Value of `retired` when virtual time was last brought up to date.
@@ -149,6 +152,7 @@ impl Cpu {
             cpl: 0,
             retired: 0,
             leave_at: 0,
+            flush_log: None,
             limit_at: 0,
             synced: 0,
             read_base: [NEVER; 8],

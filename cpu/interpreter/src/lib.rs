@@ -37,6 +37,7 @@ use engine::{Engine, EngineError, LocalInterrupts, Vcpu, VcpuConfig};
 
 pub use cpu::{Cpu, Privilege, Stop, Step};
 pub use insn::{Handler, Insn};
+pub use memory::Flush;
 pub use run::InterpreterVcpu;
 
 /// The interpreter as an engine.

@@ -450,14 +450,23 @@ impl Cpu {
         }
     }
 
+    /// Tell a second translation cache, if there is one, what was flushed.
+    fn log_flush(&mut self, f: Flush) {
+        if let Some(log) = &mut self.flush_log {
+            log.push(f);
+        }
+    }
+
     /// Forget all translations, global ones too.
     pub fn flush_tlb_all(&mut self) {
+        self.log_flush(Flush::All);
         self.tlb.clear();
         self.code_moved();
     }
 
     /// Forget all translations of all contexts, except global pages.
     pub fn flush_tlb_nonglobal(&mut self) {
+        self.log_flush(Flush::NonGlobal);
         self.tlb.forget_contexts();
         self.code_moved();
     }
@@ -465,12 +474,14 @@ impl Cpu {
     /// INVLPG: forget the page of one linear address, in the current context and
     /// as a global page.
     pub fn flush_tlb_page(&mut self, linear: u64) {
+        self.log_flush(Flush::Page(linear));
         self.tlb.forget_page(linear);
         self.code_moved();
     }
 
     /// Forget one process context, except global pages.
     pub fn flush_tlb_pcid(&mut self, pcid: u16) {
+        self.log_flush(Flush::Context(pcid));
         self.tlb.forget_context(pcid);
         if self.cr0 & cr0::PG != 0 && self.current_pcid() == pcid {
             self.tlb.new_space();
@@ -480,6 +491,7 @@ impl Cpu {
 
     /// INVPCID of one address of one context.
     pub fn flush_tlb_page_pcid(&mut self, pcid: u16, linear: u64) {
+        self.log_flush(Flush::Context(pcid));
         if self.current_pcid() == pcid {
             self.flush_tlb_page(linear);
         } else {
@@ -494,6 +506,7 @@ impl Cpu {
     /// After MOV to CR3 has changed `cr3`: enter its address space. `keep` is the
     /// operand's bit 63 under CR4.PCIDE: translations of that context stay.
     pub fn switch_address_space(&mut self, keep: bool) {
+        self.log_flush(Flush::Switch { keep: keep && self.cr4 & cr4::PCIDE != 0 });
         if self.cr4 & cr4::PCIDE != 0 {
             self.tlb.enter_context(self.current_pcid(), keep);
         } else {
@@ -502,6 +515,24 @@ impl Cpu {
         self.set_code_key();
         self.leave_at = 0;
     }
+}
+
+/// A flush of translations, as the architecture's instructions ask for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flush {
+    /// Everything.
+    All,
+    /// Everything but global pages.
+    NonGlobal,
+    /// One page of the current context, global or not.
+    Page(u64),
+    /// One process context, except global pages.
+    Context(u16),
+    /// CR3 was loaded; without `keep` the context it names starts empty.
+    Switch {
+        /// Translations of that context stay.
+        keep: bool,
+    },
 }
 
 #[inline(always)]

@@ -24,7 +24,7 @@ use std::sync::Arc;
 pub use access::Scalar;
 pub use atomic::Lockable;
 pub use map::{MemoryError, MemoryMap, Region, RegionKind};
-pub use marks::PageMarks;
+pub use marks::{CodeEvent, PageMarks};
 
 /// Bytes in a page of marks and of every smallest guest page.
 pub const PAGE_SIZE: u64 = 4096;

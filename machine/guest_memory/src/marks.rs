@@ -1,6 +1,8 @@
 //! Page marks: which pages hold cached code, which are logged for dirtiness.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::{PAGE_SIZE, RamOffset};
 
@@ -28,7 +30,23 @@ pub struct PageMarks {
     lines: Box<[AtomicU64]>,
     dirty: Box<[AtomicU64]>,
     logging: AtomicBool,
+    /// Number of [`CodeEvent`]s so far; the last ones are in `recent`.
+    events: AtomicU64,
+    recent: Mutex<VecDeque<CodeEvent>>,
 }
+
+/// What happened to a page, for engines that keep direct store paths to pages
+/// without code and translations of pages with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CodeEvent {
+    /// Code of this page of the backing begins to be cached.
+    Marked(u32),
+    /// Cached code of this page was written to.
+    Changed(u32),
+}
+
+/// Events kept for readers that lag behind.
+const RECENT: usize = 256;
 
 fn zeroed<T: Default>(n: u64) -> Box<[T]> {
     std::iter::repeat_with(T::default).take(n as usize).collect()
@@ -43,7 +61,39 @@ impl PageMarks {
             lines: zeroed(pages),
             dirty: zeroed(pages.div_ceil(64)),
             logging: AtomicBool::new(false),
+            events: AtomicU64::new(0),
+            recent: Mutex::new(VecDeque::with_capacity(RECENT)),
         }
+    }
+
+    /// Number of events so far.
+    #[inline(always)]
+    pub fn event_count(&self) -> u64 {
+        self.events.load(Ordering::Acquire)
+    }
+
+    /// The events after the first `seen` ones, or `None` when some are no longer
+    /// known: then anything may have happened to any page.
+    pub fn events_since(&self, seen: u64) -> Option<Vec<CodeEvent>> {
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = usize::try_from(self.event_count() - seen).ok()?;
+        (new <= recent.len()).then(|| recent.iter().skip(recent.len() - new).copied().collect())
+    }
+
+    fn record(&self, e: CodeEvent) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if recent.len() == RECENT {
+            recent.pop_front();
+        }
+        recent.push_back(e);
+        self.events.fetch_add(1, Ordering::Release);
+    }
+
+    /// Whether a plain store to the page needs no look at the marks: it holds no
+    /// cached code and is not waiting to be logged.
+    #[inline]
+    pub fn is_plain(&self, offset: RamOffset) -> bool {
+        self.marks[(offset.0 / PAGE_SIZE) as usize].load(Ordering::SeqCst) == 0
     }
 
     /// Declare that code at `offset..offset+len` (within one page) is about to be
@@ -55,7 +105,11 @@ impl PageMarks {
         let mask = (u64::MAX >> (63 - last)) & (u64::MAX << first);
         let generation = self.generations[page].load(Ordering::Acquire);
         let known = self.lines[page].fetch_or(mask, Ordering::SeqCst);
-        if self.marks[page].fetch_or(CODE, Ordering::SeqCst) & CODE == 0 || known & mask != mask {
+        let first_of_page = self.marks[page].fetch_or(CODE, Ordering::SeqCst) & CODE == 0;
+        if first_of_page {
+            self.record(CodeEvent::Marked(page as u32));
+        }
+        if first_of_page || known & mask != mask {
             crate::access::heavy_barrier();
         }
         generation
@@ -110,6 +164,7 @@ impl PageMarks {
         self.marks[page].fetch_and(!CODE, Ordering::SeqCst);
         self.lines[page].store(0, Ordering::SeqCst);
         self.generations[page].fetch_add(1, Ordering::SeqCst);
+        self.record(CodeEvent::Changed(page as u32));
     }
 
     /// Everything cached of every page is stale (an engine without write tracking ran).
