@@ -33,7 +33,7 @@ pub fn to_bcd(a: Operand, rounding: Rounding, env: &mut Env) -> Option<[u8; 10]>
     let mut rest = v.unsigned_abs();
     for b in &mut bytes[..9] {
         let two = (rest % 100) as u8;
-        *b = two / 10 << 4 | two % 10;
+        *b = (two / 10) * 16 + two % 10;
         rest /= 100;
     }
     bytes[9] = u8::from(a.sign) << 7;

@@ -7,6 +7,7 @@
 
 mod constant;
 mod store;
+mod transcendental;
 
 pub use soft_float::{
     BCD_INDEFINITE, Class, Env, F32, F64, F80, Float, Operand, Quotient, Relation, Remainder, Rounding,
@@ -14,7 +15,10 @@ pub use soft_float::{
 };
 
 pub use constant::{Constant, constant};
-pub use store::{load, load_integer, store_bcd, store_integer, store_real};
+pub use store::{load, load_bcd, load_integer, store_bcd, store_integer, store_real};
+pub use transcendental::{
+    Trigonometric, arctangent, cosine, exp2_minus_1, sine, sine_cosine, tangent, y_log2_x, y_log2_x_plus_1,
+};
 
 use crate::flags::Flags;
 

@@ -1,7 +1,8 @@
 //! Between memory formats and registers.
 
 use soft_float::{
-    BCD_INDEFINITE, Class, Env, F80, Float, Operand, Rounding, convert, exception, to_bcd, to_signed,
+    BCD_INDEFINITE, Class, Env, F80, Float, Operand, Rounding, convert, exception, from_bcd, to_bcd,
+    to_signed,
 };
 
 /// FLD m32 and m64: exact. Raises DE and, for a signaling NaN, IE.
@@ -12,9 +13,17 @@ pub fn load<F: Float>(v: F, env: &mut Env) -> F80 {
 
 /// FILD: exact.
 pub fn load_integer(v: i64) -> F80 {
-    let v = Operand::from_i64(v);
+    exact(Operand::from_i64(v))
+}
+
+/// FBLD: exact.
+pub fn load_bcd(bytes: [u8; 10]) -> F80 {
+    exact(from_bcd(bytes))
+}
+
+fn exact(v: Operand) -> F80 {
     match v.class {
-        Class::Zero => F80::zero(false),
+        Class::Zero => F80::zero(v.sign),
         _ => F80::pack(v.sign, v.exponent, v.significand),
     }
 }
