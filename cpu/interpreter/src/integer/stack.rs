@@ -148,7 +148,8 @@ fn enter<T: Width>(cpu: &mut Cpu, i: &Insn) -> Step {
     let (rbp, mut at) = (cpu.regs[RBP as usize], cpu.regs[RSP as usize] & mask);
     at = at.wrapping_sub(step) & mask;
     cpu.write_seg(SS, at, T::reg(cpu, RBP))?;
-    let frame = at;
+    // FrameTemp is all of ESP, on a 16-bit stack too.
+    let frame = cpu.regs[RSP as usize] & !mask | at;
     for n in 1..level {
         let v = cpu.read_seg::<T>(SS, rbp.wrapping_sub(n * step) & mask)?;
         at = at.wrapping_sub(step) & mask;
