@@ -3,6 +3,7 @@
 mod acpi_pm;
 mod byte_ports;
 mod debug_ports;
+mod hpet;
 mod i8042;
 mod ioapic;
 mod irq_router;
@@ -16,6 +17,7 @@ mod serial;
 
 pub use acpi_pm::{AcpiPm, AcpiPmState};
 pub use debug_ports::{DebugConsole, DebugExit};
+pub use hpet::{Hpet, HpetLines, HpetState};
 pub use i8042::{I8042, I8042State};
 pub use ioapic::{IoApic, IoApicState};
 pub use irq_router::IrqRouter;
