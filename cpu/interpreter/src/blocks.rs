@@ -115,7 +115,9 @@ impl Blocks {
         let slot = place_index(at, cpu.code_bits);
         let known = (self.places[slot] as usize).checked_sub(1).map(|n| self.blocks[n]);
         let block = match known {
-            Some(b) if b.at == at && b.code_bits == cpu.code_bits && self.holds(cpu, &b, linear, allowed) => b,
+            Some(b) if b.at == at && b.code_bits == cpu.code_bits && self.holds(cpu, &b, linear, allowed) => {
+                b
+            }
             _ => self.decode_block(cpu, linear, at, allowed)?,
         };
         let found = (block.start, u32::from(block.len));

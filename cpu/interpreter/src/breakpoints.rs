@@ -31,7 +31,8 @@ impl Cpu {
     /// To be called after a change of DR0-DR3 or DR7.
     pub fn debug_registers_changed(&mut self) {
         let watched = self.data_breakpoints;
-        let kinds = |wanted: &[u64]| (0..4).any(|n| self.breakpoint(n).is_some_and(|(k, _)| wanted.contains(&k)));
+        let kinds =
+            |wanted: &[u64]| (0..4).any(|n| self.breakpoint(n).is_some_and(|(k, _)| wanted.contains(&k)));
         let (code, data) = (kinds(&[ON_EXECUTE]), kinds(&[ON_WRITE, ON_ACCESS]));
         self.code_breakpoints = code;
         self.data_breakpoints = data;

@@ -6,8 +6,8 @@ use engine::{Attention, Bus, VcpuConfig};
 use guest_memory::GuestMemory;
 use x86_semantics::flags::Flags;
 use x86_state::{
-    Activity, CpuModel, CpuState, Exception, Feature, FpuState, InterruptShadow, Msrs, Segment, TableRegister,
-    Topology, cr0, cr4, efer, rflags, vector,
+    Activity, CpuModel, CpuState, Exception, Feature, FpuState, InterruptShadow, Msrs, Segment,
+    TableRegister, Topology, cr0, cr4, efer, rflags, vector,
 };
 
 use crate::insn::{REG_RIP, SEG_FLAT};
@@ -49,6 +49,7 @@ const SS: usize = 2;
 const CS: usize = 1;
 
 /// One processor.
+#[allow(missing_docs, reason = "registers bear the manual's names")]
 pub struct Cpu {
     /// General registers, then a constant zero (16), RIP (17); the rest pads to
     /// a power of two so that indexing needs no check.
@@ -274,7 +275,11 @@ impl Cpu {
             return Err(format!("XCR0 is {:#x}; the model supports {:#x}", s.xcr0, self.model.xcr0_mask()));
         }
         if s.fpu.mxcsr & !x86_state::MXCSR_MASK != 0 {
-            return Err(format!("MXCSR is {:#x}; bits outside {:#x} are reserved", s.fpu.mxcsr, x86_state::MXCSR_MASK));
+            return Err(format!(
+                "MXCSR is {:#x}; bits outside {:#x} are reserved",
+                s.fpu.mxcsr,
+                x86_state::MXCSR_MASK
+            ));
         }
         Ok(())
     }

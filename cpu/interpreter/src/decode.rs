@@ -151,7 +151,11 @@ fn operands(instruction: &Instruction, insn: &mut Insn, code_bits: u8) {
             }
             kind if is_immediate(kind) => {
                 let v = sign_extended(kind, instruction.immediate(n));
-                if immediates == 0 { insn.imm = v } else { insn.aux = v as u32 & 0xff }
+                if immediates == 0 {
+                    insn.imm = v
+                } else {
+                    insn.aux = v as u32 & 0xff
+                }
                 immediates += 1;
             }
             kind => implied_memory(instruction, insn, kind, code_bits),
@@ -195,7 +199,10 @@ fn sign_extended(kind: OpKind, v: u64) -> u64 {
 /// Number of a register as [`Insn::ops`] has it.
 fn register_number(r: Register) -> u8 {
     match r {
-        Register::AH | Register::CH | Register::DH | Register::BH => r.number() as u8 + 16,
+        Register::AH | Register::CH | Register::DH | Register::BH => {
+            (r as u32 - Register::AH as u32) as u8 + 20
+        }
+        r if r.is_gpr8() => r.full_register().number() as u8,
         _ => r.number() as u8,
     }
 }

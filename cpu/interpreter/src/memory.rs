@@ -186,7 +186,13 @@ impl Cpu {
 
     /// The linear address of `len` bytes at `seg:offset`, after the segment's
     /// checks (SDM volume 3, 6.3 to 6.5) or the canonical check.
-    pub(crate) fn segment_address(&mut self, seg: u8, offset: u64, len: u64, write: bool) -> Result<u64, Stop> {
+    pub(crate) fn segment_address(
+        &mut self,
+        seg: u8,
+        offset: u64,
+        len: u64,
+        write: bool,
+    ) -> Result<u64, Stop> {
         let n = usize::from(seg);
         if self.code_bits == 64 {
             let base = if n == 4 || n == 5 { self.segments[n].base } else { 0 };
@@ -427,9 +433,7 @@ impl Cpu {
             write: allow(t.writable && writable, tag),
             exec: allow(t.executable, if device { slow } else { fast }),
             frame: (at >> 12) as u32,
-            flags: large
-                | if t.global { page::GLOBAL } else { 0 }
-                | if device { page::DEVICE } else { 0 },
+            flags: large | if t.global { page::GLOBAL } else { 0 } | if device { page::DEVICE } else { 0 },
         };
         // Page numbers above 32 bits (16 TiB) stay uncached.
         if at >> 12 <= u64::from(u32::MAX) {

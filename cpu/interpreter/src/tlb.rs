@@ -69,7 +69,16 @@ impl Tlb {
     pub fn new() -> Self {
         let entries = vec![Entry::default(); 4 * SET].into_boxed_slice();
         let Ok(entries) = entries.try_into() else { unreachable!("the length is the array's") };
-        Tlb { entries, base: 0, space: 1, last: 1, contexts: [(0, 0); CONTEXTS], next_context: 0, large: (u64::MAX, 0), clears: 0 }
+        Tlb {
+            entries,
+            base: 0,
+            space: 1,
+            last: 1,
+            contexts: [(0, 0); CONTEXTS],
+            next_context: 0,
+            large: (u64::MAX, 0),
+            clears: 0,
+        }
     }
 
     /// Choose the set of the program's own accesses.

@@ -54,7 +54,12 @@ fn relative(i: &Instruction, insn: &mut Insn) -> Option<Handler> {
         Mnemonic::Jmp => jump_narrow,
         Mnemonic::Call if long => call_64,
         Mnemonic::Call => call_narrow,
-        Mnemonic::Loop | Mnemonic::Loope | Mnemonic::Loopne | Mnemonic::Jcxz | Mnemonic::Jecxz | Mnemonic::Jrcxz => {
+        Mnemonic::Loop
+        | Mnemonic::Loope
+        | Mnemonic::Loopne
+        | Mnemonic::Jcxz
+        | Mnemonic::Jecxz
+        | Mnemonic::Jrcxz => {
             insn.address_shift = 64 - counter_bits(i.code());
             match i.mnemonic() {
                 Mnemonic::Loop => loop_always,

@@ -65,6 +65,7 @@ fn add_mem<const LOCK: bool, T: Width>(cpu: &mut Cpu, i: &Insn) -> Step {
     Ok(())
 }
 
+/// A failed comparison leaves the destination alone: a 32-bit one is not zero-extended.
 fn compare_regs<T: Width>(cpu: &mut Cpu, i: &Insn) -> Step {
     let (found, wanted) = (T::reg(cpu, i.ops[0]), T::reg(cpu, RAX));
     cpu.flags = int::sub(wanted, found).1;
@@ -72,7 +73,6 @@ fn compare_regs<T: Width>(cpu: &mut Cpu, i: &Insn) -> Step {
         let new = T::reg(cpu, i.ops[1]);
         T::set_reg(cpu, i.ops[0], new);
     } else {
-        T::set_reg(cpu, i.ops[0], found);
         T::set_reg(cpu, RAX, found);
     }
     Ok(())
