@@ -1,2 +1,56 @@
-//! The strata command.
-fn main() {}
+//! The `strata` command.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | `cli` | the command line as types |
+//! | `run` | `strata run`: from arguments to an exit status |
+//! | `console` | keys to the guest, escape keys |
+//! | `output` | serial output, and what is recognised in it |
+//! | `phases` | how long each phase of a start took |
+//! | `doctor` | `strata doctor` |
+//! | `lockstep` | `strata compare` |
+//! | `guest` | the built-in guest |
+//! | `failure` | how errors are told |
+
+mod cli;
+mod console;
+mod doctor;
+mod failure;
+mod guest;
+mod lockstep;
+mod output;
+mod phases;
+mod quantity;
+mod run;
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::{CommandFactory, Parser};
+
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let start = Instant::now();
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Run(args) => run::command(*args, start),
+        Command::Doctor(args) => doctor::command(&args),
+        Command::Compare(args) => lockstep::command(&args),
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "strata", &mut std::io::stdout());
+            Ok(0)
+        }
+        Command::Version => version(),
+    };
+    match result {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => failure::report(&error),
+    }
+}
+
+fn version() -> anyhow::Result<u8> {
+    writeln!(std::io::stdout(), "strata {}", env!("CARGO_PKG_VERSION"))?;
+    Ok(0)
+}

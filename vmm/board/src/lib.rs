@@ -1,1 +1,44 @@
-//! From a machine specification to a wired machine: bus, devices, memory map, firmware tables.
+//! From a machine specification to a wired machine.
+//!
+//! [`MachineSpec`] says what is wanted, [`Board::build`] makes it: memory map,
+//! devices and who answers at which address, interrupt wiring, timers, firmware
+//! tables. Engines see the board as [`engine::Bus`]; its owner
+//! (`lifecycle`) gets [`MachineEvent`]s.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | `spec` | the specification and its judge |
+//! | `devices` | the device list: one function a device |
+//! | `board` | the loop over the list; state of the machine beside its vCPUs |
+//! | `bus` | routing of accesses |
+//! | `interrupts` | the switch between the platform's local APICs and an engine's |
+//! | `timers` | when devices act by themselves |
+//! | `pvclock` | the paravirtual clock |
+//! | `boot`, `memory`, `tables` | images, memory map, ACPI |
+//!
+//! Lock order, outermost first: device · PIC, IOAPIC · interrupt switch · local
+//! APIC · APIC deadline · timer queue.
+
+mod board;
+mod boot;
+mod bus;
+mod devices;
+mod events;
+mod interrupts;
+mod memory;
+mod power;
+mod pvclock;
+mod ranges;
+mod spec;
+mod tables;
+mod timers;
+
+pub use board::{Board, BoardError, BoardIo};
+pub use boot::{BootError, ImageError, MAX_IMAGE};
+pub use events::{EventPoster, EventQueue, MachineEvent};
+pub use memory::{HIGH_RAM_START, LOW_RAM_LIMIT};
+pub use spec::{
+    BootSpec, MAX_CPUS, MAX_MEMORY, MIN_MEMORY, MachineSpec, MachineType, SerialSpec, SpecError, TimeSource,
+    bytes_text,
+};
+pub use timers::{NEVER, TimerQueue};

@@ -1,1 +1,21 @@
-//! One owner of a machine's state transitions: vCPU threads, engine choice and switch, start to exit.
+//! One owner of a machine's state transitions: vCPU threads, engine choice and
+//! switch, start to exit.
+//!
+//! [`Vm`] is the owner. In host time each vCPU has a thread; all stand at one
+//! gate while the machine does not run. In virtual time one thread runs all
+//! vCPUs in turn. [`Stage`] says which action is legal when, [`Outcome`] how a
+//! machine ended and which exit status tells so.
+
+mod engines;
+mod exit;
+mod gate;
+mod stage;
+mod vcpu_thread;
+mod virtual_time;
+mod vm;
+
+pub use ::kvm::{Assistance, ProbeResult, probe as probe_kvm};
+pub use engines::{EngineChoice, EnginePlan, UnknownEngine, interpreter, kvm, plan};
+pub use exit::Outcome;
+pub use stage::{Action, IllegalAction, Stage};
+pub use vm::{MachineState, Policy, Vm, VmError};

@@ -1,0 +1,208 @@
+//! The command line as types.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use lifecycle::{EngineChoice, Outcome};
+
+use crate::quantity;
+
+/// A virtualization platform: virtual machines with and without hardware assist.
+#[derive(Parser)]
+#[command(name = "strata", version, arg_required_else_help = true, max_term_width = 100)]
+pub struct Cli {
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Run a virtual machine
+    ///
+    /// Without --kernel and --firmware a small Linux guest is started: the kernel and busybox of
+    /// Debian's packages, fetched once and cached.
+    #[command(after_help = Outcome::STATUS_HELP, after_long_help = run_long_help())]
+    Run(Box<RunArgs>),
+    /// Say what this host offers, what is missing, and how to get it
+    Doctor(DoctorArgs),
+    /// Run one guest on two engines in lock-step and report the first difference
+    #[command(
+        after_help = "Exit status:\n  0  no difference\n  1  Strata or the host failed\n  2  wrong command line or input\n  6  a difference was found"
+    )]
+    Compare(CompareArgs),
+    /// Print a completion script for a shell
+    Completion {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print the version
+    Version,
+}
+
+fn run_long_help() -> String {
+    format!("{}\n\nKeys, when standard input is a terminal:\n{}", Outcome::STATUS_HELP, crate::console::KEYS)
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people
+    Text,
+    /// One JSON object, on standard error for `run`, else on standard output
+    Json,
+}
+
+/// Where guest time comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Time {
+    /// The host's clock
+    Host,
+    /// One nanosecond for each instruction: every run is the same
+    Virtual,
+}
+
+/// The board.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Machine {
+    /// The least that boots a stock Linux kernel fast
+    Micro,
+    /// What PC firmware expects
+    Q35,
+}
+
+/// What machine, shared by `run` and `compare`.
+#[derive(Args)]
+pub struct MachineArgs {
+    /// Kernel image: bzImage, ELF (PVH or vmlinux) or Multiboot
+    #[arg(short, long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk
+    #[arg(short, long, value_name = "FILE", requires = "kernel")]
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line, replacing the default one [default with --kernel: console=ttyS0]
+    #[arg(short, long, value_name = "TEXT")]
+    pub append: Option<String>,
+    /// Firmware image, entered at the reset vector
+    #[arg(long, value_name = "FILE", conflicts_with = "kernel")]
+    pub firmware: Option<PathBuf>,
+    /// RAM; units K, M, G, T, a bare number is MiB
+    #[arg(short, long, value_name = "SIZE", default_value = "512M", value_parser = quantity::bytes)]
+    pub memory: u64,
+    /// Number of vCPUs
+    #[arg(short, long, value_name = "N", default_value_t = 1)]
+    pub cpus: u32,
+    /// Processor model and switched features, e.g. x86-64-v3,-avx2
+    #[arg(long, value_name = "MODEL[,±FEATURE…]", default_value = "x86-64-v2")]
+    pub cpu: String,
+    /// Board
+    #[arg(long, value_enum, default_value_t = Machine::Micro)]
+    pub machine: Machine,
+}
+
+#[derive(Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    /// Engine: auto, kvm or interp
+    #[arg(short, long, default_value_t = EngineChoice::Auto)]
+    pub engine: EngineChoice,
+    /// End the run after this long with status 124; units ms, s, m, h, a bare number is seconds
+    #[arg(short, long, value_name = "TIME", value_parser = quantity::duration)]
+    pub timeout: Option<Duration>,
+    /// Where guest time comes from
+    #[arg(long, value_enum, default_value_t = Time::Host)]
+    pub time: Time,
+    /// Serial port, COM1 first; repeat for more: stdio, null or file:PATH [default: stdio]
+    #[arg(long, value_name = "SINK", value_parser = serial)]
+    pub serial: Vec<board::SerialSpec>,
+    /// A guest write of V to this port ends the run with status (V << 1) | 1 [default port: 0xf4]
+    #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "0xf4", value_parser = quantity::port)]
+    pub debug_exit: Option<u16>,
+    /// End with status 4 (reset) or 5 (triple fault) where the guest would start again
+    #[arg(long)]
+    pub no_reboot: bool,
+    /// Go on after the guest's kernel has panicked instead of ending with status 3
+    #[arg(long)]
+    pub ignore_panic: bool,
+    /// Print how long each phase took, and counters, when the run ends
+    #[arg(long)]
+    pub timings: bool,
+    /// How the result is printed
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+    /// Command for the built-in guest to run instead of a shell
+    #[arg(last = true, value_name = "CMD", conflicts_with_all = ["kernel", "firmware"])]
+    pub command: Vec<String>,
+}
+
+#[derive(Args)]
+pub struct DoctorArgs {
+    /// How the result is printed
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+}
+
+#[derive(Args)]
+pub struct CompareArgs {
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    /// The two engines
+    #[arg(long, value_name = "A,B", value_delimiter = ',', default_value = "interp,interp")]
+    pub engines: Vec<EngineChoice>,
+    /// How many instructions to compare
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 10_000_000)]
+    pub instructions: u64,
+    /// Compare the state after every so many instructions
+    #[arg(long, value_name = "N", default_value_t = 100_000)]
+    pub step: u64,
+    /// How the result is printed
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+}
+
+fn serial(text: &str) -> Result<board::SerialSpec, String> {
+    match (text, text.strip_prefix("file:")) {
+        ("stdio", _) => Ok(board::SerialSpec::Stdio),
+        ("null", _) => Ok(board::SerialSpec::Null),
+        (_, Some(path)) if !path.is_empty() => Ok(board::SerialSpec::File(path.into())),
+        _ => Err("not a serial sink; use stdio, null or file:PATH".to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn typical_lines_parse() {
+        for line in [
+            "strata run",
+            "strata run --kernel k --initrd i --append console=ttyS0 --memory 1G --cpus 4 --engine interp --timeout 60s",
+            "strata run --debug-exit --no-reboot --kernel k",
+            "strata run --debug-exit 0x501 --serial file:out --serial null --kernel k",
+            "strata run --cpu x86-64-v3,-avx2 --format json -- uname -a",
+            "strata doctor --format json",
+            "strata compare --engines interp,kvm -n 1000 --kernel k",
+            "strata completion bash",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
+        }
+        for line in [
+            "strata run --initrd i",
+            "strata run --engine xen",
+            "strata run --serial tcp:1",
+            "strata run --memory lots",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
+    }
+}

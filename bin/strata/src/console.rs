@@ -1,0 +1,125 @@
+//! Keys to the guest, and the escape keys that are ours.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::time::Duration;
+
+use board::{Board, MachineEvent};
+
+/// What the escape keys do, for `--help` and Ctrl-A h.
+pub const KEYS: &str = "  \
+Ctrl-A x  end the machine (status 130)
+  Ctrl-A p  press the power button
+  Ctrl-A a  send Ctrl-A to the guest
+  Ctrl-A h  show these keys";
+
+const ESCAPE: u8 = 0x01;
+/// How long to wait before a full receive buffer is offered the rest again.
+const RETRY: Duration = Duration::from_millis(2);
+
+/// What a key means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Key {
+    /// For the guest.
+    Guest(u8),
+    /// Nothing yet.
+    Nothing,
+    Quit,
+    PowerButton,
+    Help,
+}
+
+/// Recognises the escape keys in what is typed.
+#[derive(Debug, Default)]
+struct Keys {
+    escaped: bool,
+}
+
+impl Keys {
+    fn key(&mut self, byte: u8) -> Key {
+        if !std::mem::take(&mut self.escaped) {
+            if byte == ESCAPE {
+                self.escaped = true;
+                return Key::Nothing;
+            }
+            return Key::Guest(byte);
+        }
+        match byte {
+            b'x' | b'X' => Key::Quit,
+            b'p' => Key::PowerButton,
+            b'h' | b'?' => Key::Help,
+            b'a' | ESCAPE => Key::Guest(ESCAPE),
+            other => Key::Guest(other),
+        }
+    }
+}
+
+/// Carry standard input to serial port `port` until it ends. With `terminal`
+/// the escape keys work; else every byte is the guest's.
+pub fn carry_input(board: &Arc<Board>, port: usize, terminal: bool) {
+    let mut keys = Keys::default();
+    let mut buffer = [0; 256];
+    loop {
+        let n = match std::io::stdin().read(&mut buffer) {
+            Ok(0) => return,
+            Ok(n) => n,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(_) => return,
+        };
+        if !terminal {
+            send(board, port, &buffer[..n]);
+            continue;
+        }
+        let mut typed = Vec::with_capacity(n);
+        for byte in &buffer[..n] {
+            match keys.key(*byte) {
+                Key::Guest(b) => typed.push(b),
+                Key::Nothing => {}
+                Key::Quit => return board.events().post(MachineEvent::Stop),
+                Key::PowerButton => board.press_power_button(),
+                Key::Help => eprint!("\r\n{}\r\n", KEYS.replace('\n', "\r\n")),
+            }
+        }
+        send(board, port, &typed);
+    }
+}
+
+/// Offer bytes until the port has taken all: a guest that does not read holds
+/// back its own input, nothing else.
+fn send(board: &Board, port: usize, mut bytes: &[u8]) {
+    while !bytes.is_empty() {
+        bytes = &bytes[board.serial_input(port, bytes).min(bytes.len())..];
+        if !bytes.is_empty() {
+            std::thread::sleep(RETRY);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_key_after_ctrl_a_is_ours() {
+        let mut keys = Keys::default();
+        let seen: Vec<_> = b"x\x01xp\x01p\x01h\x01\x01\x01a\x01z".iter().map(|b| keys.key(*b)).collect();
+        use Key::*;
+        let expect = [
+            Guest(b'x'),
+            Nothing,
+            Quit,
+            Guest(b'p'),
+            Nothing,
+            PowerButton,
+            Nothing,
+            Help,
+            Nothing,
+            Guest(1),
+            Nothing,
+            Guest(1),
+            Nothing,
+            Guest(b'z'),
+        ];
+        assert_eq!(seen, expect);
+    }
+}

@@ -1,0 +1,207 @@
+//! `strata doctor`: what this host offers, what is missing, how to get it.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use board::bytes_text;
+use lifecycle::ProbeResult;
+use serde::Serialize;
+use x86_state::CpuModel;
+
+use crate::cli::{DoctorArgs, Format};
+
+/// How good a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Grade {
+    /// As it should be.
+    Good,
+    /// Works, but less well than it could.
+    Fair,
+    /// Something does not work here.
+    Bad,
+}
+
+/// One thing looked at.
+#[derive(Debug, Serialize)]
+struct Finding {
+    subject: &'static str,
+    grade: Grade,
+    found: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remedy: Option<String>,
+}
+
+fn good(subject: &'static str, found: impl Into<String>) -> Finding {
+    Finding { subject, grade: Grade::Good, found: found.into(), remedy: None }
+}
+
+fn lacking(
+    subject: &'static str,
+    grade: Grade,
+    found: impl Into<String>,
+    remedy: impl Into<String>,
+) -> Finding {
+    Finding { subject, grade, found: found.into(), remedy: Some(remedy.into()) }
+}
+
+/// Look at the host and print what was found. Status 0 unless something is bad.
+pub fn command(args: &DoctorArgs) -> anyhow::Result<u8> {
+    let probe = lifecycle::probe_kvm();
+    let findings = [kvm(&probe), models(&probe), memory(), processors(), fetching(), cache()];
+    let mut out = std::io::stdout().lock();
+    match args.format {
+        Format::Json => writeln!(out, "{}", serde_json::to_string(&findings)?)?,
+        Format::Text => {
+            for f in &findings {
+                let mark = match f.grade {
+                    Grade::Good => "ok  ",
+                    Grade::Fair => "fair",
+                    Grade::Bad => "BAD ",
+                };
+                writeln!(out, "{mark}  {:<14} {}", f.subject, f.found)?;
+                if let Some(remedy) = &f.remedy {
+                    writeln!(out, "{:21}remedy: {remedy}", "")?;
+                }
+            }
+        }
+    }
+    Ok(u8::from(findings.iter().any(|f| f.grade == Grade::Bad)))
+}
+
+fn kvm(probe: &ProbeResult) -> Finding {
+    const SUBJECT: &str = "kvm";
+    let path = Path::new("/dev/kvm");
+    if !path.exists() {
+        return lacking(
+            SUBJECT,
+            Grade::Fair,
+            "/dev/kvm is not there; guests run on the interpreter",
+            "load kvm_intel or kvm_amd, enable virtualization in the firmware, or nested virtualization in the cloud",
+        );
+    }
+    if let Err(e) = std::fs::OpenOptions::new().read(true).write(true).open(path) {
+        return lacking(
+            SUBJECT,
+            Grade::Fair,
+            format!("/dev/kvm cannot be opened ({e}); guests run on the interpreter"),
+            "add this user to the group kvm: sudo usermod -aG kvm $USER, then log in again",
+        );
+    }
+    if probe.usable {
+        return good(SUBJECT, probe.reason.clone());
+    }
+    lacking(
+        SUBJECT,
+        Grade::Fair,
+        probe.reason.clone(),
+        "nothing to do on this host; --engine auto takes the interpreter, --engine kvm works with its help",
+    )
+}
+
+fn models(probe: &ProbeResult) -> Finding {
+    const SUBJECT: &str = "cpu models";
+    let names = ["x86-64-v1", "x86-64-v2", "x86-64-v3"];
+    let under_kvm = if probe.present { "" } else { "; none under kvm" };
+    let count = |name: &str| name.parse::<CpuModel>().map_or(0, |m| m.feature_names().len());
+    let list: Vec<_> = names.iter().map(|n| format!("{n} ({} features)", count(n))).collect();
+    good(SUBJECT, format!("{} on the interpreter{under_kvm}", list.join(", ")))
+}
+
+/// A field of /proc/meminfo in bytes.
+fn meminfo(field: &str) -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|l| l.starts_with(field))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib << 10)
+}
+
+fn memory() -> Finding {
+    const SUBJECT: &str = "memory";
+    const WANTED: u64 = 768 << 20;
+    match meminfo("MemAvailable:") {
+        Some(bytes) if bytes >= WANTED => {
+            good(SUBJECT, format!("{} available", bytes_text(bytes >> 20 << 20)))
+        }
+        Some(bytes) => lacking(
+            SUBJECT,
+            Grade::Fair,
+            format!(
+                "{} available, less than a 512 MiB guest and its VMM want",
+                bytes_text(bytes >> 20 << 20)
+            ),
+            "give guests less with --memory, or free some",
+        ),
+        None => lacking(SUBJECT, Grade::Fair, "cannot read /proc/meminfo", "mount /proc"),
+    }
+}
+
+fn processors() -> Finding {
+    const SUBJECT: &str = "host cpus";
+    match std::thread::available_parallelism() {
+        Ok(n) => good(SUBJECT, format!("{n}; one thread a vCPU runs in parallel up to that")),
+        Err(e) => {
+            lacking(SUBJECT, Grade::Fair, format!("count unknown ({e})"), "check the process's CPU affinity")
+        }
+    }
+}
+
+/// The program's path, if PATH has it.
+fn program(name: &str) -> Option<PathBuf> {
+    std::env::split_paths(&std::env::var_os("PATH")?).map(|d| d.join(name)).find(|p| p.is_file())
+}
+
+fn fetching() -> Finding {
+    const SUBJECT: &str = "apt";
+    match program("apt-get") {
+        Some(path) => good(SUBJECT, format!("{} fetches the built-in guest at first use", path.display())),
+        None => lacking(
+            SUBJECT,
+            Grade::Fair,
+            "apt-get is not there; the built-in guest cannot be fetched",
+            "give images with --kernel and --initrd, or run on Debian or Ubuntu",
+        ),
+    }
+}
+
+fn cache() -> Finding {
+    const SUBJECT: &str = "cache";
+    let dir = match crate::guest::cache_dir() {
+        Ok(dir) => dir,
+        Err(e) => {
+            return lacking(
+                SUBJECT,
+                Grade::Bad,
+                e.to_string(),
+                "set STRATA_CACHE to a directory you may write",
+            );
+        }
+    };
+    let probe = dir.join(format!(".probe-{}", std::process::id()));
+    let written = std::fs::create_dir_all(&dir)
+        .and_then(|()| std::fs::write(&probe, b""))
+        .and_then(|()| std::fs::remove_file(&probe));
+    match written {
+        Ok(()) => good(SUBJECT, format!("{} is writable", dir.display())),
+        Err(e) => lacking(
+            SUBJECT,
+            Grade::Bad,
+            format!("{} cannot be written ({e})", dir.display()),
+            "set STRATA_CACHE or XDG_CACHE_HOME to a directory that can",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_lack_has_a_remedy() {
+        let probe = lifecycle::probe_kvm();
+        for f in [kvm(&probe), models(&probe), memory(), processors(), fetching(), cache()] {
+            assert_eq!(f.grade == Grade::Good, f.remedy.is_none(), "{f:?}");
+            assert!(!f.found.is_empty());
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! How errors are told: what failed, why, what to do; and the exit status.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use board::BoardError;
+use lifecycle::VmError;
+
+/// Something wrong with the command line or an input file.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct InputError(pub String);
+
+/// The user's input is at fault, not Strata or the host.
+fn is_input(error: &anyhow::Error) -> bool {
+    error.chain().any(|e| {
+        e.is::<InputError>()
+            || e.downcast_ref::<BoardError>().is_some_and(BoardError::is_input)
+            || matches!(e.downcast_ref::<VmError>(), Some(VmError::Board(b)) if b.is_input())
+    })
+}
+
+/// Print an error to standard error; answers the exit status, 1 or 2.
+pub fn report(error: &anyhow::Error) -> ExitCode {
+    host_sys::restore_terminal();
+    let mut text = String::new();
+    for (i, cause) in error.chain().enumerate() {
+        let label = if i == 0 { "error" } else { "  cause" };
+        // Messages end with their remedy after a semicolon.
+        let message = cause.to_string();
+        match message.split_once("; ") {
+            Some((what, remedy)) => text.push_str(&format!("{label}: {what}\n  remedy: {remedy}\n")),
+            None => text.push_str(&format!("{label}: {message}\n")),
+        }
+    }
+    // Nobody is left to tell when standard error is gone.
+    let _ = std::io::stderr().write_all(text.as_bytes());
+    ExitCode::from(if is_input(error) { 2 } else { 1 })
+}

@@ -1,0 +1,106 @@
+//! The built-in guest.
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+
+use anyhow::Context;
+use board::BootSpec;
+use guest_image::{GuestImageError, Progress, command_parameter, ensure_default_guest};
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// What the built-in guest prints when its shell is ready.
+pub const READY: &str = guest_image::READY_MARKER;
+/// What precedes the exit status of the command it ran.
+pub const STATUS: &str = guest_image::STATUS_MARKER;
+
+/// Its kernel command line. A panic restarts at once, which ends the run with
+/// the panic's status instead of leaving it hanging.
+const CMDLINE: &str = "console=ttyS0 quiet panic=-1";
+
+/// Shows steps and downloads on standard error.
+struct Bars {
+    bar: Mutex<Option<ProgressBar>>,
+}
+
+impl Bars {
+    fn bar(&self) -> std::sync::MutexGuard<'_, Option<ProgressBar>> {
+        self.bar.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Progress for Bars {
+    fn phase(&self, text: &str) {
+        if let Some(bar) = self.bar().take() {
+            bar.finish_and_clear();
+        }
+        eprintln!("strata: {text}");
+    }
+
+    fn bytes(&self, done: u64, total: u64) {
+        let mut bar = self.bar();
+        let bar = bar.get_or_insert_with(|| {
+            let style =
+                ProgressStyle::with_template("strata: {bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}")
+                    .expect("the template is constant and valid");
+            ProgressBar::new(total).with_style(style)
+        });
+        bar.set_length(total);
+        bar.set_position(done);
+    }
+}
+
+/// Find or fetch the built-in guest's images. With `progress` the work is shown
+/// on standard error.
+pub fn built_in(command: &[String], append: Option<&str>, progress: bool) -> anyhow::Result<BootSpec> {
+    let files = if progress {
+        let bars = Bars { bar: Mutex::new(None) };
+        let files = ensure_default_guest(&bars);
+        if let Some(bar) = bars.bar().take() {
+            bar.finish_and_clear();
+        }
+        files
+    } else {
+        ensure_default_guest(&guest_image::Silent)
+    };
+    let files = files.context("cannot prepare the built-in guest")?;
+    if progress {
+        eprintln!("strata: {}", files.description);
+    }
+    let mut cmdline = append.unwrap_or(CMDLINE).to_string();
+    if !command.is_empty() {
+        cmdline.push(' ');
+        cmdline.push_str(&command_parameter(&shell_words(command)));
+    }
+    Ok(BootSpec { kernel: Some(files.kernel), initrd: Some(files.initrd), cmdline, firmware: None })
+}
+
+/// One shell command that runs exactly these words. A single word is taken as a
+/// whole command line, as `sh -c` takes it.
+fn shell_words(words: &[String]) -> String {
+    let [single] = words else {
+        let quoted: Vec<_> = words.iter().map(|w| format!("'{}'", w.replace('\'', r"'\''"))).collect();
+        return quoted.join(" ");
+    };
+    single.clone()
+}
+
+/// Where images are kept; a relative path when the environment names no place.
+///
+/// # Errors
+/// When no environment variable names a place.
+pub fn cache_dir() -> Result<PathBuf, GuestImageError> {
+    guest_image::cache_directory()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_reach_the_guest_unchanged() {
+        let words = |list: &[&str]| shell_words(&list.iter().map(|s| s.to_string()).collect::<Vec<_>>());
+        assert_eq!(words(&["uname -a; id"]), "uname -a; id");
+        assert_eq!(words(&["echo", "a b", "it's"]), r"'echo' 'a b' 'it'\''s'");
+    }
+}

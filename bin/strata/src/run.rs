@@ -1,0 +1,189 @@
+//! `strata run`: from arguments to an exit status.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context;
+use board::{Board, BoardIo, BootSpec, MachineSpec, MachineType, SerialSpec, TimeSource};
+use host_sys::{RawTerminal, TerminationSignals};
+use lifecycle::{EnginePlan, Outcome, Policy, Vm};
+use serde_json::json;
+
+use crate::cli::{Format, Machine, MachineArgs, RunArgs, Time};
+use crate::output::{Output, Watch};
+use crate::phases::{Phase, Phases};
+use crate::{console, guest};
+
+/// Run a machine to its end; answers the exit status.
+pub fn command(args: RunArgs, start: Instant) -> anyhow::Result<u8> {
+    let phases = Arc::new(Phases::new(start));
+    let signals = TerminationSignals::block().context("cannot block termination signals")?;
+    let mut spec = specification(&args)?;
+    let built_in = spec.boot.kernel.is_none() && spec.boot.firmware.is_none();
+    if built_in {
+        spec.boot =
+            guest::built_in(&args.command, args.machine.append.as_deref(), args.format == Format::Text)?;
+    }
+    phases.mark(Phase::Images);
+    // A wrong specification is told before any engine is probed.
+    spec.validate().map_err(board::BoardError::from)?;
+    let mut plan = lifecycle::plan(args.engine, spec.time == TimeSource::Virtual);
+    spec.tsc_khz = plan.tsc_khz;
+    phases.mark(Phase::Engine);
+    let board = build(spec, &args, &phases, built_in)?;
+    phases.mark(Phase::Machine);
+    let engine = plan.make(&board).context("the engine refuses this machine")?;
+    if args.timings && args.format == Format::Text {
+        eprintln!("strata: engine {} ({}, {:.0?})", plan.name(), plan.reason, plan.took);
+    }
+    let mut vm = Vm::new(board.clone(), engine, Policy { reboot: !args.no_reboot })?;
+    phases.mark(Phase::Loaded);
+    let terminal = start_console(&board)?;
+    watch_signals(signals, &board)?;
+    phases.mark(Phase::FirstInstruction);
+    vm.start()?;
+    let outcome = vm.wait(args.timeout.map(|t| Instant::now() + t));
+    drop(terminal);
+    let outcome = outcome?;
+    report(&args, &plan, &phases, &vm, &outcome, built_in)?;
+    Ok(outcome.status())
+}
+
+/// The machine part of a command line.
+pub fn machine_specification(args: &MachineArgs) -> MachineSpec {
+    let default_append = if args.kernel.is_some() { "console=ttyS0" } else { "" };
+    MachineSpec {
+        machine: match args.machine {
+            Machine::Micro => MachineType::Micro,
+            Machine::Q35 => MachineType::Q35,
+        },
+        memory: args.memory,
+        cpus: args.cpus,
+        cpu: args.cpu.clone(),
+        boot: BootSpec {
+            kernel: args.kernel.clone(),
+            initrd: args.initrd.clone(),
+            cmdline: args.append.clone().unwrap_or_else(|| default_append.to_string()),
+            firmware: args.firmware.clone(),
+        },
+        ..MachineSpec::default()
+    }
+}
+
+fn specification(args: &RunArgs) -> anyhow::Result<MachineSpec> {
+    let mut spec = machine_specification(&args.machine);
+    spec.time = match args.time {
+        Time::Host => TimeSource::Host,
+        Time::Virtual => TimeSource::Virtual,
+    };
+    spec.debug_exit = args.debug_exit;
+    if !args.serial.is_empty() {
+        spec.serial = args.serial.clone();
+    }
+    Ok(spec)
+}
+
+fn build(
+    spec: MachineSpec,
+    args: &RunArgs,
+    phases: &Arc<Phases>,
+    built_in: bool,
+) -> anyhow::Result<Arc<Board>> {
+    let mut io = BoardIo::new();
+    for (i, serial) in spec.serial.iter().enumerate() {
+        // COM1 is the console.
+        let watch = (i == 0).then(|| {
+            let shell = built_in.then_some(guest::READY);
+            Watch::new(phases.clone(), io.events().clone(), !args.ignore_panic, shell)
+        });
+        io.serial.push(Box::new(Output::open(serial, watch)?));
+    }
+    Ok(Board::build(spec, io)?)
+}
+
+/// Connect standard input to the port that wants it.
+fn start_console(board: &Arc<Board>) -> anyhow::Result<Option<RawTerminal>> {
+    let Some(port) = board.spec().serial.iter().position(|s| *s == SerialSpec::Stdio) else {
+        return Ok(None);
+    };
+    let terminal = RawTerminal::enter().context("cannot set the terminal to raw mode")?;
+    let (board, raw) = (board.clone(), terminal.is_some());
+    // Ends with the process: a read of standard input cannot be called back.
+    std::thread::Builder::new()
+        .name("console".to_string())
+        .spawn(move || console::carry_input(&board, port, raw))
+        .context("cannot start the console thread")?;
+    Ok(terminal)
+}
+
+fn watch_signals(signals: TerminationSignals, board: &Arc<Board>) -> anyhow::Result<()> {
+    let events = board.events().clone();
+    std::thread::Builder::new()
+        .name("signals".to_string())
+        .spawn(move || {
+            signals.wait();
+            events.post(board::MachineEvent::Stop);
+        })
+        .context("cannot start the signal thread")?;
+    Ok(())
+}
+
+fn report(
+    args: &RunArgs,
+    plan: &EnginePlan,
+    phases: &Phases,
+    vm: &Vm,
+    outcome: &Outcome,
+    built_in: bool,
+) -> anyhow::Result<()> {
+    let counters: Vec<_> = vm.counters().into_iter().chain(vm.board().counters()).collect();
+    let mut err = std::io::stderr().lock();
+    if args.format == Format::Json {
+        let ms = |d: std::time::Duration| (d.as_secs_f64() * 1e6).round() / 1e3;
+        let value = json!({
+            "outcome": outcome.word(),
+            "message": outcome.to_string(),
+            "status": outcome.status(),
+            "engine": plan.name(),
+            "engine_reason": plan.reason,
+            "resets": vm.resets(),
+            "instructions": vm.retired(),
+            "phases_ms": phases.list().iter().map(|p| (p.0.to_string(), json!(ms(p.2)))).collect::<serde_json::Map<_, _>>(),
+            "elapsed_ms": ms(phases.elapsed()),
+            "counters": counters.iter().map(|c| (c.0.to_string(), json!(c.1))).collect::<serde_json::Map<_, _>>(),
+        });
+        writeln!(err, "{value}")?;
+        return Ok(());
+    }
+    if args.timings || built_in {
+        for (_, text, total, since) in phases.list() {
+            writeln!(
+                err,
+                "strata: {:>9.1} ms  {text} (+{:.1} ms)",
+                total.as_secs_f64() * 1e3,
+                since.as_secs_f64() * 1e3
+            )?;
+        }
+    }
+    if args.timings {
+        if let Some(retired) = vm.retired() {
+            writeln!(err, "strata: {retired} instructions")?;
+        }
+        for (name, value) in &counters {
+            writeln!(err, "strata: {value} {name}")?;
+        }
+    }
+    if matches!(outcome, Outcome::Timeout | Outcome::TripleFault { .. } | Outcome::Error { .. }) {
+        for (i, state) in vm.last_states().iter().enumerate() {
+            let next = compare::Instruction::at(vm.board().memory(), state);
+            writeln!(err, "strata: vCPU {i} {:?} at {next}", state.activity)?;
+        }
+    }
+    match outcome {
+        Outcome::PowerOff | Outcome::DebugExit(_) if !args.timings => Ok(()),
+        other => {
+            Ok(writeln!(err, "strata: {other} after {:.1?} (engine {})", phases.elapsed(), plan.name())?)
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! The device list: what a machine has and where each thing is attached.
+//!
+//! Each device is one small function from the context to an [`Attachment`]; the
+//! board is a loop over [`LIST`].
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use chipset::{
+    AcpiPm, DebugExit, Hpet, HpetLines, I8042, IoApic, IrqRouter, Pic, Pit, PowerEvents, ResetControl,
+};
+use chipset::{Rtc, RtcConfig, Serial, SerialInput, SerialOutput};
+use device_model::{Clock, Device, IrqLine, PortRange};
+
+use crate::events::{EventPoster, MachineEvent};
+use crate::power::{PanicNotifier, PowerPoster};
+use crate::spec::MachineSpec;
+
+/// A device behind its lock.
+pub(crate) type SharedDevice = Arc<Mutex<dyn Device>>;
+
+/// A device and the addresses it answers to.
+pub(crate) struct Attachment {
+    pub(crate) device: SharedDevice,
+    pub(crate) ports: Vec<PortRange>,
+    /// First address and length.
+    pub(crate) mmio: Vec<(u64, u64)>,
+}
+
+fn attach(device: impl Device + 'static) -> Attachment {
+    Attachment { device: Arc::new(Mutex::new(device)), ports: Vec::new(), mmio: Vec::new() }
+}
+
+impl Attachment {
+    fn ports(mut self, ranges: &[PortRange]) -> Self {
+        self.ports.extend_from_slice(ranges);
+        self
+    }
+    fn at_port(self, base: u16, len: u16) -> Self {
+        self.ports(&[PortRange::new(base, len, 0)])
+    }
+    fn mmio(mut self, start: u64, len: u64) -> Self {
+        self.mmio.push((start, len));
+        self
+    }
+}
+
+/// What device functions make devices from, and the handles they leave for the
+/// board's own use.
+pub(crate) struct Context<'a> {
+    pub(crate) spec: &'a MachineSpec,
+    pub(crate) clock: Clock,
+    pub(crate) router: Arc<IrqRouter>,
+    pub(crate) pic: Pic,
+    pub(crate) ioapic: IoApic,
+    pub(crate) events: EventPoster,
+    pub(crate) power: Arc<dyn PowerEvents>,
+    /// Outputs of the serial ports, COM1 first; taken by [`serial_ports`].
+    pub(crate) serial_outputs: Vec<Box<dyn SerialOutput>>,
+    pub(crate) handles: Handles,
+}
+
+/// Typed access to devices the owner talks to.
+#[derive(Default)]
+pub(crate) struct Handles {
+    /// Slot and input of each serial port.
+    pub(crate) serial: Vec<(usize, SerialInput)>,
+    pub(crate) pm: Option<(usize, AcpiPm)>,
+}
+
+impl Context<'_> {
+    fn line(&self, gsi: u32) -> IrqLine {
+        self.router.line(gsi)
+    }
+}
+
+/// A device function: makes its devices, given the slot the first one will have.
+type Make = fn(&mut Context<'_>, usize) -> Vec<Attachment>;
+
+/// Every device of every machine type, in saved-state order.
+pub(crate) const LIST: &[Make] = &[
+    interrupt_controllers,
+    timers,
+    real_time_clock,
+    serial_ports,
+    keyboard_controller,
+    power_management,
+    panic_notifier,
+    debug_exit,
+];
+
+/// The ACPI system control interrupt.
+pub(crate) const SCI_GSI: u32 = 9;
+/// Ports of an interface that a debug-exit device occupies.
+const DEBUG_EXIT_PORTS: u16 = 4;
+
+fn interrupt_controllers(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
+    vec![attach(c.pic.clone()).ports(Pic::PORTS), attach(c.ioapic.clone()).mmio(IoApic::BASE, IoApic::SIZE)]
+}
+
+fn timers(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
+    let hpet = Hpet::new(
+        c.clock.clone(),
+        HpetLines { gsi: (0..24).map(|g| c.line(g)).collect(), pit_irq0: c.line(0), rtc_irq8: c.line(8) },
+    );
+    vec![
+        attach(Pit::new(c.clock.clone(), c.line(0))).ports(Pit::PORTS),
+        attach(hpet).mmio(Hpet::BASE, Hpet::SIZE),
+    ]
+}
+
+fn real_time_clock(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
+    let (below, above) = crate::memory::split(c.spec.memory);
+    let config = RtcConfig { ram_below_4g: below, ram_above_4g: above };
+    vec![attach(Rtc::new(c.clock.clone(), c.line(8), config)).ports(Rtc::PORTS)]
+}
+
+fn serial_ports(c: &mut Context<'_>, slot: usize) -> Vec<Attachment> {
+    const PLACES: [(u16, u32); 4] =
+        [(Serial::COM1, 4), (Serial::COM2, 3), (Serial::COM3, 4), (Serial::COM4, 3)];
+    let outputs = std::mem::take(&mut c.serial_outputs);
+    let mut list = Vec::new();
+    for (i, (output, (port, gsi))) in outputs.into_iter().zip(PLACES).enumerate() {
+        let serial = Serial::new(c.line(gsi), output);
+        c.handles.serial.push((slot + i, serial.input()));
+        list.push(attach(serial).at_port(port, Serial::PORT_COUNT));
+    }
+    list
+}
+
+fn keyboard_controller(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
+    vec![
+        attach(I8042::new(c.line(1), c.line(12), c.power.clone())).ports(I8042::PORTS),
+        attach(ResetControl::new(c.power.clone())).ports(ResetControl::PORTS),
+    ]
+}
+
+fn power_management(c: &mut Context<'_>, slot: usize) -> Vec<Attachment> {
+    let pm = AcpiPm::new(c.clock.clone(), c.line(SCI_GSI), c.power.clone());
+    let slot_ports: Vec<_> =
+        AcpiPm::PORTS.iter().map(|p| PortRange { base: p.base + AcpiPm::DEFAULT_BASE, ..*p }).collect();
+    c.handles.pm = Some((slot, pm.clone()));
+    vec![attach(pm).ports(&slot_ports)]
+}
+
+fn panic_notifier(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
+    vec![attach(PanicNotifier::new(c.events.clone())).at_port(PanicNotifier::PORT, 1)]
+}
+
+fn debug_exit(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
+    let Some(port) = c.spec.debug_exit else { return Vec::new() };
+    let events = c.events.clone();
+    // As QEMU's isa-debug-exit: odd statuses, so that none is mistaken for success.
+    let exit = DebugExit::new(Box::new(move |value| {
+        events.post(MachineEvent::DebugExit((value << 1) as u8 | 1));
+    }));
+    vec![attach(exit).at_port(port, DEBUG_EXIT_PORTS)]
+}
+
+/// Power requests go to the machine's owner.
+pub(crate) fn power_events(events: &EventPoster) -> Arc<dyn PowerEvents> {
+    Arc::new(PowerPoster(events.clone()))
+}
+
+/// Lock a device; a panic in another thread's access does not lock it for ever.
+pub(crate) fn lock(device: &Mutex<dyn Device>) -> std::sync::MutexGuard<'_, dyn Device + 'static> {
+    device.lock().unwrap_or_else(PoisonError::into_inner)
+}

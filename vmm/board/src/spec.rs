@@ -1,0 +1,251 @@
+//! What machine is wanted, as plain data.
+//!
+//! The command line, configuration files and the API all fill this one type;
+//! [`MachineSpec::validate`] is the only place that judges it.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use x86_state::{CpuModel, CpuModelError};
+
+/// One mebibyte.
+pub const MIB: u64 = 1 << 20;
+/// The least memory a machine has, in bytes: real-mode tests and boot code fit.
+pub const MIN_MEMORY: u64 = 2 * MIB;
+/// The most memory a machine has, in bytes: half of what the models' 40 physical
+/// address bits reach, which leaves the upper half to devices.
+pub const MAX_MEMORY: u64 = 512 << 30;
+/// The most vCPUs a machine has: APIC IDs stay below the 8-bit broadcast ID and
+/// one host thread a vCPU stays reasonable.
+pub const MAX_CPUS: u32 = 64;
+/// The longest kernel command line, in bytes (Linux's COMMAND_LINE_SIZE).
+pub const MAX_CMDLINE: usize = 2047;
+/// The most serial ports a machine has (COM1-COM4).
+pub const MAX_SERIAL: usize = 4;
+
+/// The board a machine is built on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MachineType {
+    /// The least that boots a stock Linux kernel: no firmware, direct boot.
+    #[default]
+    Micro,
+    /// The chipset firmware expects. Adds a firmware image to `micro`'s devices.
+    Q35,
+}
+
+/// Where guest time comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TimeSource {
+    /// The host's monotonic clock.
+    #[default]
+    Host,
+    /// One nanosecond for each instruction: deterministic, one host thread.
+    Virtual,
+}
+
+/// Where a serial port's output goes and its input comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SerialSpec {
+    /// The process's standard input and output.
+    Stdio,
+    /// Output to a file, no input.
+    File(PathBuf),
+    /// Output discarded, no input.
+    Null,
+}
+
+/// What the machine starts.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BootSpec {
+    /// Kernel image: bzImage, ELF (PVH or vmlinux) or Multiboot.
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk, handed to the kernel.
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line.
+    pub cmdline: String,
+    /// Firmware image, mapped to end at 4 GiB; the vCPU starts at its reset vector.
+    pub firmware: Option<PathBuf>,
+}
+
+/// A machine, before it exists.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MachineSpec {
+    /// Board.
+    pub machine: MachineType,
+    /// RAM in bytes, a whole number of MiB.
+    pub memory: u64,
+    /// Number of vCPUs.
+    pub cpus: u32,
+    /// Processor model and switched features: `x86-64-v2,-pcid`.
+    pub cpu: String,
+    /// TSC frequency in kHz; `None` takes the model's.
+    pub tsc_khz: Option<u32>,
+    /// What to start.
+    pub boot: BootSpec,
+    /// Serial ports from COM1 on.
+    pub serial: Vec<SerialSpec>,
+    /// Clock mode.
+    pub time: TimeSource,
+    /// Wall clock at power-on in virtual time, seconds since 1970 (UTC).
+    pub epoch: u64,
+    /// Port at which a guest write ends the process with a status of its choice.
+    pub debug_exit: Option<u16>,
+}
+
+impl Default for MachineSpec {
+    fn default() -> Self {
+        MachineSpec {
+            machine: MachineType::Micro,
+            memory: 512 * MIB,
+            cpus: 1,
+            cpu: CpuModel::default_model().name().to_string(),
+            tsc_khz: None,
+            boot: BootSpec::default(),
+            serial: vec![SerialSpec::Stdio],
+            time: TimeSource::Host,
+            epoch: 1_767_225_600,
+            debug_exit: None,
+        }
+    }
+}
+
+/// Why a specification was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum SpecError {
+    /// Too little memory.
+    #[error(
+        "{0} of memory is too little: a machine has at least {min}; give --memory 512M or more for Linux",
+        min = bytes_text(MIN_MEMORY)
+    )]
+    TooLittleMemory(String),
+    /// Too much memory.
+    #[error("{0} of memory is too much: a machine has at most {max}; use a smaller --memory", max = bytes_text(MAX_MEMORY))]
+    TooMuchMemory(String),
+    /// Memory is not whole pages.
+    #[error("memory of {0} bytes is not a whole number of MiB; round it, e.g. --memory {rounded}M", rounded = .0.div_ceil(MIB))]
+    MemoryNotWhole(u64),
+    /// A vCPU count outside 1..=MAX_CPUS.
+    #[error("{0} vCPUs: a machine has 1 to {MAX_CPUS}; use --cpus 1 to --cpus {MAX_CPUS}")]
+    Cpus(u32),
+    /// The processor model is not known or inconsistent.
+    #[error("CPU model: {0}; see `strata run --help` for models")]
+    Cpu(#[from] CpuModelError),
+    /// The command line is too long.
+    #[error(
+        "kernel command line of {0} bytes is longer than the {MAX_CMDLINE} bytes Linux reads; shorten --append"
+    )]
+    CmdlineTooLong(usize),
+    /// The command line contains a zero byte.
+    #[error("kernel command line contains a zero byte; remove it from --append")]
+    CmdlineZero,
+    /// Too many serial ports.
+    #[error("{0} serial ports: a machine has at most {MAX_SERIAL}; remove a --serial")]
+    Serial(usize),
+    /// Two ports want the terminal.
+    #[error("two serial ports use stdio; give one of them --serial null or --serial file:PATH")]
+    TwoTerminals,
+    /// An initrd without a kernel.
+    #[error("an initrd without a kernel has nothing to load it; add --kernel")]
+    InitrdAlone,
+    /// A TSC frequency nothing could use.
+    #[error("TSC frequency of {0} kHz is outside 1000 to 10000000; leave it out for the model's own")]
+    TscFrequency(u32),
+}
+
+/// A byte count for people: `512 MiB`, `1 GiB`, `1000 bytes`.
+pub fn bytes_text(bytes: u64) -> String {
+    match bytes {
+        b if b >= 1 << 30 && b % (1 << 30) == 0 => format!("{} GiB", b >> 30),
+        b if b >= MIB && b % MIB == 0 => format!("{} MiB", b >> 20),
+        b if b >= 1024 && b % 1024 == 0 => format!("{} KiB", b >> 10),
+        b => format!("{b} bytes"),
+    }
+}
+
+impl MachineSpec {
+    /// Judge the specification; answers the processor model it names.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with the value seen and a remedy.
+    pub fn validate(&self) -> Result<CpuModel, SpecError> {
+        match self.memory {
+            m if m < MIN_MEMORY => return Err(SpecError::TooLittleMemory(bytes_text(m))),
+            m if m > MAX_MEMORY => return Err(SpecError::TooMuchMemory(bytes_text(m))),
+            m if m % MIB != 0 => return Err(SpecError::MemoryNotWhole(m)),
+            _ => {}
+        }
+        if self.cpus == 0 || self.cpus > MAX_CPUS {
+            return Err(SpecError::Cpus(self.cpus));
+        }
+        if self.boot.cmdline.len() > MAX_CMDLINE {
+            return Err(SpecError::CmdlineTooLong(self.boot.cmdline.len()));
+        }
+        if self.boot.cmdline.contains('\0') {
+            return Err(SpecError::CmdlineZero);
+        }
+        if self.serial.len() > MAX_SERIAL {
+            return Err(SpecError::Serial(self.serial.len()));
+        }
+        if self.serial.iter().filter(|s| **s == SerialSpec::Stdio).count() > 1 {
+            return Err(SpecError::TwoTerminals);
+        }
+        if self.boot.initrd.is_some() && self.boot.kernel.is_none() {
+            return Err(SpecError::InitrdAlone);
+        }
+        let model: CpuModel = self.cpu.parse()?;
+        match self.tsc_khz {
+            Some(khz) if !(1_000..=10_000_000).contains(&khz) => Err(SpecError::TscFrequency(khz)),
+            Some(khz) => Ok(model.with_tsc_khz(khz)),
+            None => Ok(model),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(change: impl FnOnce(&mut MachineSpec)) -> MachineSpec {
+        let mut spec = MachineSpec::default();
+        change(&mut spec);
+        spec
+    }
+
+    #[test]
+    fn the_default_machine_is_valid() {
+        assert_eq!(MachineSpec::default().validate().unwrap().name(), "x86-64-v2");
+    }
+
+    #[test]
+    fn each_refusal_names_the_value_seen_and_the_remedy() {
+        fn check(change: impl FnOnce(&mut MachineSpec), expect: &[&str]) {
+            let text = with(change).validate().unwrap_err().to_string();
+            for e in expect {
+                assert!(text.contains(e), "\"{text}\" lacks \"{e}\"");
+            }
+        }
+        check(|s| s.memory = MIB, &["1 MiB", "2 MiB", "--memory"]);
+        check(|s| s.memory = 0, &["0 bytes", "--memory"]);
+        check(|s| s.memory = MAX_MEMORY + MIB, &["512 GiB", "--memory"]);
+        check(|s| s.memory = 64 * MIB + 1, &["67108865", "--memory 65M"]);
+        check(|s| s.cpus = 0, &["0 vCPUs", "--cpus 1"]);
+        check(|s| s.cpus = 65, &["65 vCPUs", "64"]);
+        check(|s| s.cpu = "pentium".into(), &["pentium", "x86-64-v3"]);
+        check(|s| s.boot.cmdline = "x".repeat(2048), &["2048", "--append"]);
+        check(|s| s.boot.cmdline = "a\0b".into(), &["zero byte"]);
+        check(|s| s.serial = vec![SerialSpec::Stdio; 2], &["stdio", "--serial null"]);
+        check(|s| s.serial = vec![SerialSpec::Null; 5], &["5 serial"]);
+        check(|s| s.boot.initrd = Some("x".into()), &["--kernel"]);
+        check(|s| s.tsc_khz = Some(1), &["1 kHz"]);
+    }
+
+    #[test]
+    fn a_given_tsc_frequency_reaches_the_model() {
+        assert_eq!(with(|s| s.tsc_khz = Some(2_500_000)).validate().unwrap().tsc_khz(), 2_500_000);
+    }
+}

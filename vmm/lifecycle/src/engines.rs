@@ -1,0 +1,146 @@
+//! Which engine executes a machine.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use board::Board;
+use engine::{Engine, EngineError};
+use interpreter::Interpreter;
+use kvm::{Assistance, KvmEngine, MissingFeatures, Options};
+
+/// An engine, or the choice left to us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EngineChoice {
+    /// KVM if a probe really runs a guest on it at speed, else the interpreter.
+    #[default]
+    Auto,
+    /// Hardware assist through /dev/kvm.
+    Kvm,
+    /// The interpreter.
+    Interp,
+}
+
+/// The name is not an engine's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown engine \"{0}\"; known: auto, kvm, interp")]
+pub struct UnknownEngine(String);
+
+impl FromStr for EngineChoice {
+    type Err = UnknownEngine;
+    fn from_str(text: &str) -> Result<Self, UnknownEngine> {
+        match text {
+            "auto" => Ok(EngineChoice::Auto),
+            "kvm" => Ok(EngineChoice::Kvm),
+            "interp" => Ok(EngineChoice::Interp),
+            other => Err(UnknownEngine(other.to_string())),
+        }
+    }
+}
+
+impl fmt::Display for EngineChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            EngineChoice::Auto => "auto",
+            EngineChoice::Kvm => "kvm",
+            EngineChoice::Interp => "interp",
+        })
+    }
+}
+
+/// A choice, made before the board exists: the engine has a say in the TSC's frequency.
+#[derive(Debug, Clone)]
+pub struct EnginePlan {
+    kvm: Option<Assistance>,
+    /// Fall back to the interpreter if KVM refuses the machine.
+    fallback: bool,
+    /// The TSC frequency the engine needs the machine to state, in kHz.
+    pub tsc_khz: Option<u32>,
+    /// Why this engine, in one line.
+    pub reason: String,
+    /// How long choosing took.
+    pub took: Duration,
+}
+
+/// Choose an engine for a machine whose time is virtual or not.
+pub fn plan(choice: EngineChoice, virtual_time: bool) -> EnginePlan {
+    let start = Instant::now();
+    let mut plan =
+        EnginePlan { kvm: None, fallback: false, tsc_khz: None, reason: String::new(), took: Duration::ZERO };
+    match choice {
+        EngineChoice::Interp => plan.reason = "asked for".to_string(),
+        EngineChoice::Auto if virtual_time => {
+            plan.reason = "virtual time needs an engine that counts instructions".to_string();
+        }
+        EngineChoice::Auto | EngineChoice::Kvm => {
+            let probe = kvm::probe();
+            if probe.usable || choice == EngineChoice::Kvm {
+                let restricted = probe.present && !probe.ring0_native;
+                plan.kvm = Some(if restricted { Assistance::Supervisor } else { Assistance::OnFailure });
+                plan.tsc_khz = probe.tsc_khz;
+            }
+            plan.fallback = choice == EngineChoice::Auto;
+            plan.reason = probe.reason;
+        }
+    }
+    plan.took = start.elapsed();
+    plan
+}
+
+impl EnginePlan {
+    /// The planned engine's name.
+    pub fn name(&self) -> &'static str {
+        if self.kvm.is_some() { kvm::NAME } else { "interp" }
+    }
+
+    /// Make the engine for a board.
+    ///
+    /// # Errors
+    /// When the engine asked for cannot serve this board.
+    pub fn make(&mut self, board: &Board) -> Result<Arc<dyn Engine>, EngineError> {
+        let Some(assistance) = self.kvm else { return Ok(interpreter()) };
+        match kvm(board, assistance) {
+            Err(e) if self.fallback => {
+                self.kvm = None;
+                self.reason = e.to_string();
+                Ok(interpreter())
+            }
+            result => result,
+        }
+    }
+}
+
+/// The interpreter.
+pub fn interpreter() -> Arc<dyn Engine> {
+    Arc::new(Interpreter)
+}
+
+/// KVM, with the interpreter at its side for what KVM cannot execute.
+///
+/// # Errors
+/// As [`KvmEngine::new`].
+pub fn kvm(board: &Board, assistance: Assistance) -> Result<Arc<dyn Engine>, EngineError> {
+    let options = Options { missing: MissingFeatures::Continue, assistant: Some(interpreter()), assistance };
+    Ok(Arc::new(KvmEngine::new(board.memory(), board.model(), board.clock(), options)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn engine_names_round_trip_and_others_are_refused_with_the_list() {
+        for choice in [EngineChoice::Auto, EngineChoice::Kvm, EngineChoice::Interp] {
+            assert_eq!(choice.to_string().parse(), Ok(choice));
+        }
+        let text = "xen".parse::<EngineChoice>().unwrap_err().to_string();
+        assert!(text.contains("xen") && text.contains("auto, kvm, interp"), "{text}");
+    }
+
+    #[test]
+    fn virtual_time_never_plans_kvm_by_itself() {
+        let plan = plan(EngineChoice::Auto, true);
+        assert_eq!((plan.name(), plan.tsc_khz), ("interp", None));
+    }
+}

@@ -1,0 +1,363 @@
+//! The owner of one machine: it alone starts, parks, resets, moves and ends vCPUs.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use board::{Board, BoardError, MachineEvent, TimerQueue};
+use engine::attention_bits::STOP;
+use engine::{Engine, EngineError, LocalInterrupts, Vcpu};
+use x86_state::{ApicState, CpuState};
+
+use crate::exit::Outcome;
+use crate::gate::{Gate, Order};
+use crate::stage::{Action, IllegalAction, Stage};
+use crate::vcpu_thread::{self, Shared};
+use crate::virtual_time;
+
+/// Why an operation on a machine failed.
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    /// Not now.
+    #[error(transparent)]
+    Illegal(#[from] IllegalAction),
+    /// The engine refused.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The board could not be brought to its start state.
+    #[error(transparent)]
+    Board(#[from] BoardError),
+    /// The host refused a thread.
+    #[error("cannot start a thread for {what}: {source}; raise the process limit (ulimit -u)")]
+    Thread {
+        /// What the thread is for.
+        what: String,
+        /// The host's error.
+        source: std::io::Error,
+    },
+}
+
+/// What to do when the guest resets or panics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// Start again after a reset or a triple fault; else end.
+    pub reboot: bool,
+}
+
+/// The architectural state of all vCPUs and their local APICs.
+#[derive(Debug, Clone)]
+pub struct MachineState {
+    /// One a vCPU.
+    pub cpus: Vec<CpuState>,
+    /// One a vCPU.
+    pub apics: Vec<ApicState>,
+}
+
+/// A machine and its threads.
+pub struct Vm {
+    shared: Arc<Shared>,
+    engine: Arc<dyn Engine>,
+    stage: Stage,
+    policy: Policy,
+    threads: Vec<JoinHandle<()>>,
+    timer: Option<JoinHandle<()>>,
+    resets: u32,
+}
+
+impl Vm {
+    /// Make the vCPUs of a board on an engine, in the board's start state.
+    ///
+    /// # Errors
+    /// When the engine refuses a vCPU or its state, or boot images cannot be loaded.
+    pub fn new(board: Arc<Board>, engine: Arc<dyn Engine>, policy: Policy) -> Result<Self, VmError> {
+        let boot = board.power_on()?;
+        let mut vcpus = create_vcpus(&board, engine.as_ref())?;
+        board.use_local_interrupts(engine.local_interrupts());
+        set_boot_state(&board, &mut vcpus, &boot)?;
+        let shared = Arc::new(Shared {
+            events: board.events().clone(),
+            board,
+            gate: Gate::new(),
+            slots: vcpus.into_iter().map(Mutex::new).collect(),
+        });
+        Ok(Vm { shared, engine, stage: Stage::Created, policy, threads: Vec::new(), timer: None, resets: 0 })
+    }
+
+    /// Where the machine is in its life.
+    pub fn stage(&self) -> Stage {
+        self.stage
+    }
+
+    /// The engine that executes it.
+    pub fn engine(&self) -> &Arc<dyn Engine> {
+        &self.engine
+    }
+
+    /// The board.
+    pub fn board(&self) -> &Arc<Board> {
+        &self.shared.board
+    }
+
+    /// How often the guest has reset.
+    pub fn resets(&self) -> u32 {
+        self.resets
+    }
+
+    /// Start the threads and let the vCPUs go.
+    ///
+    /// # Errors
+    /// When the machine has been started, or the host refuses a thread.
+    pub fn start(&mut self) -> Result<(), VmError> {
+        let next = self.stage.after(Action::Start)?;
+        let board = &self.shared.board;
+        if board.clock().is_virtual() {
+            let shared = self.shared.clone();
+            self.threads.push(spawn("vcpus", move || virtual_time::main(&shared))?);
+        } else {
+            for index in 0..self.shared.slots.len() {
+                let shared = self.shared.clone();
+                self.threads.push(spawn(&format!("vcpu{index}"), move || vcpu_thread::main(&shared, index))?);
+            }
+            let (queue, owner) = (board.timers().clone(), Arc::downgrade(board));
+            self.timer = Some(spawn("timers", move || {
+                // Guest timers are as precise as the host allows, not rounded to the default 50 us.
+                host_sys::set_thread_timer_slack(Duration::from_nanos(1));
+                TimerQueue::serve(&queue, &owner, Board::expire);
+            })?);
+        }
+        self.shared.gate.order(Order::Run);
+        self.stage = next;
+        Ok(())
+    }
+
+    /// Park the vCPUs at an instruction boundary.
+    ///
+    /// # Errors
+    /// When the machine does not run.
+    pub fn pause(&mut self) -> Result<(), VmError> {
+        let next = self.stage.after(Action::Pause)?;
+        self.park(Order::Park);
+        self.shared.gate.wait_parked(self.threads.len());
+        self.stage = next;
+        Ok(())
+    }
+
+    /// Let parked vCPUs go on.
+    ///
+    /// # Errors
+    /// When the machine is not paused.
+    pub fn resume(&mut self) -> Result<(), VmError> {
+        let next = self.stage.after(Action::Resume)?;
+        self.shared.gate.order(Order::Run);
+        self.stage = next;
+        Ok(())
+    }
+
+    /// Give an order and bring every vCPU to the gate.
+    fn park(&self, order: Order) {
+        self.shared.gate.order(order);
+        for attention in self.shared.board.attentions() {
+            attention.raise(STOP);
+        }
+    }
+
+    /// Run `f` with the vCPUs parked, in the stage `action` leads to.
+    fn while_parked<T>(
+        &mut self,
+        action: Action,
+        f: impl FnOnce(&mut Self) -> Result<T, VmError>,
+    ) -> Result<T, VmError> {
+        let stage = self.stage.after(action)?;
+        if stage == Stage::Running {
+            self.pause()?;
+        }
+        let result = f(self);
+        if stage == Stage::Running && result.is_ok() {
+            self.resume()?;
+        }
+        result
+    }
+
+    /// Back to power-up state: devices, memory images, vCPUs.
+    ///
+    /// # Errors
+    /// When the stage does not allow it, or an image can no longer be loaded;
+    /// the machine stays paused then.
+    pub fn reset(&mut self) -> Result<(), VmError> {
+        self.while_parked(Action::Reset, |vm| {
+            let shared = &vm.shared;
+            while shared.board.event_queue().poll().is_some() {}
+            for attention in shared.board.attentions() {
+                attention.clear(u32::MAX);
+            }
+            let boot = shared.board.power_on()?;
+            for (index, slot) in shared.slots.iter().enumerate() {
+                let mut vcpu = slot.lock().unwrap_or_else(PoisonError::into_inner);
+                vcpu.set_state(&start_state(&shared.board, index, &boot))?;
+            }
+            vm.resets += 1;
+            Ok(())
+        })
+    }
+
+    /// The state of all vCPUs.
+    ///
+    /// # Errors
+    /// When the stage does not allow it or the engine cannot export.
+    pub fn state(&mut self) -> Result<MachineState, VmError> {
+        self.while_parked(Action::SwitchEngine, |vm| vm.export())
+    }
+
+    fn export(&self) -> Result<MachineState, VmError> {
+        let locals = self.shared.board.local_interrupts();
+        let mut state = MachineState { cpus: Vec::new(), apics: Vec::new() };
+        for (index, slot) in self.shared.slots.iter().enumerate() {
+            state.cpus.push(slot.lock().unwrap_or_else(PoisonError::into_inner).state()?);
+            state.apics.push(locals.apic_state(index)?);
+        }
+        Ok(state)
+    }
+
+    /// Continue on another engine: stop at an instruction boundary, carry all
+    /// state over, go on. On error the machine goes on where it was.
+    ///
+    /// # Errors
+    /// When the stage does not allow it, or either engine refuses.
+    pub fn switch_engine(&mut self, engine: Arc<dyn Engine>) -> Result<(), VmError> {
+        let was_running = self.stage == Stage::Running;
+        let result = self.while_parked(Action::SwitchEngine, |vm| vm.move_to(engine));
+        if result.is_err() && was_running && self.stage == Stage::Paused {
+            self.resume()?;
+        }
+        result
+    }
+
+    fn move_to(&mut self, engine: Arc<dyn Engine>) -> Result<(), VmError> {
+        let board = self.shared.board.clone();
+        let state = self.export()?;
+        let mut vcpus = create_vcpus(&board, engine.as_ref())?;
+        let locals = engine.local_interrupts().unwrap_or_else(|| board.platform_interrupts());
+        for (index, vcpu) in vcpus.iter_mut().enumerate() {
+            vcpu.set_state(&state.cpus[index])?;
+            locals.set_apic_state(index, &state.apics[index])?;
+        }
+        board.use_local_interrupts(engine.local_interrupts());
+        // The engine left behind may have written code without marking it.
+        board.memory().marks().forget_all_code();
+        for (slot, vcpu) in self.shared.slots.iter().zip(vcpus) {
+            *slot.lock().unwrap_or_else(PoisonError::into_inner) = vcpu;
+        }
+        self.engine = engine;
+        Ok(())
+    }
+
+    /// Watch the machine until it ends, serving resets by the policy.
+    ///
+    /// # Errors
+    /// When a reset fails.
+    pub fn wait(&mut self, deadline: Option<Instant>) -> Result<Outcome, VmError> {
+        let mut panicked = false;
+        let outcome = loop {
+            let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
+            let event = self.shared.board.event_queue().wait(left);
+            match event {
+                None => break Outcome::Timeout,
+                Some(MachineEvent::PowerOff) => break Outcome::PowerOff,
+                Some(MachineEvent::Panic) => break Outcome::Panic,
+                Some(MachineEvent::DebugExit(status)) => break Outcome::DebugExit(status),
+                Some(MachineEvent::Stop) => break Outcome::Stopped,
+                Some(MachineEvent::Failed { vcpu, error }) => break Outcome::Error { vcpu, error },
+                Some(MachineEvent::PanicNoticed) => panicked = true,
+                Some(MachineEvent::Reset | MachineEvent::TripleFault { .. }) if panicked => {
+                    break Outcome::Panic;
+                }
+                Some(MachineEvent::Reset) if !self.policy.reboot => break Outcome::Reset,
+                Some(MachineEvent::TripleFault { vcpu }) if !self.policy.reboot => {
+                    break Outcome::TripleFault { vcpu };
+                }
+                Some(MachineEvent::Reset | MachineEvent::TripleFault { .. }) => self.reset()?,
+            }
+        };
+        self.stop();
+        Ok(outcome)
+    }
+
+    /// End the machine and its threads. Does nothing the second time.
+    pub fn stop(&mut self) {
+        let Ok(next) = self.stage.after(Action::Stop) else { return };
+        self.park(Order::Quit);
+        for thread in self.threads.drain(..) {
+            // A vCPU thread that panicked has already printed why.
+            let _ = thread.join();
+        }
+        self.shared.board.timers().stop();
+        if let Some(timer) = self.timer.take() {
+            let _ = timer.join();
+        }
+        self.stage = next;
+    }
+
+    /// Instructions retired by all vCPUs, if the engine counts them; the vCPUs
+    /// must be parked or ended.
+    pub fn retired(&self) -> Option<u64> {
+        let mut sum = 0u64;
+        for slot in &self.shared.slots {
+            sum += slot.lock().unwrap_or_else(PoisonError::into_inner).retired()?;
+        }
+        Some(sum)
+    }
+
+    /// The states of all vCPUs as far as the engine can export them, for a report
+    /// on a machine that ended; the vCPUs must be parked or ended.
+    pub fn last_states(&self) -> Vec<CpuState> {
+        let state =
+            |slot: &Mutex<Box<dyn Vcpu>>| slot.lock().unwrap_or_else(PoisonError::into_inner).state().ok();
+        self.shared.slots.iter().filter_map(state).collect()
+    }
+
+    /// Named counters of all vCPUs, summed; the vCPUs must be parked or ended.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        let mut sums: Vec<(&'static str, u64)> = Vec::new();
+        for slot in &self.shared.slots {
+            for (name, value) in slot.lock().unwrap_or_else(PoisonError::into_inner).counters() {
+                match sums.iter_mut().find(|s| s.0 == name) {
+                    Some(sum) => sum.1 += value,
+                    None => sums.push((name, value)),
+                }
+            }
+        }
+        sums
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, VmError> {
+    std::thread::Builder::new()
+        .name(name.to_string())
+        .spawn(body)
+        .map_err(|source| VmError::Thread { what: name.to_string(), source })
+}
+
+fn create_vcpus(board: &Arc<Board>, engine: &dyn Engine) -> Result<Vec<Box<dyn Vcpu>>, EngineError> {
+    (0..board.cpus()).map(|index| engine.create_vcpu(board.vcpu_config(index))).collect()
+}
+
+/// The bootstrap processor begins as the loaded image wants it; others wait.
+fn start_state(board: &Board, index: usize, boot: &CpuState) -> CpuState {
+    match index {
+        0 => boot.clone(),
+        _ => CpuState::reset(false, board.model().signature()),
+    }
+}
+
+fn set_boot_state(board: &Board, vcpus: &mut [Box<dyn Vcpu>], boot: &CpuState) -> Result<(), EngineError> {
+    for (index, vcpu) in vcpus.iter_mut().enumerate() {
+        vcpu.set_state(&start_state(board, index, boot))?;
+    }
+    Ok(())
+}
