@@ -34,9 +34,11 @@ impl Bus for Nobody {
     fn write_cr8(&self, _: usize, _: u64) {}
 }
 
-/// Every engine that needs no hardware.
+/// Every engine that needs no hardware, or those that `STRATA_ENGINES` names.
 pub fn software_engines() -> Vec<Box<dyn Engine>> {
-    vec![Box::new(interpreter::Interpreter)]
+    let all: Vec<Box<dyn Engine>> = vec![Box::new(interpreter::Interpreter), Box::new(translator::Translator)];
+    let wanted = std::env::var("STRATA_ENGINES").unwrap_or_default();
+    all.into_iter().filter(|e| wanted.is_empty() || wanted.split(',').any(|w| w == e.name())).collect()
 }
 
 /// One vCPU with flat memory.
@@ -45,6 +47,9 @@ pub struct Rig {
     pub memory: GuestMemory,
     /// The model it was made with.
     pub model: Arc<CpuModel>,
+    attention: Arc<Attention>,
+    /// The engine counts instructions only when asked to stop after some.
+    free_running: bool,
     vcpu: Box<dyn Vcpu>,
 }
 
@@ -55,17 +60,20 @@ impl Rig {
     /// When the engine cannot make a vCPU: there is nothing to test then.
     pub fn new(engine: &dyn Engine, model: CpuModel, memory: GuestMemory) -> Self {
         let model = Arc::new(model);
+        let attention = Arc::new(Attention::new());
+        let free_running = engine.name() == "jit";
+        let khz = model.tsc_khz();
         let config = VcpuConfig {
             index: 0,
             model: model.clone(),
             topology: Topology { apic_id: 0, cpus: 1 },
             memory: memory.clone(),
-            clock: Clock::virtual_time(model.tsc_khz(), 0),
-            attention: Arc::new(Attention::new()),
+            clock: if free_running { Clock::host(khz) } else { Clock::virtual_time(khz, 0) },
+            attention: attention.clone(),
             bus: Arc::new(Nobody),
         };
         let vcpu = engine.create_vcpu(config).expect("the engine makes a vCPU");
-        Rig { memory, model, vcpu }
+        Rig { memory, model, attention, free_running, vcpu }
     }
 
     /// The reset state, to start a case from.
@@ -79,7 +87,23 @@ impl Rig {
     /// When the engine refuses the state or cannot give it back.
     pub fn run(&mut self, state: &CpuState, limit: u64) -> (Halt, CpuState) {
         self.vcpu.set_state(state).expect("the state is accepted");
-        let halt = self.vcpu.run(limit);
+        let halt = if self.free_running { self.run_freely() } else { self.vcpu.run(limit) };
         (halt, self.vcpu.state().expect("the state is readable"))
+    }
+
+    /// Run without an instruction limit, for at most ten seconds.
+    fn run_freely(&mut self) -> Halt {
+        let (done, waiting) = std::sync::mpsc::channel::<()>();
+        let attention = self.attention.clone();
+        let watchdog = std::thread::spawn(move || {
+            if waiting.recv_timeout(std::time::Duration::from_secs(10)).is_err_and(|e| e == std::sync::mpsc::RecvTimeoutError::Timeout) {
+                attention.raise(engine::attention_bits::STOP);
+            }
+        });
+        let halt = self.vcpu.run(u64::MAX);
+        drop(done);
+        let _ = watchdog.join();
+        self.attention.take(engine::attention_bits::STOP);
+        halt
     }
 }

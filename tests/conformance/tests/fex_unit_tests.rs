@@ -16,6 +16,10 @@ use x86_state::{CpuState, FpuState, Segment, TableRegister, cr0, cr4, efer};
 const CODE: u64 = 0x1_0000;
 const TABLES: u64 = 0x60_0000;
 const GDT: u64 = 0x60_4000;
+const IDT: u64 = 0x60_5000;
+const TSS: u64 = 0x60_6000;
+const HANDLERS: u64 = 0x60_7000;
+const STACK_TOP: u64 = 0x60_a000;
 /// Features the model lacks: the test does not apply.
 const ABSENT: &[&str] = &["3DNOW", "SSE4A", "CLZERO", "AFP", "EMMI", "AES256", "LINUX"];
 
@@ -78,41 +82,75 @@ fn memory_for(config: &Value, code: usize) -> GuestMemory {
     m
 }
 
+/// A user program's state as a 64-bit Linux gives it: CPL 3, 64-bit or
+/// compatibility mode, identity pages. Every vector leads to a HLT of its own at
+/// CPL 0, so that the program's end (HLT faults with #GP) can be told from others.
 fn start(rig: &Rig, bits: u64) -> CpuState {
     let mut s = rig.reset_state();
-    let long = bits == 64;
-    // Null, code 64, data, code 32, data 32.
-    let gdt = [0u64, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
+    let store = |at: u64, v: u64| rig.memory.store(at, &v.to_le_bytes()).expect("tables");
+    // Linux's selectors: 0x10 kernel code, 0x23 user 32-bit code, 0x2b user data,
+    // 0x33 user 64-bit code, 0x40 task state.
+    let tss = [0x0000_8b60_6000_0067, 0];
+    let gdt = [0u64, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x00cf_fb00_0000_ffff, 0x00cf_f300_0000_ffff,
+        0x00af_fb00_0000_ffff, 0, tss[0], tss[1]];
     for (i, d) in gdt.iter().enumerate() {
-        rig.memory.store(GDT + i as u64 * 8, &d.to_le_bytes()).expect("GDT");
+        store(GDT + i as u64 * 8, *d);
+    }
+    store(TSS + 4, STACK_TOP);
+    for v in 0..32u64 {
+        let at = HANDLERS + v;
+        rig.memory.store(at, &[0xf4]).expect("handlers");
+        store(IDT + v * 16, at & 0xffff | 0x10 << 16 | 0xee00 << 32 | at >> 16 << 48);
+        store(IDT + v * 16 + 8, at >> 32);
     }
     // One page-directory-pointer table of 1 GiB identity pages.
-    rig.memory.store(TABLES, &(TABLES + 0x1000 | 7).to_le_bytes()).expect("PML4");
+    store(TABLES, TABLES + 0x1000 | 7);
     for i in 0..512u64 {
-        rig.memory.store(TABLES + 0x1000 + i * 8, &(i << 30 | 0x87).to_le_bytes()).expect("PDPT");
+        store(TABLES + 0x1000 + i * 8, i << 30 | 0x87);
     }
-    let data = Segment { selector: 0x10, base: 0, limit: u32::MAX, access: 0xc093 };
+    let data = Segment { selector: 0x2b, base: 0, limit: u32::MAX, access: 0xc0f3 };
     s.segments = [data; 6];
-    s.segments[1] = if long {
-        Segment { selector: 8, base: 0, limit: u32::MAX, access: 0xa09b }
+    s.segments[1] = if bits == 64 {
+        Segment { selector: 0x33, base: 0, limit: u32::MAX, access: 0xa0fb }
     } else {
-        Segment { selector: 0x18, base: 0, limit: u32::MAX, access: 0xc09b }
+        Segment { selector: 0x23, base: 0, limit: u32::MAX, access: 0xc0fb }
     };
-    s.gdtr = TableRegister { base: GDT, limit: 39 };
-    s.idtr = TableRegister { base: 0, limit: 0 };
-    s.cr0 = cr0::PE | cr0::ET | cr0::NE | cr0::MP;
+    s.gdtr = TableRegister { base: GDT, limit: 79 };
+    s.idtr = TableRegister { base: IDT, limit: 511 };
+    s.tr = Segment { selector: 0x40, base: TSS, limit: 0x67, access: 0x8b };
+    s.cr0 = cr0::PG | cr0::WP | cr0::PE | cr0::ET | cr0::NE | cr0::MP | cr0::AM;
     s.cr4 = cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE | cr4::FSGSBASE | cr4::PAE;
     s.xcr0 = 7;
-    if long {
-        s.cr0 |= cr0::PG;
-        s.cr3 = TABLES;
-        s.efer = efer::LME | efer::LMA | efer::SCE;
-    }
+    s.cr3 = TABLES;
+    s.efer = efer::LME | efer::LMA | efer::SCE;
     s.fpu = FpuState::init();
     s.gpr[2] = 0;
     s.gpr[4] = 0xc000_0000 + 0x1000;
     s.rip = CODE;
+    s.rflags = 0x202;
     s
+}
+
+/// The program's registers at its end: RIP, RFLAGS and RSP are in the frame of
+/// the #GP that its HLT caused. Anything else is a failure.
+fn program_end(rig: &Rig, halt: &Halt, mut s: CpuState) -> Result<CpuState, String> {
+    let vector = s.rip.wrapping_sub(HANDLERS + 1);
+    if !matches!(halt, Halt::Idle) || vector >= 32 {
+        return Err(format!("{halt:?} at {:#x}", s.rip));
+    }
+    let word = |n: u64| {
+        let mut b = [0; 8];
+        rig.memory.load(s.gpr[4] + n * 8, &mut b).map(|()| u64::from_le_bytes(b)).unwrap_or(0)
+    };
+    let coded = u64::from(matches!(vector, 8 | 10..=14 | 17));
+    let (rip, rflags, rsp) = (word(coded), word(coded + 2), word(coded + 3));
+    let mut at = [0];
+    let _ = rig.memory.load(rip, &mut at);
+    if vector != 13 || at[0] != 0xf4 {
+        return Err(format!("exception {vector} at {rip:#x}"));
+    }
+    (s.rip, s.rflags, s.gpr[4]) = (rip, rflags, rsp);
+    Ok(s)
 }
 
 fn check(name: &str, values: &Value, s: &CpuState) -> Vec<String> {
@@ -165,9 +203,10 @@ fn run(engine: &dyn Engine, bin: &Path) -> Verdict {
     let mut rig = Rig::new(engine, model, memory);
     let state = start(&rig, config["bits"].as_u64().expect("bits"));
     let (halt, end) = rig.run(&state, 50_000_000);
-    if !matches!(halt, Halt::Idle) {
-        return Verdict::Fail(format!("{halt:?} at {:#x}", end.rip));
-    }
+    let end = match program_end(&rig, &halt, end) {
+        Ok(end) => end,
+        Err(why) => return Verdict::Fail(why),
+    };
     let wrong: Vec<String> = entries(&config, "RegData").flat_map(|(n, v)| check(&n.to_uppercase(), v, &end)).collect();
     if wrong.is_empty() { Verdict::Pass } else { Verdict::Fail(wrong.join(", ")) }
 }
