@@ -1,0 +1,89 @@
+//! What the tables say, as plain values.
+
+/// Interrupt of the ACPI fixed hardware, as the PC wires it.
+pub const SCI_GSI: u32 = 9;
+
+/// A machine as its ACPI tables describe it.
+#[derive(Debug, Clone)]
+pub struct AcpiDescription {
+    /// Where the RSDP goes: a multiple of 16 in 0xe0000-0xfffff, where guests search it.
+    pub rsdp_address: u64,
+    /// Where the other tables go, below 4 GiB, a multiple of 64. They take about
+    /// 4 KiB and 64 bytes more for each processor.
+    pub tables_address: u64,
+    /// APIC ID of each processor, the bootstrap processor first.
+    pub apic_ids: Vec<u32>,
+    /// IOAPIC ID.
+    pub ioapic_id: u8,
+    /// IOAPIC address.
+    pub ioapic_address: u32,
+    /// First port of the PM block laid out as in the ICH9: PM1a events at 0,
+    /// control at 4, timer (32-bit) at 8, 16 bytes of GPE0 at 0x20.
+    pub pm_base: u16,
+    /// SLP_TYP of soft-off, 0-7.
+    pub sleep_type_s5: u8,
+    /// Reset register: a port and the value to write.
+    pub reset: (u16, u8),
+    /// The HPET, if there is one.
+    pub hpet: Option<HpetDescription>,
+    /// Serial ports; the first is the debug and console port of SPCR and DBG2.
+    pub serial: Vec<SerialDescription>,
+    /// PCI, if there is any.
+    pub pci: Option<PciDescription>,
+    /// Whether there is a keyboard controller.
+    pub i8042: bool,
+}
+
+/// An HPET.
+#[derive(Debug, Clone, Copy)]
+pub struct HpetDescription {
+    /// Its registers.
+    pub address: u64,
+    /// Low half of its capabilities register.
+    pub block_id: u32,
+}
+
+/// A 16550.
+#[derive(Debug, Clone, Copy)]
+pub struct SerialDescription {
+    /// First of 8 ports.
+    pub port: u16,
+    /// Its interrupt.
+    pub gsi: u32,
+}
+
+/// A PCI host bridge, segment 0, buses from 0.
+#[derive(Debug, Clone)]
+pub struct PciDescription {
+    /// ECAM address.
+    pub ecam: u64,
+    /// Last bus that ECAM covers.
+    pub last_bus: u8,
+    /// First and last address for 32-bit BARs.
+    pub window_32: (u32, u32),
+    /// First and last address for 64-bit BARs.
+    pub window_64: Option<(u64, u64)>,
+    /// GSIs of INTA#-INTD# of device 0; device n's pins are rotated by n.
+    pub interrupts: [u32; 4],
+}
+
+impl AcpiDescription {
+    /// A PC with these processors and nothing but what every one of our machine
+    /// types has, at the usual places.
+    pub fn pc(apic_ids: Vec<u32>) -> Self {
+        AcpiDescription {
+            rsdp_address: 0xe_0000,
+            tables_address: 0xe_0040,
+            apic_ids,
+            ioapic_id: 0,
+            ioapic_address: 0xfec0_0000,
+            pm_base: 0x600,
+            sleep_type_s5: 7,
+            reset: (0xcf9, 6),
+            hpet: None,
+            serial: Vec::new(),
+            pci: None,
+            i8042: true,
+        }
+    }
+}
