@@ -19,15 +19,20 @@ pub enum Quotient {
 pub struct Remainder<F> {
     /// The (partial) remainder.
     pub value: F,
-    /// The three low bits of the quotient; 0 if incomplete.
-    pub quotient: u8,
+    /// The three low bits of the quotient; 0 if incomplete. `None` if the result
+    /// is a NaN: the condition codes then keep what they had.
+    pub quotient: Option<u8>,
     /// The exponents were too far apart: the reduction must be repeated (C2).
     pub incomplete: bool,
 }
 
 impl<F> Remainder<F> {
-    fn of(value: F) -> Self {
-        Remainder { value, quotient: 0, incomplete: false }
+    fn nan(value: F) -> Self {
+        Remainder { value, quotient: None, incomplete: false }
+    }
+
+    fn unchanged(value: F) -> Self {
+        Remainder { value, quotient: Some(0), incomplete: false }
     }
 }
 
@@ -37,30 +42,30 @@ const MAX_DISTANCE: i32 = 64;
 /// `a` reduced by `b`: one step of the x87's exact remainder.
 pub fn remainder<F: Float>(a: Operand, b: Operand, mode: Quotient, env: &mut Env) -> Remainder<F> {
     if special(&a) || special(&b) {
-        return Remainder::of(propagate2(a, b, env));
+        return Remainder::nan(propagate2(a, b, env));
     }
     if a.is_infinite() || b.is_zero() {
-        return Remainder::of(invalid(env));
+        return Remainder::nan(invalid(env));
     }
     if a.denormal || b.denormal {
         env.raise(exception::DE);
     }
     if a.is_zero() {
-        return Remainder::of(F::zero(a.sign));
+        return Remainder::unchanged(F::zero(a.sign));
     }
     if b.is_infinite() {
-        return Remainder::of(finish(a.sign, a.exponent, u128::from(a.significand), env));
+        return Remainder::unchanged(finish(a.sign, a.exponent, u128::from(a.significand), env));
     }
     let distance = a.exponent - b.exponent;
     if distance < -1 {
-        return Remainder::of(finish(a.sign, a.exponent, u128::from(a.significand), env));
+        return Remainder::unchanged(finish(a.sign, a.exponent, u128::from(a.significand), env));
     }
     if distance >= MAX_DISTANCE {
         // Take off a multiple that leaves the distance smaller by 32 to 63.
         let step = distance % 32 + 32;
         let (_, r) = divide(a.significand, b.significand, step);
         let value = finish(a.sign, a.exponent - step, r, env);
-        return Remainder { value, quotient: 0, incomplete: true };
+        return Remainder { value, quotient: Some(0), incomplete: true };
     }
     // Work in units of half of b's last bit when a is the smaller one.
     let (mut q, mut r, unit) = if distance < 0 {
@@ -80,7 +85,7 @@ pub fn remainder<F: Float>(a: Operand, b: Operand, mode: Quotient, env: &mut Env
     }
     // A remainder of zero keeps the dividend's sign.
     let value = if r == 0 { F::zero(a.sign) } else { finish(sign, unit, r, env) };
-    Remainder { value, quotient: (q & 7) as u8, incomplete: false }
+    Remainder { value, quotient: Some((q & 7) as u8), incomplete: false }
 }
 
 /// Quotient and remainder of `a * 2^shift / b`, shift 0 to 63.

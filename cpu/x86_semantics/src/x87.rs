@@ -140,12 +140,14 @@ pub fn extract(a: F80, env: &mut Env) -> (F80, F80) {
 }
 
 /// FPREM and FPREM1: the value and the condition codes C0, C1, C2, C3 that
-/// replace the old ones.
-pub fn remainder(a: F80, b: F80, mode: Quotient, env: &mut Env) -> (F80, u16) {
+/// replace the old ones; `None` if only C1 and C2 are cleared.
+pub fn remainder(a: F80, b: F80, mode: Quotient, env: &mut Env) -> (F80, Option<u16>) {
     env.precision = 64;
     let r: Remainder<F80> = soft_float::remainder(a.unpack(), b.unpack(), mode, env);
-    let bit = |n: u8, c: u16| if r.quotient >> n & 1 != 0 { c } else { 0 };
-    let codes = bit(2, C0) | bit(1, C3) | bit(0, C1) | if r.incomplete { C2 } else { 0 };
+    let codes = r.quotient.map(|q| {
+        let bit = |n: u8, c: u16| if q >> n & 1 != 0 { c } else { 0 };
+        bit(2, C0) | bit(1, C3) | bit(0, C1) | if r.incomplete { C2 } else { 0 }
+    });
     (r.value, codes)
 }
 

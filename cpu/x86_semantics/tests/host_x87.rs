@@ -261,7 +261,7 @@ fn partial(a: F80, b: F80, mode: Quotient, e: &mut Env, m: &mut Machine) {
     let (r, codes) = x87::remainder(a, b, mode, e);
     if x87::commit(e, &mut m.fsw) != Outcome::Nothing {
         m.st[0] = r;
-        m.fsw |= codes;
+        m.fsw |= codes.unwrap_or(0);
     }
 }
 

@@ -102,6 +102,7 @@ fn rotate(cpu: &mut Cpu, i: &Insn, by: u8) -> Step {
 fn free(cpu: &mut Cpu, i: &Insn) -> Step {
     cpu.fpu_wait()?;
     cpu.fpu_record(i);
+    cpu.clear_c1();
     cpu.free_st(i.ops[0]);
     Ok(())
 }

@@ -113,11 +113,14 @@ fn scale(cpu: &mut Cpu, i: &Insn) -> Step {
 
 fn remainder(cpu: &mut Cpu, i: &Insn) -> Step {
     const CODES: u16 = status::C0 | status::C1 | status::C2 | status::C3;
-    if prepare_two(cpu, i)? {
+    let ready = prepare_two(cpu, i)?;
+    cpu.fpu.fsw &= !status::C2;
+    if ready {
         let mut env = Env::x87(cpu.fpu.fcw);
         let mode = if operation(i) == 0 { Quotient::Truncated } else { Quotient::Nearest };
         let (r, codes) = x87::remainder(cpu.st(0), cpu.st(1), mode, &mut env);
-        if finish(cpu, &env, r) {
+        let done = finish(cpu, &env, r);
+        if let Some(codes) = codes.filter(|_| done) {
             cpu.fpu.fsw = cpu.fpu.fsw & !CODES | codes;
         }
     }
@@ -177,7 +180,6 @@ fn popping(cpu: &mut Cpu, i: &Insn) -> Step {
 fn reduce(cpu: &mut Cpu, i: &Insn) -> Option<(F80, Option<F80>)> {
     let mut env = Env::x87(cpu.fpu.fcw);
     let r = REDUCING[usize::from(operation(i)) % REDUCING.len()](cpu.st(0), &mut env);
-    cpu.fpu.fsw &= !status::C2;
     match r {
         Trigonometric::OutOfRange => {
             cpu.fpu.fsw |= status::C2;
@@ -190,20 +192,26 @@ fn reduce(cpu: &mut Cpu, i: &Insn) -> Option<(F80, Option<F80>)> {
 }
 
 fn reducing(cpu: &mut Cpu, i: &Insn) -> Step {
-    if prepare(cpu, i)? {
-        if let Some((r, _)) = reduce(cpu, i) {
-            cpu.set_st(0, r);
-        }
+    let ready = prepare(cpu, i)?;
+    cpu.fpu.fsw &= !status::C2;
+    if !ready {
+        return Ok(());
+    }
+    if let Some((r, _)) = reduce(cpu, i) {
+        cpu.set_st(0, r);
     }
     Ok(())
 }
 
 fn reducing_push(cpu: &mut Cpu, i: &Insn) -> Step {
-    if prepare_push(cpu, i)? {
-        if let Some((below, Some(top))) = reduce(cpu, i) {
-            cpu.set_st(0, below);
-            cpu.push_stack(top);
-        }
+    let ready = prepare_push(cpu, i)?;
+    cpu.fpu.fsw &= !status::C2;
+    if !ready {
+        return Ok(());
+    }
+    if let Some((below, Some(top))) = reduce(cpu, i) {
+        cpu.set_st(0, below);
+        cpu.push_stack(top);
     }
     Ok(())
 }

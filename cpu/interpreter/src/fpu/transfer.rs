@@ -45,9 +45,8 @@ pub(super) fn handler(code: Code, insn: &mut Insn) -> Option<Handler> {
         Code::Fstp_m64fp => (store_double, POP),
         Code::Fstp_m80fp => (store_extended, POP),
         Code::Fst_sti => (store_register, 0),
-        Code::Fstp_sti | Code::Fstp_sti_DFD0 | Code::Fstp_sti_DFD8 | Code::Fstpnce_sti => {
-            (store_register, POP)
-        }
+        Code::Fstp_sti | Code::Fstp_sti_DFD0 | Code::Fstp_sti_DFD8 => (store_register, POP),
+        Code::Fstpnce_sti => (store_register_unchecked, POP),
         Code::Fist_m16int => (store_integer::<16>, 0),
         Code::Fistp_m16int => (store_integer::<16>, POP),
         Code::Fisttp_m16int => (store_integer::<16>, POP | TRUNCATE),
@@ -127,7 +126,7 @@ fn load_register(cpu: &mut Cpu, i: &Insn) -> Step {
     cpu.fpu_record(i);
     cpu.clear_c1();
     let n = i.ops[0];
-    if cpu.st_empty(7) && cpu.st_empty(n) {
+    if cpu.st_empty(n) {
         if cpu.stack_underflow() {
             cpu.push_stack(x87::indefinite());
         }
@@ -262,6 +261,19 @@ fn store_register(cpu: &mut Cpu, i: &Insn) -> Step {
     if operation(i) & POP != 0 {
         cpu.pop_stack();
     }
+    Ok(())
+}
+
+/// FSTPNCE (D9 D8+i), undocumented: as FSTP, but an empty ST(0) is no fault and
+/// only pops.
+fn store_register_unchecked(cpu: &mut Cpu, i: &Insn) -> Step {
+    if !cpu.st_empty(0) {
+        return store_register(cpu, i);
+    }
+    cpu.fpu_wait()?;
+    cpu.fpu_record(i);
+    cpu.clear_c1();
+    cpu.pop_stack();
     Ok(())
 }
 
