@@ -35,7 +35,9 @@ type Encodings = [Handler; 3];
 
 /// Which encoding an instruction has.
 fn encoding(i: &Instruction, insn: &Insn) -> usize {
-    let wide = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_ymm());
+    // Narrowing conversions have a 256-bit operand only in memory.
+    let wide = i.memory_size().size() == 32
+        || (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_ymm());
     match (insn.has(Insn::VEX), wide) {
         (false, _) => 0,
         (true, false) => 1,
@@ -43,8 +45,7 @@ fn encoding(i: &Instruction, insn: &Insn) -> usize {
     }
 }
 
-/// True if an operand is a vector register, or the instruction belongs to this
-/// group without one.
+/// True if an operand is a vector register.
 fn is_vector(i: &Instruction) -> bool {
     (0..i.op_count()).any(|n| {
         let r = i.op_register(n);
@@ -54,10 +55,12 @@ fn is_vector(i: &Instruction) -> bool {
 
 /// The handler of a vector instruction.
 pub(crate) fn handler(i: &Instruction, insn: &mut Insn) -> Option<Handler> {
-    if !is_vector(i) {
-        return save::handler(i, insn).or_else(|| moves::without_vector(i));
-    }
     let e = encoding(i, insn);
+    if !is_vector(i) {
+        return save::handler(i, insn)
+            .or_else(|| moves::without_vector(i))
+            .or_else(|| convert::handler(i, insn, e));
+    }
     insn.size = if e == 2 { 32 } else { 16 };
     moves::handler(i, e)
         .or_else(|| shapes::direct(i, e))
