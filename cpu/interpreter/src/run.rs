@@ -78,12 +78,16 @@ impl InterpreterVcpu {
     /// Execute blocks until something needs the boundary's attention.
     fn run_blocks(&mut self) -> Result<(), Stop> {
         let InterpreterVcpu { cpu, blocks } = self;
-        // What blocked events for one instruction ends with the first one of the
-        // coming block; nothing looks at events within it.
+        // Events are blocked for one instruction. With none pending that one may
+        // as well be the first of a whole block.
+        let blocked = cpu.shadow != InterruptShadow::None;
+        let waiting = cpu.attention.bits() != 0 || cpu.pending_debug != 0;
+        let mut limit = if blocked && waiting { cpu.retired.wrapping_add(1) } else { cpu.limit_at };
         cpu.shadow = InterruptShadow::None;
         cpu.system_flags &= !rflags::RF;
         loop {
-            run_block(cpu, blocks, cpu.limit_at)?;
+            run_block(cpu, blocks, limit)?;
+            limit = cpu.limit_at;
             if cpu.retired >= cpu.leave_at {
                 return Ok(());
             }
@@ -202,6 +206,8 @@ fn stopped(cpu: &mut Cpu, step: Result<(), Stop>, rip: u64) -> Result<(), Stop> 
 #[inline(never)]
 fn fault(cpu: &mut Cpu) -> Result<(), Stop> {
     cpu.leave_at = 0;
+    // Data breakpoints met by an instruction that faults are met again when it restarts.
+    cpu.pending_debug = 0;
     exception::deliver_fault(cpu)?;
     Err(Stop::Fault)
 }

@@ -68,11 +68,11 @@ pub const HANDLERS: u64 = 0xa000;
 
 impl Machine {
     pub fn new(size: u64, model: &str) -> Self {
-        Self::with_cpus(size, model, 1)
+        Self::with_memory(GuestMemory::flat(size).unwrap(), model, 1)
     }
 
-    pub fn with_cpus(size: u64, model: &str, cpus: u32) -> Self {
-        let memory = GuestMemory::flat(size).unwrap();
+    /// One of `cpus` processors on this memory.
+    pub fn with_memory(memory: GuestMemory, model: &str, cpus: u32) -> Self {
         let bus = Arc::new(TestBus::default());
         let attention = Arc::new(Attention::new());
         let model: CpuModel = model.parse().unwrap();
