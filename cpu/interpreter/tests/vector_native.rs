@@ -8,7 +8,7 @@ mod machine;
 
 use std::collections::BTreeSet;
 
-use engine::{Halt, Vcpu};
+use engine::Halt;
 use iced_x86::code_asm::*;
 use iced_x86::{Code, CpuidFeature, Decoder, Instruction, Mnemonic, OpKind, Register};
 use machine::Machine;

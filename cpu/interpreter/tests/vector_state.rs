@@ -2,7 +2,7 @@
 
 mod machine;
 
-use engine::{Halt, Vcpu};
+use engine::Halt;
 use machine::Machine;
 use x86_state::{CpuState, F80, FpuState, cr0, cr4, vector};
 

@@ -8,7 +8,7 @@ use crate::flags::Flags;
 /// Flags from an adjusted AL with CF and AF given.
 fn adjusted(al: u8, cf: bool, af: bool) -> Flags {
     // Both carries equal: OF clear.
-    let aux = u32::from(cf) * 0xc000_0000 | u32::from(af) << 3;
+    let aux = (u32::from(cf) * 0xc000_0000) | (u32::from(af) << 3);
     Flags { result: al as i8 as u64, aux }
 }
 
@@ -70,7 +70,7 @@ mod tests {
         // All sums of two decimal numbers.
         for a in 0..100u8 {
             for b in 0..100u8 {
-                let bcd = |v: u8| (v / 10) << 4 | v % 10;
+                let bcd = |v: u8| ((v / 10) << 4) | (v % 10);
                 let (sum, f) = crate::int::add(bcd(a), bcd(b));
                 let (al, f) = daa(sum, f);
                 assert_eq!((al, f.cf()), (bcd((a + b) % 100), a + b > 99), "{a}+{b}");

@@ -100,7 +100,7 @@ pub fn movmskpd(a: u128) -> u32 {
 #[inline(always)]
 fn zero_carry(zf: bool, cf: bool) -> Flags {
     // 1 has odd parity; so has 0 once bit 8 of `aux` corrects it.
-    Flags { result: u64::from(!zf), aux: u32::from(zf) << 8 | u32::from(cf) * 0xc000_0000 }
+    Flags { result: u64::from(!zf), aux: (u32::from(zf) << 8) | (u32::from(cf) * 0xc000_0000) }
 }
 
 /// PTEST of the pairs of lanes of `a` (first operand) and `b`: ZF if no common

@@ -13,19 +13,19 @@ pub fn pmullw(a: u128, b: u128) -> u128 {
 /// PMULHW: high halves of the signed products.
 #[inline]
 pub fn pmulhw(a: u128, b: u128) -> u128 {
-    words::zip(a, b, |x, y| (i32::from(x as i16) * i32::from(y as i16) >> 16) as u16)
+    words::zip(a, b, |x, y| ((i32::from(x as i16) * i32::from(y as i16)) >> 16) as u16)
 }
 
 /// PMULHUW: high halves of the unsigned products.
 #[inline]
 pub fn pmulhuw(a: u128, b: u128) -> u128 {
-    words::zip(a, b, |x, y| (u32::from(x) * u32::from(y) >> 16) as u16)
+    words::zip(a, b, |x, y| ((u32::from(x) * u32::from(y)) >> 16) as u16)
 }
 
 /// PMULHRSW: signed products scaled by 2^-15 and rounded.
 #[inline]
 pub fn pmulhrsw(a: u128, b: u128) -> u128 {
-    words::zip(a, b, |x, y| (((i32::from(x as i16) * i32::from(y as i16) >> 14) + 1) >> 1) as u16)
+    words::zip(a, b, |x, y| ((((i32::from(x as i16) * i32::from(y as i16)) >> 14) + 1) >> 1) as u16)
 }
 
 /// PMULLD: low halves of the products.
