@@ -145,12 +145,9 @@ fn iasl_understands_every_table() {
         let text = std::fs::read_to_string(path.with_extension("dsl")).unwrap();
         assert!(!text.contains("Invalid") && !text.contains("Unknown"), "{name}: {text}");
         if name == "dsdt" {
-            let out = Command::new("iasl")
-                .args(["-vi", "-p"])
-                .arg(dir.join("again"))
-                .arg(path.with_extension("dsl"));
-            let mut out = out;
-            let out = out.output().unwrap();
+            let mut again = Command::new("iasl");
+            again.args(["-vi", "-p"]).arg(dir.join("again")).arg(path.with_extension("dsl"));
+            let out = again.output().unwrap();
             let said = String::from_utf8_lossy(&out.stdout).into_owned();
             assert!(said.contains("0 Errors, 0 Warnings"), "{said}");
         }
