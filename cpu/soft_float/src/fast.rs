@@ -1,18 +1,23 @@
 //! binary32 and binary64 arithmetic with a short way for the common case.
 //!
 //! Rust's `f32` and `f64` are IEEE 754 in round-to-nearest on every host. With
-//! that rounding, all exceptions masked and PE already recorded, an operation
-//! on normal (or zero) operands whose result is normal cannot show software
-//! anything but its value, so the host may compute it. All else takes the
-//! integer way.
+//! that rounding and all exceptions masked, an operation on normal (or zero)
+//! operands whose result is normal can show software nothing but its value and
+//! PE. So the host may compute it where PE is already recorded, or where it can
+//! be told whether the result is exact. All else takes the integer way.
 
 use crate::env::{Env, Rounding, exception};
 use crate::format::{F32, F64, Float};
 use crate::{add, div, fma, mul, sqrt, sub};
 
 #[inline(always)]
-fn allowed(env: &Env) -> bool {
-    env.rounding == Rounding::Nearest && env.masks == exception::ALL && env.sticky & exception::PE != 0
+fn nearest_and_masked(env: &Env) -> bool {
+    env.rounding == Rounding::Nearest && env.masks == exception::ALL
+}
+
+#[inline(always)]
+fn inexact_known(env: &Env) -> bool {
+    (env.sticky | env.flags) & exception::PE != 0
 }
 
 macro_rules! short_way {
@@ -22,63 +27,86 @@ macro_rules! short_way {
             fn host(self) -> $host {
                 <$host>::from_bits(self.0)
             }
+
+            /// Significant bits.
+            #[inline(always)]
+            fn width(self) -> u32 {
+                // The implicit bit ends the count of a power of two.
+                Self::PRECISION - (self.0 | 1 << (Self::PRECISION - 1)).trailing_zeros()
+            }
+
+            /// The host's sum of `a` and `b`, with PE if it is inexact; `None` if
+            /// the integer way has to decide.
+            #[inline(always)]
+            fn host_sum(a: $host, b: $host, env: &mut Env) -> Option<$t> {
+                let r = a + b;
+                if !(nearest_and_masked(env) && usable(a) && usable(b) && r.is_normal()) {
+                    return None;
+                }
+                if !inexact_known(env) {
+                    // The rounding error itself, exactly (Knuth's two-sum).
+                    let b_part = r - a;
+                    let error = (a - (r - b_part)) + (b - b_part);
+                    if !error.is_finite() {
+                        return None;
+                    }
+                    if error != 0.0 {
+                        env.raise(exception::PE);
+                    }
+                }
+                Some($t(r.to_bits()))
+            }
+
+            /// `r` if it is clear of overflow and underflow, all being normal.
+            #[inline(always)]
+            fn host_result(a: $t, b: $t, r: $host, env: &Env) -> Option<$t> {
+                let normal = a.host().is_normal() && b.host().is_normal() && r.is_normal();
+                let fits = nearest_and_masked(env) && normal && r.abs() > <$host>::MIN_POSITIVE;
+                fits.then_some($t(r.to_bits()))
+            }
         }
 
         /// `a + b`.
         #[inline]
         pub fn $add(a: $t, b: $t, env: &mut Env) -> $t {
-            // A result of zero is left to the integer way, which knows the exact case.
-            let r = a.host() + b.host();
-            if allowed(env) && usable(a.host()) && usable(b.host()) && r.is_normal() {
-                return $t(r.to_bits());
+            match $t::host_sum(a.host(), b.host(), env) {
+                Some(r) => r,
+                None => add(a.unpack(), b.unpack(), env),
             }
-            add(a.unpack(), b.unpack(), env)
         }
 
         /// `a - b`.
         #[inline]
         pub fn $sub(a: $t, b: $t, env: &mut Env) -> $t {
-            let r = a.host() - b.host();
-            if allowed(env) && usable(a.host()) && usable(b.host()) && r.is_normal() {
-                return $t(r.to_bits());
+            match $t::host_sum(a.host(), -b.host(), env) {
+                Some(r) => r,
+                None => sub(a.unpack(), b.unpack(), env),
             }
-            sub(a.unpack(), b.unpack(), env)
         }
 
         /// `a * b`.
         #[inline]
         pub fn $mul(a: $t, b: $t, env: &mut Env) -> $t {
-            let r = a.host() * b.host();
-            if allowed(env)
-                && r.is_normal()
-                && r.abs() > <$host>::MIN_POSITIVE
-                && a.host().is_normal()
-                && b.host().is_normal()
-            {
-                return $t(r.to_bits());
+            match $t::host_result(a, b, a.host() * b.host(), env) {
+                Some(r) if inexact_known(env) || a.width() + b.width() <= $t::PRECISION => r,
+                _ => mul(a.unpack(), b.unpack(), env),
             }
-            mul(a.unpack(), b.unpack(), env)
         }
 
         /// `a / b`.
         #[inline]
         pub fn $div(a: $t, b: $t, env: &mut Env) -> $t {
-            let r = a.host() / b.host();
-            if allowed(env)
-                && r.is_normal()
-                && r.abs() > <$host>::MIN_POSITIVE
-                && a.host().is_normal()
-                && b.host().is_normal()
-            {
-                return $t(r.to_bits());
+            match $t::host_result(a, b, a.host() / b.host(), env) {
+                Some(r) if inexact_known(env) => r,
+                _ => div(a.unpack(), b.unpack(), env),
             }
-            div(a.unpack(), b.unpack(), env)
         }
 
         /// The square root of `a`.
         #[inline]
         pub fn $sqrt(a: $t, env: &mut Env) -> $t {
-            if allowed(env) && a.host().is_normal() && a.host() > 0.0 {
+            let positive = a.host().is_normal() && a.host() > 0.0;
+            if positive && nearest_and_masked(env) && inexact_known(env) {
                 return $t(a.host().sqrt().to_bits());
             }
             sqrt(a.unpack(), env)
