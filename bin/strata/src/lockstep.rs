@@ -51,6 +51,7 @@ fn side(choice: EngineChoice, piece: u64) -> Side {
         name: choice.to_string(),
         engine: Arc::new(move |board| match choice {
             EngineChoice::Kvm => lifecycle::kvm(board, Assistance::OnFailure),
+            EngineChoice::Jit => lifecycle::translator(),
             EngineChoice::Auto | EngineChoice::Interp => Ok(lifecycle::interpreter()),
         }),
         piece,

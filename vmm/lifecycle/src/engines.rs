@@ -9,6 +9,7 @@ use board::Board;
 use engine::{Engine, EngineError};
 use interpreter::Interpreter;
 use kvm::{Assistance, KvmEngine, MissingFeatures, Options};
+use translator::Translator;
 
 /// An engine, or the choice left to us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -18,13 +19,15 @@ pub enum EngineChoice {
     Auto,
     /// Hardware assist through /dev/kvm.
     Kvm,
+    /// The translator.
+    Jit,
     /// The interpreter.
     Interp,
 }
 
 /// The name is not an engine's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown engine \"{0}\"; known: auto, kvm, interp")]
+#[error("unknown engine \"{0}\"; known: auto, kvm, jit, interp")]
 pub struct UnknownEngine(String);
 
 impl FromStr for EngineChoice {
@@ -33,6 +36,7 @@ impl FromStr for EngineChoice {
         match text {
             "auto" => Ok(EngineChoice::Auto),
             "kvm" => Ok(EngineChoice::Kvm),
+            "jit" => Ok(EngineChoice::Jit),
             "interp" => Ok(EngineChoice::Interp),
             other => Err(UnknownEngine(other.to_string())),
         }
@@ -44,6 +48,7 @@ impl fmt::Display for EngineChoice {
         f.write_str(match self {
             EngineChoice::Auto => "auto",
             EngineChoice::Kvm => "kvm",
+            EngineChoice::Jit => "jit",
             EngineChoice::Interp => "interp",
         })
     }
@@ -53,6 +58,7 @@ impl fmt::Display for EngineChoice {
 #[derive(Debug, Clone)]
 pub struct EnginePlan {
     kvm: Option<Assistance>,
+    jit: bool,
     /// Fall back to the interpreter if KVM refuses the machine.
     fallback: bool,
     /// The TSC frequency the engine needs the machine to state, in kHz.
@@ -67,9 +73,13 @@ pub struct EnginePlan {
 pub fn plan(choice: EngineChoice, virtual_time: bool) -> EnginePlan {
     let start = Instant::now();
     let mut plan =
-        EnginePlan { kvm: None, fallback: false, tsc_khz: None, reason: String::new(), took: Duration::ZERO };
+        EnginePlan { kvm: None, jit: false, fallback: false, tsc_khz: None, reason: String::new(), took: Duration::ZERO };
     match choice {
         EngineChoice::Interp => plan.reason = "asked for".to_string(),
+        EngineChoice::Jit => {
+            plan.jit = true;
+            plan.reason = "asked for".to_string();
+        }
         EngineChoice::Auto if virtual_time => {
             plan.reason = "virtual time needs an engine that counts instructions".to_string();
         }
@@ -91,7 +101,11 @@ pub fn plan(choice: EngineChoice, virtual_time: bool) -> EnginePlan {
 impl EnginePlan {
     /// The planned engine's name.
     pub fn name(&self) -> &'static str {
-        if self.kvm.is_some() { kvm::NAME } else { "interp" }
+        match self.kvm {
+            Some(_) => kvm::NAME,
+            None if self.jit => "jit",
+            None => "interp",
+        }
     }
 
     /// Make the engine for a board.
@@ -99,7 +113,7 @@ impl EnginePlan {
     /// # Errors
     /// When the engine asked for cannot serve this board.
     pub fn make(&mut self, board: &Board) -> Result<Arc<dyn Engine>, EngineError> {
-        let Some(assistance) = self.kvm else { return Ok(interpreter()) };
+        let Some(assistance) = self.kvm else { return if self.jit { translator() } else { Ok(interpreter()) } };
         match kvm(board, assistance) {
             Err(e) if self.fallback => {
                 self.kvm = None;
@@ -114,6 +128,15 @@ impl EnginePlan {
 /// The interpreter.
 pub fn interpreter() -> Arc<dyn Engine> {
     Arc::new(Interpreter)
+}
+
+/// The translator.
+///
+/// # Errors
+/// When the host's processor lacks what translated code is made of.
+pub fn translator() -> Result<Arc<dyn Engine>, EngineError> {
+    Translator::check_host()?;
+    Ok(Arc::new(Translator))
 }
 
 /// KVM, with the interpreter at its side for what KVM cannot execute.
@@ -131,11 +154,11 @@ mod tests {
 
     #[test]
     fn engine_names_round_trip_and_others_are_refused_with_the_list() {
-        for choice in [EngineChoice::Auto, EngineChoice::Kvm, EngineChoice::Interp] {
+        for choice in [EngineChoice::Auto, EngineChoice::Kvm, EngineChoice::Jit, EngineChoice::Interp] {
             assert_eq!(choice.to_string().parse(), Ok(choice));
         }
         let text = "xen".parse::<EngineChoice>().unwrap_err().to_string();
-        assert!(text.contains("xen") && text.contains("auto, kvm, interp"), "{text}");
+        assert!(text.contains("xen") && text.contains("auto, kvm, jit, interp"), "{text}");
     }
 
     #[test]

@@ -37,7 +37,7 @@ impl Outcome {
     /// Exit statuses, for `--help`.
     pub const STATUS_HELP: &'static str = "\
 Exit status:
-  0    the guest powered off
+  0    the guest powered off; with -- CMD, the command's own status
   1    Strata or the host failed
   2    the command line or an input file is wrong
   3    the guest's kernel panicked

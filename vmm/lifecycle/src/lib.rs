@@ -15,7 +15,7 @@ mod virtual_time;
 mod vm;
 
 pub use ::kvm::{Assistance, ProbeResult, probe as probe_kvm};
-pub use engines::{EngineChoice, EnginePlan, UnknownEngine, interpreter, kvm, plan};
+pub use engines::{EngineChoice, EnginePlan, UnknownEngine, interpreter, kvm, plan, translator};
 pub use exit::Outcome;
 pub use stage::{Action, IllegalAction, Stage};
 pub use vm::{MachineState, Policy, Vm, VmError};

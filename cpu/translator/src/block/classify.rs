@@ -1,0 +1,138 @@
+//! Which instructions may run natively in the guest's place.
+
+use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind, Register};
+
+use super::Builder;
+
+/// What the host processor can execute.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct HostFeatures {
+    pub avx: bool,
+    pub avx2: bool,
+    pub fma: bool,
+    pub bmi: bool,
+    pub f16c: bool,
+    pub aes: bool,
+    pub pclmul: bool,
+    pub sha: bool,
+    pub movbe: bool,
+    pub adx: bool,
+    pub lzcnt: bool,
+    pub popcnt: bool,
+    pub sse42: bool,
+}
+
+impl HostFeatures {
+    /// Ask the host.
+    pub fn detect() -> Self {
+        use std::arch::is_x86_feature_detected as has;
+        HostFeatures {
+            avx: has!("avx"),
+            avx2: has!("avx2"),
+            fma: has!("fma"),
+            bmi: has!("bmi1") && has!("bmi2"),
+            f16c: has!("f16c"),
+            aes: has!("aes"),
+            pclmul: has!("pclmulqdq"),
+            sha: has!("sha"),
+            movbe: has!("movbe"),
+            adx: has!("adx"),
+            lzcnt: has!("lzcnt"),
+            popcnt: has!("popcnt"),
+            sse42: has!("sse4.2") && has!("sse4.1") && has!("ssse3"),
+        }
+    }
+
+    /// Whether translated code can run at all: PEXT is part of every access.
+    pub fn sufficient(&self) -> bool {
+        self.bmi && self.avx && self.sse42
+    }
+
+    fn has(&self, f: CpuidFeature) -> bool {
+        use CpuidFeature as F;
+        match f {
+            F::AVX => self.avx,
+            F::AVX2 => self.avx2,
+            F::FMA => self.fma,
+            F::BMI1 | F::BMI2 => self.bmi,
+            F::F16C => self.f16c,
+            F::AES => self.aes,
+            F::PCLMULQDQ => self.pclmul,
+            F::SHA => self.sha,
+            F::MOVBE => self.movbe,
+            F::ADX => self.adx,
+            F::LZCNT => self.lzcnt,
+            F::POPCNT => self.popcnt,
+            F::SSSE3 | F::SSE4_1 | F::SSE4_2 => self.sse42,
+            F::INTEL8086 | F::INTEL8086_ONLY | F::INTEL186 | F::INTEL286 | F::INTEL386 | F::INTEL486 => true,
+            F::FPU | F::FPU287 | F::FPU387 | F::MMX | F::SSE | F::SSE2 | F::SSE3 => true,
+            F::X64 | F::CMOV | F::MULTIBYTENOP | F::CX8 | F::CMPXCHG16B | F::PAUSE | F::CLFSH => true,
+            F::PREFETCHW | F::CET_IBT => true,
+            _ => false,
+        }
+    }
+}
+
+impl Builder<'_> {
+    /// Whether an instruction belongs to the guest's model, the current mode and
+    /// the host, and is none of those that must never run natively.
+    pub(super) fn supported(&mut self, i: &Instruction) -> bool {
+        if !i.cpuid_features().iter().all(|f| self.r.features.has(*f)) || i.is_privileged() {
+            return false;
+        }
+        let f = i.cpuid_features();
+        let vector = self.uses_vector(i);
+        let x87 = f.iter().any(|f| {
+            use CpuidFeature as F;
+            matches!(f, F::FPU | F::FPU287 | F::FPU387 | F::MMX)
+        }) || (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_mm());
+        let mode = &self.r.mode;
+        if x87 && !mode.x87 || vector && !mode.sse {
+            return false;
+        }
+        if i.encoding() == EncodingKind::VEX && !mode.avx && vector {
+            return false;
+        }
+        !never_native(i)
+    }
+
+    fn uses_vector(&self, i: &Instruction) -> bool {
+        let named = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_vector_register());
+        named || matches!(i.mnemonic(), Mnemonic::Ldmxcsr | Mnemonic::Stmxcsr | Mnemonic::Vldmxcsr | Mnemonic::Vstmxcsr | Mnemonic::Vzeroupper | Mnemonic::Vzeroall)
+    }
+}
+
+/// Instructions that see or change what translated code does not hold: system
+/// state, code addresses, implicit operands in moved registers.
+fn never_native(i: &Instruction) -> bool {
+    use Mnemonic as M;
+    if i.is_string_instruction() || i.is_save_restore_instruction() || i.is_vsib() {
+        return true;
+    }
+    let odd_register = |r: Register| r.is_segment_register() || r.is_cr() || r.is_dr() || r.is_tr() || r.is_k() || r.is_zmm();
+    if (0..i.op_count()).any(|n| match i.op_kind(n) {
+        OpKind::Register => odd_register(i.op_register(n)),
+        OpKind::Memory | OpKind::NearBranch64 => false,
+        k => k >= OpKind::NearBranch16 && k <= OpKind::FarBranch32 || k >= OpKind::MemorySegSI && k <= OpKind::MemoryESRDI,
+    }) {
+        return true;
+    }
+    if i.encoding() == EncodingKind::EVEX || i.encoding() == EncodingKind::XOP || i.encoding() == EncodingKind::D3NOW {
+        return true;
+    }
+    // x87 environment and its pointers are the interpreter's business; so are
+    // instructions whose native results are not the model's.
+    matches!(
+        i.mnemonic(),
+        M::Cpuid | M::Rdtsc | M::Rdtscp | M::Rdpmc | M::Rdpid | M::Xgetbv | M::Rdrand | M::Rdseed | M::In | M::Out
+            | M::Syscall | M::Sysenter | M::Sysexit | M::Sysret | M::Sysexitq | M::Sysretq | M::Int | M::Int1 | M::Int3 | M::Into
+            | M::Iret | M::Iretd | M::Iretq | M::Cli | M::Sti | M::Std | M::Cld | M::Pushf | M::Pushfd | M::Pushfq | M::Popf
+            | M::Popfd | M::Popfq | M::Sgdt | M::Sidt | M::Sldt | M::Str | M::Smsw | M::Lar | M::Lsl | M::Verr | M::Verw
+            | M::Rdfsbase | M::Rdgsbase | M::Wrfsbase | M::Wrgsbase | M::Enter | M::Xlatb | M::Ud0 | M::Ud1 | M::Ud2
+            | M::Fnstenv | M::Fstenv | M::Fnsave | M::Fsave | M::Fldenv | M::Frstor | M::Fxsave | M::Fxsave64 | M::Fxrstor
+            | M::Fxrstor64 | M::Maskmovq | M::Maskmovdqu | M::Vmaskmovdqu | M::Monitor | M::Mwait | M::Clflush | M::Clflushopt
+            | M::Clwb | M::Loop | M::Loope | M::Loopne | M::Swapgs | M::Hlt | M::Xbegin | M::Xend | M::Xabort | M::Xtest
+            | M::Bound | M::Wait | M::Fnstsw | M::Fstsw | M::Fnclex | M::Fclex | M::Fninit | M::Finit
+            | M::Serialize | M::Rdsspd | M::Rdsspq | M::Lahf | M::Sahf | M::Clts | M::Salc
+    ) && !matches!(i.code(), Code::Fnstsw_AX | Code::Lahf | Code::Sahf)
+}

@@ -1,0 +1,126 @@
+//! Jumps, calls and returns: how a block ends.
+
+use iced_x86::{Code, ConditionCode, FlowControl, Instruction, OpKind};
+
+use super::access::gpr_number;
+use super::{Builder, Link, Next};
+use crate::emit::Mem;
+use crate::layout::{Exit, PINNED, gpr_home, gs, host};
+
+/// First linear address of the upper, supervisor half.
+const UPPER_HALF: u64 = 1 << 63;
+
+impl Builder<'_> {
+    /// `None`: no control transfer. `Some(None)`: one for the interpreter.
+    pub(super) fn control(&mut self, i: &Instruction) -> Option<Option<Next>> {
+        match i.flow_control() {
+            FlowControl::Next => return None,
+            FlowControl::UnconditionalBranch if i.op0_kind() == OpKind::NearBranch64 => {
+                self.leave_to(i.near_branch_target());
+            }
+            FlowControl::ConditionalBranch if i.condition_code() != ConditionCode::None => {
+                if i.op0_kind() != OpKind::NearBranch64 || i.is_loop() || i.is_jcx_short() {
+                    return Some(None);
+                }
+                let condition = i.condition_code() as u8 - ConditionCode::o as u8;
+                // Jcc over the fall-through exit.
+                self.e.bytes(&[0x0f, 0x80 | condition]);
+                let at = self.e.len();
+                self.e.u32(0);
+                self.leave_to(i.next_ip());
+                let distance = (self.e.len() - (at + 4)) as u32;
+                self.e.code[at..at + 4].copy_from_slice(&distance.to_le_bytes());
+                self.leave_to(i.near_branch_target());
+            }
+            FlowControl::Call if i.code() == Code::Call_rel32_64 => {
+                self.push_value(i.next_ip());
+                self.leave_to(i.near_branch_target());
+            }
+            FlowControl::Return => {
+                let extra = match i.code() {
+                    Code::Retnq => 0,
+                    Code::Retnq_imm16 => i32::from(i.immediate16()),
+                    _ => return Some(None),
+                };
+                self.pop_slot();
+                self.e.load(host::ADDRESS, Mem::indexed(host::ADDRESS, host::TEMP, 0));
+                self.move_sp(8 + extra);
+                self.leave_indirect();
+            }
+            FlowControl::IndirectBranch if i.code() == Code::Jmp_rm64 => {
+                if !self.target_to_scratch(i) {
+                    return Some(None);
+                }
+                self.e.load(host::ADDRESS, Mem::gs(gs!(scratch)));
+                self.leave_indirect();
+            }
+            FlowControl::IndirectCall if i.code() == Code::Call_rm64 => {
+                if !self.target_to_scratch(i) {
+                    return Some(None);
+                }
+                self.push_value(i.next_ip());
+                self.e.load(host::ADDRESS, Mem::gs(gs!(scratch)));
+                self.leave_indirect();
+            }
+            _ => return Some(None),
+        }
+        Some(Some(Next::End))
+    }
+
+    fn target_to_scratch(&mut self, i: &Instruction) -> bool {
+        if i.op0_kind() == OpKind::Memory {
+            return self.load_to_scratch(i);
+        }
+        let Some(n) = gpr_number(i.op0_register()) else { return false };
+        let from = match PINNED[n] {
+            Some(h) => h,
+            None => {
+                self.e.load(host::TEMP, Mem::gs(gpr_home(n)));
+                host::TEMP
+            }
+        };
+        self.e.store(Mem::gs(gs!(scratch)), from);
+        true
+    }
+
+    /// Exit to a known address: a jump that is patched to the target block once
+    /// that exists. Across pages in user space the link holds only while the
+    /// address space is the one it was made in.
+    pub(super) fn leave_to(&mut self, target: u64) {
+        let crosses = (target ^ self.r.va) >> 12 != 0;
+        let guard = (crosses && target < UPPER_HALF).then(|| {
+            self.e.load32(host::TEMP, Mem::gs(gs!(space)));
+            // The 32-bit displacement form is forced so that it can be patched.
+            self.e.bytes(&[0x8d, 0x89]);
+            let at = self.e.len();
+            self.e.u32(0x8000_0000);
+            self.e.bytes(&[0xe3, 9]);
+            self.link_stub();
+            at
+        });
+        let patch = self.e.len() + 1;
+        // Until linked, jump to the stub right behind.
+        self.e.bytes(&[0xe9, 0, 0, 0, 0]);
+        let at = self.r.at;
+        self.links.push(Link { target, patch: at + patch as u32, guard: guard.map(|g| at + g as u32) });
+        let number = self.links.len() - 1;
+        self.link_stub_numbered(number);
+    }
+
+    /// The stub of the link about to be pushed.
+    fn link_stub(&mut self) {
+        self.link_stub_numbered(self.links.len());
+    }
+
+    fn link_stub_numbered(&mut self, number: usize) {
+        self.e.branch(&[0xe8], self.r.at, self.r.thunks[Exit::Link as usize]);
+        self.e.u32(self.r.first_link + number as u32);
+    }
+
+    /// Exit to the address in ADDRESS through the jump cache.
+    fn leave_indirect(&mut self) {
+        self.e.pext_gs(host::TEMP, host::ADDRESS, gs!(jump_index_mask));
+        let m = Mem { gs: true, base: None, index: Some((host::TEMP, 3)), disp: gs!(jump_cache) };
+        self.e.op_mem(false, &[0xff], 4, m);
+    }
+}

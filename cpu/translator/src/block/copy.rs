@@ -1,0 +1,275 @@
+//! Instructions that run as themselves, with registers renamed and the memory
+//! operand replaced by the looked-up host address.
+
+use iced_x86::{Code, EncodingKind, Instruction, MemorySize, Mnemonic, OpAccess, OpKind, Register};
+
+use super::Builder;
+use super::access::{Access, gpr_number};
+use super::stack::SP;
+use crate::emit::Mem;
+use crate::layout::{PINNED, gpr_home, host};
+
+/// A guest register that visits a scratch register for one instruction.
+#[derive(Clone, Copy)]
+struct Visitor {
+    guest: usize,
+    host: u8,
+    load: bool,
+    store: bool,
+}
+
+/// What an instruction does with general registers.
+#[derive(Default)]
+struct Uses {
+    /// Explicit operand numbers that are general registers.
+    explicit: Vec<(u32, usize, OpAccess)>,
+    /// RCX is used without being named.
+    implicit_rcx: Option<OpAccess>,
+    /// A moved register other than RCX is used without being named.
+    hidden: bool,
+    high_byte: bool,
+}
+
+fn host_register(number: u8, like: Register) -> Register {
+    let n = u32::from(number);
+    let base = match like.size() {
+        8 => Register::RAX,
+        4 => Register::EAX,
+        2 => Register::AX,
+        _ if is_high_byte(like) => return high_byte(number),
+        // AL CL DL BL, then SPL.. and R8L..
+        _ => match number {
+            0..=3 => return Register::AL + n,
+            _ => return Register::SPL + (n - 4),
+        },
+    };
+    base + n
+}
+
+fn high_byte(number: u8) -> Register {
+    Register::AH + u32::from(number & 3)
+}
+
+fn is_high_byte(r: Register) -> bool {
+    matches!(r, Register::AH | Register::CH | Register::DH | Register::BH)
+}
+
+fn writes(a: OpAccess) -> bool {
+    matches!(a, OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite)
+}
+
+impl Builder<'_> {
+    /// Emit one instruction. False: the interpreter's.
+    pub(super) fn copy(&mut self, i: &Instruction) -> bool {
+        if matches!(i.mnemonic(), Mnemonic::Nop | Mnemonic::Endbr64 | Mnemonic::Endbr32 | Mnemonic::Prefetcht0
+            | Mnemonic::Prefetcht1 | Mnemonic::Prefetcht2 | Mnemonic::Prefetchnta | Mnemonic::Prefetchw | Mnemonic::Prefetch)
+        {
+            return true;
+        }
+        if i.is_stack_instruction() {
+            return false;
+        }
+        let memory = (0..i.op_count()).find(|n| i.op_kind(*n) == OpKind::Memory);
+        if i.mnemonic() == Mnemonic::Lea {
+            return self.lea(i);
+        }
+        let uses = self.uses(i);
+        if uses.hidden {
+            return false;
+        }
+        let bit_string = matches!(i.code(), Code::Bt_rm16_r16 | Code::Bt_rm32_r32 | Code::Bt_rm64_r64 | Code::Bts_rm16_r16
+            | Code::Bts_rm32_r32 | Code::Bts_rm64_r64 | Code::Btr_rm16_r16 | Code::Btr_rm32_r32 | Code::Btr_rm64_r64
+            | Code::Btc_rm16_r16 | Code::Btc_rm32_r32 | Code::Btc_rm64_r64);
+        if bit_string && memory.is_some() {
+            return false;
+        }
+        let Some(visitors) = self.visitors(&uses, memory.is_some()) else { return false };
+        let mut out = *i;
+        if let Some(n) = memory {
+            let Some(size) = access_size(i) else { return false };
+            let access = match self.info.info(i).op_access(n) {
+                OpAccess::Read | OpAccess::CondRead => Access::Load,
+                OpAccess::None | OpAccess::NoMemAccess => return false,
+                _ => Access::Store,
+            };
+            if !self.address(i) {
+                return false;
+            }
+            let aligned = self.stack_slot(i, size);
+            self.look_up(access, size, aligned);
+            out.set_segment_prefix(Register::None);
+            out.set_memory_base(Register::RDI);
+            out.set_memory_displacement64(0);
+            out.set_memory_displ_size(0);
+            out.set_memory_index_scale(1);
+            if visitors.is_empty() && uses.implicit_rcx.is_none() {
+                out.set_memory_index(Register::RCX);
+            } else {
+                out.set_memory_index(Register::None);
+                self.fold();
+            }
+        }
+        for v in visitors.iter().filter(|v| v.load) {
+            match PINNED[v.guest] {
+                Some(h) => self.e.mov(v.host, h),
+                None => self.e.load(v.host, Mem::gs(gpr_home(v.guest))),
+            }
+        }
+        for (n, guest, _) in &uses.explicit {
+            let number = visitors.iter().find(|v| v.guest == *guest).map(|v| v.host).or(PINNED[*guest]);
+            let Some(number) = number else { return false };
+            out.set_op_register(*n, host_register(number, i.op_register(*n)));
+        }
+        if !self.encode(&out) {
+            return false;
+        }
+        for v in visitors.iter().filter(|v| v.store) {
+            match PINNED[v.guest] {
+                Some(h) => self.e.mov(h, v.host),
+                None => self.e.store(Mem::gs(gpr_home(v.guest)), v.host),
+            }
+        }
+        if uses.explicit.iter().any(|(_, g, a)| PINNED[*g] == Some(SP) && writes(*a)) {
+            self.stack_aligned = self.stack_aligned && keeps_alignment(i);
+        }
+        true
+    }
+
+    /// General registers an instruction touches beyond its memory operand's address.
+    fn uses(&mut self, i: &Instruction) -> Uses {
+        let mut u = Uses::default();
+        let info = self.info.info(i);
+        for n in 0..i.op_count() {
+            if i.op_kind(n) == OpKind::Register {
+                let r = i.op_register(n);
+                if let Some(g) = gpr_number(r) {
+                    u.high_byte |= is_high_byte(r);
+                    // CL as a shift count is the encoding's, not a choice.
+                    if is_shift_by_cl(i) && n == i.op_count() - 1 {
+                        u.implicit_rcx = Some(OpAccess::Read);
+                    } else if is_fixed_accumulator(i, n) {
+                        continue;
+                    } else {
+                        u.explicit.push((n, g, info.op_access(n)));
+                    }
+                }
+            }
+        }
+        for used in info.used_registers() {
+            let Some(g) = gpr_number(used.register()) else { continue };
+            let named = u.explicit.iter().any(|(_, e, _)| *e == g);
+            let address = [i.memory_base(), i.memory_index()].iter().any(|r| gpr_number(*r) == Some(g)) && (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
+            if named || PINNED[g] == Some(g as u8) {
+                continue;
+            }
+            match g {
+                1 if fixed_rcx(i) => {
+                    u.implicit_rcx = Some(used.access());
+                }
+                _ if address && !writes(used.access()) => {}
+                _ => u.hidden |= u.implicit_rcx.is_none() || g != 1,
+            }
+        }
+        u
+    }
+
+    /// Choose scratch registers for what is not in a usable host register.
+    fn visitors(&self, u: &Uses, memory: bool) -> Option<Vec<Visitor>> {
+        let mut free: Vec<u8> = if memory { vec![host::TEMP] } else { vec![host::TEMP, host::ADDRESS] };
+        let mut list: Vec<Visitor> = Vec::new();
+        if let Some(access) = u.implicit_rcx {
+            free.retain(|f| *f != host::TEMP);
+            list.push(Visitor { guest: 1, host: host::TEMP, load: true, store: writes(access) });
+        }
+        for (_, guest, access) in &u.explicit {
+            if let Some(v) = list.iter_mut().find(|v| v.guest == *guest) {
+                v.store |= writes(*access);
+                continue;
+            }
+            if PINNED[*guest].is_some_and(|h| !u.high_byte || h < 4) {
+                continue;
+            }
+            // A high byte excludes REX, and with it RDI's low byte.
+            let at = free.iter().position(|f| !u.high_byte || *f < 4)?;
+            list.push(Visitor { guest: *guest, host: free.remove(at), load: true, store: writes(*access) });
+        }
+        Some(list)
+    }
+
+    /// LEA: an address without an access; no bias.
+    fn lea(&mut self, i: &Instruction) -> bool {
+        let Some(to) = gpr_number(i.op0_register()) else { return false };
+        let wide = i.op0_register().size();
+        let narrow_address = i.memory_base().size() == 4 || i.memory_index().size() == 4;
+        if wide == 2 || narrow_address || i.memory_base() == Register::EIP {
+            return false;
+        }
+        let target = PINNED[to].unwrap_or(host::TEMP);
+        let emit = |b: &mut Self, m: Mem| if wide == 8 { b.e.lea(target, m) } else { b.e.lea32(target, m) };
+        if i.memory_base() == Register::RIP || i.memory_base() == Register::None && i.memory_index() == Register::None {
+            let v = i.memory_displacement64();
+            self.e.mov_imm(target, if wide == 8 { v } else { v & 0xffff_ffff });
+        } else {
+            let mut place = |b: &mut Self, r: Register, scratch: u8| {
+                let n = gpr_number(r)?;
+                Some(PINNED[n].unwrap_or_else(|| {
+                    b.e.load(scratch, Mem::gs(gpr_home(n)));
+                    scratch
+                }))
+            };
+            let base = place(self, i.memory_base(), host::ADDRESS);
+            let index = place(self, i.memory_index(), host::TEMP);
+            let scale = i.memory_index_scale().trailing_zeros() as u8;
+            let m = Mem { gs: false, base, index: index.map(|x| (x, scale)), disp: i.memory_displacement64() as i32 };
+            emit(self, m);
+        }
+        match PINNED[to] {
+            None => self.e.store(Mem::gs(gpr_home(to)), host::TEMP),
+            Some(SP) => {
+                let by = i.memory_displacement64() % 8 == 0 && i.memory_base() == Register::RSP && i.memory_index() == Register::None;
+                self.stack_aligned &= by && wide == 8;
+            }
+            Some(_) => {}
+        }
+        true
+    }
+}
+
+/// RSP stays a multiple of 8: adding or subtracting one.
+fn keeps_alignment(i: &Instruction) -> bool {
+    matches!(i.mnemonic(), Mnemonic::Add | Mnemonic::Sub | Mnemonic::And)
+        && matches!(i.op1_kind(), OpKind::Immediate8to64 | OpKind::Immediate32to64)
+        && i.op0_register() == Register::RSP
+        && i.immediate(1) % 8 == 0
+}
+
+fn is_shift_by_cl(i: &Instruction) -> bool {
+    let last = i.op_count().wrapping_sub(1);
+    i.encoding() == EncodingKind::Legacy
+        && matches!(i.mnemonic(), Mnemonic::Shl | Mnemonic::Shr | Mnemonic::Sar | Mnemonic::Sal | Mnemonic::Rol | Mnemonic::Ror
+            | Mnemonic::Rcl | Mnemonic::Rcr | Mnemonic::Shld | Mnemonic::Shrd)
+        && i.op_count() > 1
+        && i.op_kind(last) == OpKind::Register
+        && i.op_register(last) == Register::CL
+}
+
+/// RCX is part of the encoding.
+fn fixed_rcx(i: &Instruction) -> bool {
+    is_shift_by_cl(i) || matches!(i.mnemonic(), Mnemonic::Cmpxchg8b | Mnemonic::Cmpxchg16b)
+}
+
+/// AL, AX, EAX or RAX that the encoding fixes: it is where it belongs already.
+fn is_fixed_accumulator(i: &Instruction, n: u32) -> bool {
+    gpr_number(i.op_register(n)) == Some(0) && !is_high_byte(i.op_register(n))
+}
+
+/// Bytes the memory operand touches, as far as a page crossing matters.
+fn access_size(i: &Instruction) -> Option<usize> {
+    match i.memory_size() {
+        MemorySize::Unknown => None,
+        s => match s.size() {
+            n @ 1..=64 => Some(n),
+            _ => None,
+        },
+    }
+}

@@ -1,0 +1,239 @@
+//! One block: guest instructions in, host code out.
+//!
+//! Every guest instruction becomes a run of host instructions that either
+//! completes it or leaves everything as it was: table look-ups and probes come
+//! first, the one instruction that changes guest state last. So a miss or a
+//! host fault anywhere in it means "this instruction has not happened", and
+//! code after its first change (a register's home being stored) cannot fault.
+//! Nothing but guest instructions touches the host's flags.
+
+mod access;
+mod control;
+mod copy;
+mod classify;
+mod stack;
+
+use iced_x86::{Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory};
+
+use crate::emit::{Emitter, Mem};
+use crate::layout::{Exit, gs, host};
+
+pub(crate) use classify::HostFeatures;
+
+/// Most guest instructions in a block: what fits a site's payload.
+pub(crate) const MAX_INSTRUCTIONS: usize = 64;
+
+/// What the translation may assume; part of a block's key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Mode {
+    /// x87 and MMX instructions may execute (CR0.EM and CR0.TS clear).
+    pub x87: bool,
+    /// SSE instructions may execute.
+    pub sse: bool,
+    /// AVX instructions may execute.
+    pub avx: bool,
+    /// CPL 3.
+    pub user: bool,
+    /// Longest block, in instructions: 1 when stepping.
+    pub longest: u8,
+}
+
+/// A block to translate.
+pub(crate) struct Request<'a> {
+    /// Guest bytes from the first instruction to the end of its page.
+    pub bytes: &'a [u8],
+    /// Linear address of the first.
+    pub va: u64,
+    /// Cache offset the code will have.
+    pub at: u32,
+    /// Number of this block.
+    pub id: u32,
+    /// Number of the first link this block makes.
+    pub first_link: u32,
+    pub mode: Mode,
+    /// Cache offsets of the exit thunks, by `Exit`.
+    pub thunks: &'a [u32; 8],
+    pub features: &'a HostFeatures,
+}
+
+/// An exit to a known guest address.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Link {
+    /// Guest address it leads to.
+    pub target: u64,
+    /// Cache offset of the 4-byte displacement to patch.
+    pub patch: u32,
+    /// Cache offset of the address-space number to patch, for links that leave
+    /// the page in user space.
+    pub guard: Option<u32>,
+}
+
+/// A translated block.
+pub(crate) struct Translated {
+    pub code: Vec<u8>,
+    /// Offset of the entry within `code`.
+    pub entry: u32,
+    /// (host offset, guest offset) of each instruction.
+    pub map: Vec<(u16, u16)>,
+    /// Guest bytes covered.
+    pub guest_len: u16,
+    pub links: Vec<Link>,
+}
+
+/// What follows an instruction.
+enum Next {
+    /// The next instruction of the block.
+    Continue,
+    /// Nothing: the block has left.
+    End,
+}
+
+struct Builder<'a> {
+    r: &'a Request<'a>,
+    e: Emitter,
+    encoder: Encoder,
+    info: InstructionInfoFactory,
+    /// JRCXZ displacements that wait for a stub, with the stub's thunk and instruction.
+    pending: Vec<(usize, Exit, u8)>,
+    links: Vec<Link>,
+    index: u8,
+    /// RSP is known to be a multiple of 8.
+    stack_aligned: bool,
+    /// See [`ISLAND_REACH`].
+    reach: usize,
+    out_of_reach: bool,
+}
+
+/// Pending stubs are emitted once the oldest is this far away, in bytes: far
+/// enough to share islands, near enough that one more instruction rarely puts it
+/// out of a short jump's reach. If one does, the block is made again with an
+/// island after every instruction.
+const ISLAND_REACH: usize = 55;
+
+/// Translate a block. `None` when the first instruction needs the interpreter.
+pub(crate) fn translate(r: &Request<'_>) -> Option<Translated> {
+    match attempt(r, ISLAND_REACH) {
+        Err(OutOfReach) => attempt(r, 0).unwrap_or(None),
+        Ok(t) => t,
+    }
+}
+
+/// A stub ended up too far from its jump.
+struct OutOfReach;
+
+fn attempt(r: &Request<'_>, reach: usize) -> Result<Option<Translated>, OutOfReach> {
+    let mut b = Builder {
+        r,
+        e: Emitter::default(),
+        encoder: Encoder::new(64),
+        info: InstructionInfoFactory::new(),
+        pending: Vec::new(),
+        links: Vec::new(),
+        index: 0,
+        stack_aligned: false,
+        reach,
+        out_of_reach: false,
+    };
+    b.stub(Exit::Attention, 0);
+    let entry = b.e.len();
+    b.e.load32(host::TEMP, Mem::gs(gs!(token)));
+    let back = b.e.jrcxz();
+    b.e.code[back] = (0usize.wrapping_sub(back + 1)) as u8;
+
+    let mut decoder = Decoder::with_ip(64, r.bytes, r.va, DecoderOptions::NONE);
+    let mut map = Vec::new();
+    let mut i = Instruction::default();
+    let longest = usize::from(r.mode.longest).min(MAX_INSTRUCTIONS);
+    let mut ended = false;
+    let mut guest_len = 0;
+    while map.len() < longest && decoder.can_decode() {
+        decoder.decode_out(&mut i);
+        if i.is_invalid() || !b.supported(&i) {
+            break;
+        }
+        let before = (b.e.len(), b.pending.len(), b.links.len());
+        map.push((b.e.len() as u16, (i.ip() - r.va) as u16));
+        b.index = (map.len() - 1) as u8;
+        match b.instruction(&i) {
+            Some(next) => {
+                guest_len = (i.next_ip() - r.va) as u16;
+                if matches!(next, Next::End) {
+                    ended = true;
+                    break;
+                }
+            }
+            None => {
+                b.e.code.truncate(before.0);
+                b.pending.truncate(before.1);
+                b.links.truncate(before.2);
+                map.pop();
+                break;
+            }
+        }
+        b.island_if_far();
+    }
+    if map.is_empty() {
+        return Ok(None);
+    }
+    if !ended {
+        b.leave_to(r.va + u64::from(guest_len));
+    }
+    b.island();
+    if b.out_of_reach {
+        return Err(OutOfReach);
+    }
+    Ok(Some(Translated { code: b.e.code, entry: entry as u32, map, guest_len, links: b.links }))
+}
+
+impl Builder<'_> {
+    /// One instruction. `None`: not one this translator does.
+    fn instruction(&mut self, i: &Instruction) -> Option<Next> {
+        if let Some(next) = self.control(i) {
+            return next;
+        }
+        if let Some(done) = self.stack(i) {
+            return done.then_some(Next::Continue);
+        }
+        self.copy(i).then_some(Next::Continue)
+    }
+
+    /// `call thunk; payload`: leaves to the engine, naming block and instruction.
+    fn stub(&mut self, exit: Exit, index: u8) {
+        self.e.branch(&[0xe8], self.r.at, self.r.thunks[exit as usize]);
+        self.e.u32(self.r.id << 6 | u32::from(index));
+    }
+
+    /// JRCXZ to a stub emitted later.
+    fn if_zero_leave(&mut self, exit: Exit) {
+        let at = self.e.jrcxz();
+        self.pending.push((at, exit, self.index));
+    }
+
+    /// Emit the pending stubs here; execution must not fall into them.
+    fn island(&mut self) {
+        for (at, exit, index) in std::mem::take(&mut self.pending) {
+            self.out_of_reach |= !self.e.land_short(at);
+            self.stub(exit, index);
+        }
+    }
+
+    fn island_if_far(&mut self) {
+        let Some((oldest, ..)) = self.pending.first() else { return };
+        if self.e.len() - oldest + 9 * self.pending.len() > self.reach {
+            let over = self.e.jmp_short();
+            self.island();
+            self.out_of_reach |= !self.e.land_short(over);
+        }
+    }
+
+    /// Encode a rewritten guest instruction.
+    fn encode(&mut self, i: &Instruction) -> bool {
+        if self.encoder.encode(i, 0).is_err() {
+            drop(self.encoder.take_buffer());
+            return false;
+        }
+        let bytes = self.encoder.take_buffer();
+        self.e.bytes(&bytes);
+        true
+    }
+}

@@ -1,0 +1,269 @@
+//! The translated blocks of one vCPU and the code that holds them.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use code_cache::{CodeCache, CodeCacheError};
+
+use crate::block::{self, HostFeatures, Link, Mode, Request};
+use crate::emit::Emitter;
+use crate::layout::host;
+use crate::thunks::{self, Thunks};
+
+/// Most code of one vCPU, in bytes; all of it is dropped when it is full.
+const CODE_CAP: usize = 32 << 20;
+
+/// Multiplicative hashing: keys are addresses.
+#[derive(Default)]
+pub(crate) struct AddressHasher(u64);
+
+impl Hasher for AddressHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for b in bytes {
+            self.write_u64(u64::from(*b));
+        }
+    }
+    fn write_u8(&mut self, v: u8) {
+        self.write_u64(u64::from(v));
+    }
+    fn write_u32(&mut self, v: u32) {
+        self.write_u64(u64::from(v));
+    }
+    fn write_u64(&mut self, v: u64) {
+        self.0 = (self.0.rotate_left(23) ^ v).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+    fn finish(&self) -> u64 {
+        self.0 ^ self.0 >> 32
+    }
+}
+
+pub(crate) type AddressMap<K, V> = HashMap<K, V, BuildHasherDefault<AddressHasher>>;
+
+/// What identifies a block: place in RAM, linear address, mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    pub ram: u64,
+    pub va: u64,
+    pub mode: Mode,
+}
+
+/// One translated block.
+pub(crate) struct Block {
+    pub key: Key,
+    /// Cache offset of the code, and of the entry.
+    pub start: u32,
+    pub entry: u32,
+    pub len: u32,
+    /// (host offset, guest offset) of each instruction.
+    pub map: Box<[(u16, u16)]>,
+    /// Cache offset of the jump-cache stub, 0 when there is none, and the
+    /// address-space number it is good for.
+    stub: (u32, u32),
+    pub dead: bool,
+}
+
+struct LinkRecord {
+    link: Link,
+}
+
+/// Blocks, links and code.
+pub(crate) struct Blocks {
+    cache: CodeCache,
+    pub thunks: Thunks,
+    floor: usize,
+    features: HostFeatures,
+    list: Vec<Block>,
+    by_key: AddressMap<Key, u32>,
+    by_page: AddressMap<u32, Vec<u32>>,
+    links: Vec<LinkRecord>,
+    pub translated: u64,
+    pub flushes: u64,
+}
+
+impl Blocks {
+    pub fn new() -> Result<Self, CodeCacheError> {
+        let mut cache = CodeCache::new(CODE_CAP)?;
+        let at = cache.next_offset();
+        let (code, thunks) = thunks::assemble(cache.exec_base(), at).expect("the thunks assemble: they are constant");
+        cache.append(&code).expect("the thunks fit");
+        let floor = cache.used();
+        Ok(Blocks {
+            cache,
+            thunks,
+            floor,
+            features: HostFeatures::detect(),
+            list: Vec::new(),
+            by_key: AddressMap::default(),
+            by_page: AddressMap::default(),
+            links: Vec::new(),
+            translated: 0,
+            flushes: 0,
+        })
+    }
+
+    /// First and last address of code.
+    pub fn extent(&self) -> (u64, u64) {
+        (self.cache.exec_base(), self.cache.size() as u64)
+    }
+
+    pub fn address(&self, offset: u32) -> u64 {
+        self.cache.exec_base() + u64::from(offset)
+    }
+
+    pub fn get(&self, id: u32) -> &Block {
+        &self.list[id as usize]
+    }
+
+    pub fn find(&self, key: &Key) -> Option<u32> {
+        self.by_key.get(key).copied()
+    }
+
+    pub fn code_bytes(&self) -> usize {
+        self.cache.used()
+    }
+
+    /// The four bytes after a stub's call: what it stands for.
+    pub fn payload(&self, site: u64) -> Option<u32> {
+        self.cache.read_u32(self.cache.offset_of(site)?)
+    }
+
+    /// Block and instruction at a host address within the code.
+    pub fn instruction_at(&self, address: u64) -> Option<(u32, usize)> {
+        let at = self.cache.offset_of(address)?;
+        let id = self.list.partition_point(|b| b.start <= at).checked_sub(1)?;
+        let b = &self.list[id];
+        let within = at - b.start;
+        let i = b.map.partition_point(|(host, _)| u32::from(*host) <= within).checked_sub(1)?;
+        (within < b.len).then_some((id as u32, i))
+    }
+
+    /// Translate the block at `key`. `None`: its first instruction is the
+    /// interpreter's. The caller has marked the page as code.
+    pub fn translate(&mut self, key: Key, bytes: &[u8]) -> Option<u32> {
+        let id = self.list.len() as u32;
+        let at = self.cache.next_offset();
+        let t = block::translate(&Request {
+            bytes,
+            va: key.va,
+            at,
+            id,
+            first_link: self.links.len() as u32,
+            mode: key.mode,
+            thunks: &self.thunks.exits,
+            features: &self.features,
+        })?;
+        if self.cache.append(&t.code).is_none() {
+            return None;
+        }
+        self.links.extend(t.links.into_iter().map(|link| LinkRecord { link }));
+        self.list.push(Block {
+            key,
+            start: at,
+            entry: at + t.entry,
+            len: t.code.len() as u32,
+            map: t.map.into_boxed_slice(),
+            stub: (0, 0),
+            dead: false,
+        });
+        self.by_key.insert(key, id);
+        self.by_page.entry((key.ram >> 12) as u32).or_default().push(id);
+        self.translated += 1;
+        Some(id)
+    }
+
+    /// Whether another block may not fit: time to drop everything.
+    pub fn nearly_full(&self) -> bool {
+        self.cache.size() - self.cache.used() < 64 << 10 || self.list.len() >= 1 << 25
+    }
+
+    /// Drop every block.
+    pub fn drop_all(&mut self) {
+        self.list.clear();
+        self.by_key.clear();
+        self.by_page.clear();
+        self.links.clear();
+        self.cache.truncate(self.floor);
+        self.flushes += 1;
+    }
+
+    pub fn link_target(&self, link: u32) -> Option<u64> {
+        Some(self.links.get(link as usize)?.link.target)
+    }
+
+    /// Make a link jump straight to a block; `space` is the number of the current
+    /// address space, for links that depend on it.
+    pub fn connect(&mut self, link: u32, to: u32, space: u32) {
+        let Some(l) = self.links.get(link as usize).map(|r| r.link) else { return };
+        if let Some(g) = l.guard {
+            self.cache.patch_u32(g, space);
+        }
+        let entry = self.list[to as usize].entry;
+        self.cache.patch_u32(l.patch, entry.wrapping_sub(l.patch + 4));
+    }
+
+    /// Pages that hold translated code, with nothing else known of them.
+    pub fn pages(&self) -> Vec<u32> {
+        self.by_page.keys().copied().collect()
+    }
+
+    /// Drop the blocks of a page: their entries lead out, whoever still jumps there.
+    pub fn drop_page(&mut self, page: u32) {
+        for id in self.by_page.remove(&page).unwrap_or_default() {
+            let b = &mut self.list[id as usize];
+            b.dead = true;
+            self.by_key.remove(&b.key);
+            // JMP rel32 to the attention stub at the block's start.
+            let back = b.start.wrapping_sub(b.entry + 5);
+            let first = u32::from_le_bytes([0xe9, back as u8, (back >> 8) as u8, (back >> 16) as u8]);
+            let entry = b.entry;
+            let rest = self.cache.read_u32(entry + 4).unwrap_or(0) & !0xff | back >> 24;
+            self.cache.patch_u32(entry + 4, rest);
+            self.cache.patch_u32(entry, first);
+        }
+    }
+
+    /// A dead block's entry leads to the block that replaces it.
+    pub fn forward(&mut self, dead: u32, to: u32) {
+        let (from, entry) = (self.list[dead as usize].entry, self.list[to as usize].entry);
+        let distance = entry.wrapping_sub(from + 5);
+        let rest = self.cache.read_u32(from + 4).unwrap_or(0) & !0xff | distance >> 24;
+        let first = u32::from_le_bytes([0xe9, distance as u8, (distance >> 8) as u8, (distance >> 16) as u8]);
+        self.cache.patch_u32(from + 4, rest);
+        self.cache.patch_u32(from, first);
+    }
+
+    /// What the jump cache holds for a block: code that checks the target (and,
+    /// in the lower half, the address space) and jumps to it.
+    pub fn jump_stub(&mut self, id: u32, space: u32) -> Option<u64> {
+        let b = &self.list[id as usize];
+        let user = b.key.va < 1 << 63;
+        if b.stub.0 != 0 && (!user || b.stub.1 == space) {
+            return Some(self.address(b.stub.0));
+        }
+        let (va, entry) = (b.key.va, b.entry);
+        let at = self.cache.next_offset();
+        let mut e = Emitter::default();
+        e.mov_imm(host::TEMP, va.wrapping_neg());
+        e.lea(host::TEMP, crate::emit::Mem::indexed(host::TEMP, host::ADDRESS, 0));
+        let right = e.jrcxz();
+        e.branch(&[0xe9], at, self.thunks.indirect);
+        let ok = e.land_short(right);
+        debug_assert!(ok);
+        // Lower half: the code mapping and privilege must be those of now. Upper
+        // half: the supervisor only.
+        if user {
+            e.load32(host::TEMP, crate::emit::Mem::gs(crate::layout::gs!(space)));
+            e.lea32(host::TEMP, crate::emit::Mem::base(host::TEMP, space as i32));
+        } else {
+            e.load32(host::TEMP, crate::emit::Mem::gs(crate::layout::gs!(user)));
+        }
+        let right = e.jrcxz();
+        e.branch(&[0xe9], at, self.thunks.indirect);
+        let ok = e.land_short(right);
+        debug_assert!(ok);
+        e.branch(&[0xe9], at, entry);
+        let offset = self.cache.append(&e.code)?;
+        self.list[id as usize].stub = (offset, space);
+        Some(self.address(offset))
+    }
+}

@@ -1,0 +1,206 @@
+//! An emitter for the few instructions that glue translated code together.
+//! Guest instructions themselves are re-encoded by iced.
+
+use crate::layout::host::TEMP;
+
+/// A memory operand `[base + index * 2^scale + disp]`.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Mem {
+    pub gs: bool,
+    pub base: Option<u8>,
+    pub index: Option<(u8, u8)>,
+    pub disp: i32,
+}
+
+impl Mem {
+    pub fn base(base: u8, disp: i32) -> Self {
+        Mem { base: Some(base), disp, ..Mem::default() }
+    }
+    pub fn gs(disp: i32) -> Self {
+        Mem { gs: true, disp, ..Mem::default() }
+    }
+    pub fn indexed(base: u8, index: u8, scale: u8) -> Self {
+        Mem { base: Some(base), index: Some((index, scale)), ..Mem::default() }
+    }
+}
+
+/// Code under construction.
+#[derive(Default)]
+pub(crate) struct Emitter {
+    pub code: Vec<u8>,
+}
+
+impl Emitter {
+    pub fn len(&self) -> usize {
+        self.code.len()
+    }
+    pub fn bytes(&mut self, b: &[u8]) {
+        self.code.extend_from_slice(b);
+    }
+    pub fn u32(&mut self, v: u32) {
+        self.bytes(&v.to_le_bytes());
+    }
+
+    /// ModRM, SIB and displacement of a memory operand.
+    fn mem_tail(&mut self, reg: u8, m: &Mem) {
+        let reg = (reg & 7) << 3;
+        let short = i8::try_from(m.disp).is_ok();
+        match (m.base, m.index) {
+            (None, index) => {
+                let (i, s) = index.unwrap_or((4, 0));
+                self.bytes(&[reg | 4, s << 6 | (i & 7) << 3 | 5]);
+                self.bytes(&m.disp.to_le_bytes());
+            }
+            (Some(b), index) => {
+                // RBP and R13 as base need a displacement; RSP and R12 a SIB byte.
+                let mode = if m.disp == 0 && b & 7 != 5 { 0 } else if short { 0x40 } else { 0x80 };
+                match index {
+                    Some((i, s)) => self.bytes(&[mode | reg | 4, s << 6 | (i & 7) << 3 | b & 7]),
+                    None if b & 7 == 4 => self.bytes(&[mode | reg | 4, 0x24]),
+                    None => self.bytes(&[mode | reg | b & 7]),
+                }
+                match mode {
+                    0x40 => self.bytes(&[m.disp as u8]),
+                    0x80 => self.bytes(&m.disp.to_le_bytes()),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn rex_bits(reg: u8, m: &Mem) -> u8 {
+        (reg >> 3) << 2 | m.index.map_or(0, |(i, _)| i >> 3) << 1 | m.base.map_or(0, |b| b >> 3)
+    }
+
+    /// An instruction with a register and a memory operand.
+    pub fn op_mem(&mut self, wide: bool, opcode: &[u8], reg: u8, m: Mem) {
+        if m.gs {
+            self.bytes(&[0x65]);
+        }
+        let rex = 0x40 | u8::from(wide) << 3 | Self::rex_bits(reg, &m);
+        if rex != 0x40 {
+            self.bytes(&[rex]);
+        }
+        self.bytes(opcode);
+        self.mem_tail(reg, &m);
+    }
+
+    pub fn lea(&mut self, reg: u8, m: Mem) {
+        self.op_mem(true, &[0x8d], reg, m);
+    }
+    pub fn lea32(&mut self, reg: u8, m: Mem) {
+        self.op_mem(false, &[0x8d], reg, m);
+    }
+    pub fn load(&mut self, reg: u8, m: Mem) {
+        self.op_mem(true, &[0x8b], reg, m);
+    }
+    pub fn load32(&mut self, reg: u8, m: Mem) {
+        self.op_mem(false, &[0x8b], reg, m);
+    }
+    pub fn store(&mut self, m: Mem, reg: u8) {
+        self.op_mem(true, &[0x89], reg, m);
+    }
+    pub fn load_byte(&mut self, reg: u8, m: Mem) {
+        self.op_mem(false, &[0x0f, 0xb6], reg, m);
+    }
+    /// MOV r64, r64.
+    pub fn mov(&mut self, to: u8, from: u8) {
+        if to != from {
+            self.bytes(&[0x48 | (from >> 3) << 2 | to >> 3, 0x89, 0xc0 | (from & 7) << 3 | to & 7]);
+        }
+    }
+    /// MOV r64, imm by the shortest form.
+    pub fn mov_imm(&mut self, to: u8, value: u64) {
+        if let Ok(v) = u32::try_from(value) {
+            if to >= 8 {
+                self.bytes(&[0x41]);
+            }
+            self.bytes(&[0xb8 | to & 7]);
+            self.u32(v);
+        } else if let Ok(v) = i32::try_from(value as i64) {
+            self.bytes(&[0x48 | to >> 3, 0xc7, 0xc0 | to & 7]);
+            self.bytes(&v.to_le_bytes());
+        } else {
+            self.bytes(&[0x48 | to >> 3, 0xb8 | to & 7]);
+            self.bytes(&value.to_le_bytes());
+        }
+    }
+    /// MOV qword [m], imm32 sign-extended.
+    pub fn store_imm(&mut self, m: Mem, value: i32) {
+        self.op_mem(true, &[0xc7], 0, m);
+        self.bytes(&value.to_le_bytes());
+    }
+    /// PEXT to, from, mask (mask in a register).
+    pub fn pext(&mut self, to: u8, from: u8, mask: u8) {
+        self.bytes(&[0xc4, (!to >> 3 & 1) << 7 | 0x40 | (!mask >> 3 & 1) << 5 | 2]);
+        self.bytes(&[0x80 | (!from & 15) << 3 | 2, 0xf5, 0xc0 | (to & 7) << 3 | mask & 7]);
+    }
+    /// PEXT to, from, qword gs:[disp].
+    pub fn pext_gs(&mut self, to: u8, from: u8, disp: i32) {
+        self.bytes(&[0x65, 0xc4, (!to >> 3 & 1) << 7 | 0x62, 0x80 | (!from & 15) << 3 | 2, 0xf5]);
+        self.mem_tail(to, &Mem::gs(disp));
+    }
+    /// JRCXZ with a displacement to fix up; returns its place.
+    pub fn jrcxz(&mut self) -> usize {
+        self.bytes(&[0xe3, 0]);
+        self.len() - 1
+    }
+    /// Point a one-byte displacement at the current end. False when out of reach.
+    #[must_use]
+    pub fn land_short(&mut self, at: usize) -> bool {
+        let distance = self.len() - (at + 1);
+        self.code[at] = distance as u8;
+        distance <= 127
+    }
+    /// JMP rel8 with a displacement to fix up.
+    pub fn jmp_short(&mut self) -> usize {
+        self.bytes(&[0xeb, 0]);
+        self.len() - 1
+    }
+    /// JMP rel32 (or Jcc, CALL) to a place in the code cache; `here` is the cache
+    /// offset of this code's start.
+    pub fn branch(&mut self, opcode: &[u8], here: u32, target: u32) {
+        self.bytes(opcode);
+        let from = here.wrapping_add(self.len() as u32 + 4);
+        self.u32(target.wrapping_sub(from));
+    }
+    /// TEMP = TEMP + disp, flags untouched.
+    pub fn add_temp(&mut self, disp: i32) {
+        self.lea(TEMP, Mem::base(TEMP, disp));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
+
+    fn check(emit: impl Fn(&mut Emitter), text: &str) {
+        let mut e = Emitter::default();
+        emit(&mut e);
+        let i = Decoder::new(64, &e.code, DecoderOptions::NONE).decode();
+        assert_eq!(i.len(), e.len(), "one instruction for {text}");
+        let mut out = String::new();
+        IntelFormatter::new().format(&i, &mut out);
+        assert_eq!(out, text);
+    }
+
+    #[test]
+    fn every_form_is_what_its_name_says() {
+        check(|e| e.lea(7, Mem { base: Some(14), index: Some((13, 2)), disp: 0x12345, gs: false }), "lea rdi,[r14+r13*4+12345h]");
+        check(|e| e.lea(7, Mem::base(13, 0)), "lea rdi,[r13]");
+        check(|e| e.lea(7, Mem::base(12, 8)), "lea rdi,[r12+8]");
+        check(|e| e.load(1, Mem::gs(-0x100)), "mov rcx,gs:[0FFFFFFFFFFFFFF00h]");
+        check(|e| e.load(1, Mem { gs: true, base: None, index: Some((1, 3)), disp: 0 }), "mov rcx,gs:[rcx*8]");
+        check(|e| e.load(1, Mem::indexed(15, 1, 3)), "mov rcx,[r15+rcx*8]");
+        check(|e| e.load_byte(1, Mem { gs: true, base: Some(1), index: None, disp: -0x2000 + 7 }), "movzx ecx,byte ptr gs:[rcx-1FF9h]");
+        check(|e| e.pext(1, 7, 14), "pext rcx,rdi,r14");
+        check(|e| e.pext_gs(1, 9, -8), "pext rcx,r9,gs:[0FFFFFFFFFFFFFFF8h]");
+        check(|e| e.mov(8, 1), "mov r8,rcx");
+        check(|e| e.mov_imm(9, 5), "mov r9d,5");
+        check(|e| e.mov_imm(7, u64::MAX), "mov rdi,0FFFFFFFFFFFFFFFFh");
+        check(|e| e.mov_imm(7, 1 << 40), "mov rdi,10000000000h");
+        check(|e| e.store(Mem::gs(-16), 15), "mov gs:[0FFFFFFFFFFFFFFF0h],r15");
+        check(|e| e.lea32(7, Mem::base(9, 4)), "lea edi,[r9+4]");
+    }
+}

@@ -1,0 +1,169 @@
+//! Where guest state lives while translated code runs.
+//!
+//! | host register | holds |
+//! | --- | --- |
+//! | RAX RDX RBX RBP RSI | the guest's own |
+//! | R8 R9 R10 R11 R12 R13 | guest RDI RSP RCX R8 R9 R12 |
+//! | RDI | a biased effective address (`ADDRESS`) |
+//! | RCX | scratch (`TEMP`); RCX so that JRCXZ tests it without touching flags |
+//! | R14 | `BIAS`: added to every effective address, and the page-number mask |
+//! | R15 | the load table |
+//! | RSP | the host stack |
+//! | GS base | the store table; [`State`] lies just below it |
+//! | flags, vector and x87 registers | the guest's own |
+//!
+//! Guest R10, R11, R13, R14 and R15 live in [`State`].
+
+/// Host register numbers.
+pub(crate) mod host {
+    pub const RAX: u8 = 0;
+    pub const RCX: u8 = 1;
+    pub const RDX: u8 = 2;
+    pub const RBX: u8 = 3;
+    pub const RSP: u8 = 4;
+    pub const RBP: u8 = 5;
+    pub const RSI: u8 = 6;
+    pub const RDI: u8 = 7;
+    pub const R8: u8 = 8;
+    pub const R9: u8 = 9;
+    pub const R10: u8 = 10;
+    pub const R11: u8 = 11;
+    pub const R12: u8 = 12;
+    pub const R13: u8 = 13;
+    pub const R14: u8 = 14;
+    pub const R15: u8 = 15;
+
+    /// Scratch.
+    pub const TEMP: u8 = RCX;
+    /// Effective address plus [`super::BIAS`].
+    pub const ADDRESS: u8 = RDI;
+    /// The constant [`super::BIAS`].
+    pub const BIAS: u8 = R14;
+    /// Base of the load table.
+    pub const TABLE: u8 = R15;
+}
+
+use host::*;
+
+/// Added to every effective address. As a mask it selects the page number of a
+/// 48-bit address (PEXT); as an addend it makes every canonical address
+/// non-canonical, so that an access through an empty (zero) table entry faults
+/// instead of reaching the process's own memory.
+pub(crate) const BIAS: u64 = 0x0000_ffff_ffff_f000;
+
+/// Host register of each guest register, or `None` when it lives in [`State`].
+pub(crate) const PINNED: [Option<u8>; 16] = [
+    Some(RAX),
+    Some(R10),
+    Some(RDX),
+    Some(RBX),
+    Some(R9),
+    Some(RBP),
+    Some(RSI),
+    Some(R8),
+    Some(R11),
+    Some(R12),
+    None,
+    None,
+    Some(R13),
+    None,
+    None,
+    None,
+];
+
+/// Entries of the jump cache.
+pub(crate) const JUMP_CACHE: usize = 4096;
+
+/// Why translated code came back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Exit {
+    /// A load found no table entry; `address` is biased.
+    MissLoad = 0,
+    /// A store or read-modify-write found none.
+    MissStore = 1,
+    /// A direct exit that is not linked yet.
+    Link = 2,
+    /// An indirect jump the jump cache does not know; `address` is the target.
+    Indirect = 3,
+    /// The interpreter must execute the instruction at the site.
+    Interpret = 4,
+    /// Attention: leave at the block's start.
+    Attention = 5,
+    /// The block was invalidated.
+    Stale = 6,
+    /// A host fault at `site`.
+    Fault = 7,
+}
+
+impl Exit {
+    pub(crate) const ALL: [Exit; 8] = [
+        Exit::MissLoad,
+        Exit::MissStore,
+        Exit::Link,
+        Exit::Indirect,
+        Exit::Interpret,
+        Exit::Attention,
+        Exit::Stale,
+        Exit::Fault,
+    ];
+}
+
+/// What translated code and the engine share, one a vCPU. Lies [`REGION`] bytes
+/// below every store table (the same pages, mapped there again).
+#[repr(C, align(64))]
+pub(crate) struct State {
+    pub gpr: [u64; 16],
+    /// Status flags: AH as LAHF gives it, and OF.
+    pub flags_ah: u8,
+    pub flags_of: u8,
+    pub mxcsr: u32,
+    pub native_mxcsr: u32,
+    /// Zero when the vCPU's attention is wanted; tested at every block entry.
+    pub token: std::sync::atomic::AtomicU32,
+    /// Number of the current address-space generation, negated, for user links.
+    pub space: u32,
+    /// 1 at CPL 3, else 0: tested before jumps into the upper half.
+    pub user: u32,
+    pub exit: u32,
+    /// Host address after the exit's call, or of the faulting instruction.
+    pub site: u64,
+    /// `ADDRESS` at the exit.
+    pub address: u64,
+    /// Entry target, set before entering.
+    pub target: u64,
+    pub native_rsp: u64,
+    /// Holds a value across a second table look-up of one instruction.
+    pub scratch: u64,
+    pub fs_base: u64,
+    pub gs_base: u64,
+    pub table_load: u64,
+    pub table_store: u64,
+    pub page_offset_mask: u64,
+    pub qword_offset_mask: u64,
+    pub jump_index_mask: u64,
+    pub ymm: [[u64; 4]; 16],
+    pub jump_cache: [u64; JUMP_CACHE],
+}
+
+/// Distance from [`State`] to the store table.
+pub(crate) const REGION: usize = 0x1_0000;
+/// Distance from the guard bytes (one readable page, then one that faults) to
+/// the store table: loading byte `offset + size - 1` from here faults when an
+/// access of `size` bytes at page offset `offset` crosses the page.
+pub(crate) const GUARD: usize = 0x2000;
+
+const _: () = assert!(size_of::<State>() <= REGION - GUARD);
+
+/// GS-relative displacement of a field of [`State`].
+macro_rules! gs {
+    ($field:ident) => {
+        std::mem::offset_of!($crate::layout::State, $field) as i32 - $crate::layout::REGION as i32
+    };
+}
+pub(crate) use gs;
+
+/// GS-relative displacement of a guest register's home.
+pub(crate) fn gpr_home(n: usize) -> i32 {
+    gs!(gpr) + 8 * n as i32
+}

@@ -1,0 +1,227 @@
+//! Which address tables are in force: one view for each user context, one for
+//! the supervisor, one for the supervisor reaching user pages (AC set), and
+//! what is known of the pages code was fetched from.
+
+use crate::blocks::AddressMap;
+use crate::tables::{StateMemory, View};
+
+/// User contexts kept at once.
+const CONTEXTS: usize = 6;
+
+/// Privilege of accesses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    User,
+    Supervisor,
+    SupervisorAc,
+}
+
+struct Context {
+    pcid: u16,
+    view: Option<View>,
+    /// Lower-half pages that code was fetched from, and where they are in RAM.
+    code: AddressMap<u64, u64>,
+    number: u32,
+    used: u64,
+}
+
+/// Every view of one vCPU.
+pub(crate) struct Spaces {
+    contexts: Vec<Context>,
+    current: usize,
+    supervisor: View,
+    supervisor_ac: View,
+    /// Upper-half code pages.
+    upper_code: AddressMap<u64, u64>,
+    /// Some upper-half code page is not global.
+    upper_local: bool,
+    numbers: u32,
+    clock: u64,
+}
+
+impl Spaces {
+    pub fn new(state: &StateMemory) -> rustix::io::Result<Self> {
+        let mut s = Spaces {
+            contexts: Vec::new(),
+            current: 0,
+            supervisor: View::new(state)?,
+            supervisor_ac: View::new(state)?,
+            upper_code: AddressMap::default(),
+            upper_local: false,
+            numbers: 0,
+            clock: 0,
+        };
+        s.enter(0, false);
+        Ok(s)
+    }
+
+    fn fresh_number(&mut self) -> u32 {
+        self.numbers = self.numbers % 0x7fff_fffe + 1;
+        self.numbers
+    }
+
+    /// Number of the current lower-half code mapping.
+    pub fn number(&self) -> u32 {
+        self.contexts[self.current].number
+    }
+
+    /// The view for accesses of this kind, made at first use.
+    pub fn view(&mut self, kind: Kind, state: &StateMemory) -> rustix::io::Result<&mut View> {
+        Ok(match kind {
+            Kind::Supervisor => &mut self.supervisor,
+            Kind::SupervisorAc => &mut self.supervisor_ac,
+            Kind::User => {
+                let c = &mut self.contexts[self.current];
+                match &mut c.view {
+                    Some(v) => v,
+                    none => none.insert(View::new(state)?),
+                }
+            }
+        })
+    }
+
+    fn views(&mut self) -> impl Iterator<Item = &mut View> {
+        let users = self.contexts.iter_mut().filter_map(|c| c.view.as_mut());
+        users.chain([&mut self.supervisor, &mut self.supervisor_ac])
+    }
+
+    /// PCID of the current context.
+    pub fn pcid(&self) -> u16 {
+        self.contexts[self.current].pcid
+    }
+
+    /// CR3 now names context `pcid`; true if its translations start empty.
+    pub fn enter(&mut self, pcid: u16, keep: bool) -> bool {
+        self.clock += 1;
+        self.supervisor.flush(false);
+        self.supervisor_ac.flush(false);
+        let found = self.contexts.iter().position(|c| c.pcid == pcid);
+        let at = found.unwrap_or_else(|| {
+            if self.contexts.len() < CONTEXTS {
+                self.contexts.push(Context { pcid, view: None, code: AddressMap::default(), number: 0, used: 0 });
+                self.contexts.len() - 1
+            } else {
+                let oldest = self.contexts.iter().enumerate().min_by_key(|(_, c)| c.used);
+                oldest.map_or(0, |(i, _)| i)
+            }
+        });
+        self.current = at;
+        let stale = found.is_none() || !keep;
+        let number = if self.contexts[at].number == 0 { self.fresh_number() } else { self.contexts[at].number };
+        let clock = self.clock;
+        let c = &mut self.contexts[at];
+        c.used = clock;
+        c.number = number;
+        c.pcid = pcid;
+        if found.is_none() {
+            c.code.clear();
+        }
+        if stale && let Some(v) = &mut c.view {
+            v.flush(true);
+        }
+        stale
+    }
+
+    /// Forget a context's data translations.
+    pub fn flush_context(&mut self, pcid: u16) {
+        if self.contexts[self.current].pcid == pcid {
+            self.supervisor.flush(false);
+            self.supervisor_ac.flush(false);
+        }
+        for c in self.contexts.iter_mut().filter(|c| c.pcid == pcid) {
+            if let Some(v) = &mut c.view {
+                v.flush(true);
+            }
+        }
+    }
+
+    /// Forget all data translations.
+    pub fn flush(&mut self, globals: bool) {
+        self.views().for_each(|v| v.flush(globals));
+    }
+
+    /// Forget the data translations of one page.
+    pub fn flush_page(&mut self, linear: u64) {
+        let current = self.current;
+        if let Some(v) = &mut self.contexts[current].view {
+            v.flush_page(linear);
+        }
+        self.supervisor.flush_page(linear);
+        self.supervisor_ac.flush_page(linear);
+    }
+
+    /// No direct stores to a page of the backing any more.
+    pub fn forbid_stores(&mut self, page: u32) {
+        self.views().for_each(|v| v.forbid_stores(page));
+    }
+
+    /// No direct stores to any page any more.
+    pub fn forbid_all_stores(&mut self) {
+        self.flush(true);
+    }
+
+    fn code(&mut self, va: u64) -> &mut AddressMap<u64, u64> {
+        if va >> 63 == 0 { &mut self.contexts[self.current].code } else { &mut self.upper_code }
+    }
+
+    /// Where the code page of `va` is, if that is known.
+    /// `user`: fetched at CPL 3.
+    pub fn code_page(&mut self, va: u64, user: bool) -> Option<u64> {
+        let known = *self.code(va).get(&(va >> 12))?;
+        (known & 1 == u64::from(user)).then_some(known & !1)
+    }
+
+    /// Remember where the code page of `va` is.
+    pub fn set_code_page(&mut self, va: u64, user: bool, ram: u64, global: bool) {
+        self.upper_local |= va >> 63 != 0 && !global;
+        self.code(va).insert(va >> 12, ram | u64::from(user));
+    }
+
+    /// Check the current context's lower-half code pages against `walk` after its
+    /// translations were flushed. If one moved, links into the lower half end.
+    pub fn verify_lower(&mut self, only: Option<u64>, walk: impl FnMut(u64) -> Option<u64>) {
+        let current = self.current;
+        if moved(&mut self.contexts[current].code, only, walk) {
+            self.contexts[current].number = self.fresh_number();
+        }
+    }
+
+    /// The same for upper-half code pages; true if one moved. `globals`: global
+    /// pages were flushed too.
+    pub fn verify_upper(&mut self, only: Option<u64>, globals: bool, walk: impl FnMut(u64) -> Option<u64>) -> bool {
+        (globals || self.upper_local) && moved(&mut self.upper_code, only, walk)
+    }
+
+    /// A context's lower-half code pages are not known any more.
+    pub fn forget_code(&mut self, pcid: u16) {
+        for i in (0..self.contexts.len()).filter(|i| self.contexts[*i].pcid == pcid).collect::<Vec<_>>() {
+            self.contexts[i].number = self.fresh_number();
+            self.contexts[i].code.clear();
+        }
+    }
+
+    /// Other contexts' code pages are not known any more.
+    pub fn forget_other_code(&mut self) {
+        let current = self.current;
+        for i in (0..self.contexts.len()).filter(|i| *i != current) {
+            let number = self.fresh_number();
+            let c = &mut self.contexts[i];
+            c.code.clear();
+            c.number = number;
+        }
+    }
+}
+
+/// Drop the code pages that are no longer where they were; whether any was.
+fn moved(map: &mut AddressMap<u64, u64>, only: Option<u64>, mut walk: impl FnMut(u64) -> Option<u64>) -> bool {
+    let before = map.len();
+    match only {
+        Some(va) => {
+            if map.get(&(va >> 12)).is_some_and(|ram| walk(va & !0xfff) != Some(*ram & !1)) {
+                map.remove(&(va >> 12));
+            }
+        }
+        None => map.retain(|page, ram| walk(page << 12) == Some(*ram & !1)),
+    }
+    map.len() != before
+}

@@ -1,0 +1,294 @@
+//! Address tables: for each page of a 48-bit linear space, what to add to a
+//! biased guest address to reach guest RAM in this process; zero where there is
+//! no direct way. A translation look-aside buffer that never evicts.
+// UNSAFE: maps the tables and stores entries by checked index.
+#![allow(unsafe_code, reason = "the home of the address tables' mappings")]
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap};
+
+use crate::layout::{BIAS, GUARD, REGION, State};
+
+/// Pages in a 48-bit space.
+const PAGES: u64 = 1 << 36;
+const TABLE_BYTES: usize = PAGES as usize * 8;
+/// Entries remembered one by one; beyond this a flush drops whole tables.
+const FILLED_CAP: usize = 1 << 16;
+
+/// The shared state's memory: one file, mapped for the engine and below every
+/// store table.
+pub(crate) struct StateMemory {
+    file: OwnedFd,
+    base: NonNull<State>,
+}
+
+// SAFETY: the mapping is owned; fields other than atomics are touched only by
+// the vCPU's thread (through `&mut` access to the engine or translated code).
+unsafe impl Send for StateMemory {}
+// SAFETY: as above; `&StateMemory` gives out only the atomic token.
+unsafe impl Sync for StateMemory {}
+
+const STATE_BYTES: usize = REGION - GUARD;
+
+impl StateMemory {
+    pub fn new() -> rustix::io::Result<Self> {
+        let file = memfd_create("strata-vcpu", MemfdFlags::CLOEXEC)?;
+        ftruncate(&file, STATE_BYTES as u64)?;
+        // SAFETY: a fresh mapping at an address of the kernel's choice.
+        let p = unsafe {
+            mmap(std::ptr::null_mut(), STATE_BYTES, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &file, 0)
+        }?;
+        Ok(StateMemory { file, base: NonNull::new(p.cast()).expect("mmap never returns null on success") })
+    }
+
+    pub fn pointer(&self) -> *mut State {
+        self.base.as_ptr()
+    }
+
+    /// Ask translated code to leave at the next block.
+    pub fn want_attention(&self) {
+        // SAFETY: the mapping lives as long as self; the field is atomic.
+        unsafe { &(*self.base.as_ptr()).token }.store(0, Ordering::SeqCst);
+    }
+
+    /// The state, for the vCPU's own thread.
+    pub fn get(&mut self) -> &mut State {
+        // SAFETY: the mapping is valid, zero is a valid State, and `&mut self`
+        // excludes other references on this thread; translated code is not running.
+        unsafe { self.base.as_mut() }
+    }
+}
+
+impl Drop for StateMemory {
+    fn drop(&mut self) {
+        // SAFETY: nothing uses the mapping once its owner is dropped.
+        let _ = unsafe { munmap(self.base.as_ptr().cast(), STATE_BYTES) };
+    }
+}
+
+/// One reserved table.
+struct Table {
+    mapping: *mut u8,
+    bytes: usize,
+    entries: *mut AtomicU64,
+}
+
+// SAFETY: the mapping is owned and its entries are atomics.
+unsafe impl Send for Table {}
+
+impl Table {
+    /// A table with room for the state in front when `state` is given.
+    fn new(state: Option<&StateMemory>) -> rustix::io::Result<Self> {
+        let lead = if state.is_some() { REGION } else { 0 };
+        let bytes = TABLE_BYTES + lead;
+        // SAFETY: fresh mapping.
+        let mapping = unsafe {
+            mmap_anonymous(
+                std::ptr::null_mut(),
+                bytes,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
+        }?
+        .cast::<u8>();
+        // SAFETY: `lead` bytes lie within the mapping.
+        let t = Table { mapping, bytes, entries: unsafe { mapping.add(lead) }.cast() };
+        // Table pages are touched sparsely: huge pages would waste memory.
+        // SAFETY: the range is this mapping.
+        let _ = unsafe { madvise(mapping.cast(), bytes, Advice::LinuxNoHugepage) };
+        if let Some(s) = state {
+            let flags = MapFlags::SHARED | MapFlags::FIXED;
+            // SAFETY: replaces the first pages of the mapping just made.
+            unsafe {
+                mmap(mapping.cast(), STATE_BYTES, ProtFlags::READ | ProtFlags::WRITE, flags, s.file.as_fd(), 0)?;
+                mprotect(mapping.add(REGION - GUARD / 2).cast(), GUARD / 2, rustix::mm::MprotectFlags::empty())?;
+            }
+        }
+        Ok(t)
+    }
+
+    fn address(&self) -> u64 {
+        self.entries as u64
+    }
+
+    fn set(&self, index: u64, value: u64) {
+        debug_assert!(index < PAGES);
+        // SAFETY: the index is masked to the table's extent.
+        unsafe { &*self.entries.add((index & (PAGES - 1)) as usize) }.store(value, Ordering::Relaxed);
+    }
+
+    fn drop_all(&self) {
+        // SAFETY: the range is this table; its pages read as zero afterwards.
+        let _ = unsafe { madvise(self.entries.cast(), TABLE_BYTES, Advice::LinuxDontNeed) };
+    }
+}
+
+impl Drop for Table {
+    fn drop(&mut self) {
+        // SAFETY: nothing points into the mapping once its owner is dropped.
+        let _ = unsafe { munmap(self.mapping.cast(), self.bytes) };
+    }
+}
+
+/// Index of a linear address's page.
+fn index_of(linear: u64) -> u64 {
+    (linear.wrapping_add(BIAS) >> 12) & (PAGES - 1)
+}
+
+/// Linear page number whose entry is at `index`, sign-extended.
+fn linear_of(index: u64) -> u64 {
+    let page = index.wrapping_add(1) & (PAGES - 1);
+    ((page << 28) as i64 >> 16) as u64
+}
+
+/// A page to enter into a view.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Fill {
+    /// Linear address within the page.
+    pub linear: u64,
+    /// Host address of the page.
+    pub host: u64,
+    /// Its number in the backing.
+    pub page: u32,
+    /// It outlives a change of address space.
+    pub global: bool,
+    /// It is part of a page larger than 4 KiB.
+    pub large: bool,
+    /// Stores may go there directly.
+    pub store: bool,
+}
+
+/// A load table and a store table that go together: what one address space may
+/// do at one privilege.
+pub(crate) struct View {
+    load: Table,
+    store: Table,
+    /// Indices that may be filled, of global pages and of others.
+    global: Vec<u64>,
+    local: Vec<u64>,
+    overflow: bool,
+    /// 2 MiB regions that hold entries of larger pages.
+    large: HashSet<u64>,
+    /// Store entries by page of the RAM backing.
+    by_page: HashMap<u32, Vec<u64>>,
+}
+
+impl View {
+    pub fn new(state: &StateMemory) -> rustix::io::Result<Self> {
+        Ok(View {
+            load: Table::new(None)?,
+            store: Table::new(Some(state))?,
+            global: Vec::new(),
+            local: Vec::new(),
+            overflow: false,
+            large: HashSet::new(),
+            by_page: HashMap::new(),
+        })
+    }
+
+    /// Table addresses: load, store.
+    pub fn addresses(&self) -> (u64, u64) {
+        (self.load.address(), self.store.address())
+    }
+
+    /// Enter a page: loads, and stores too if `store`.
+    pub fn fill(&mut self, f: Fill) {
+        let index = index_of(f.linear);
+        let value = f.host.wrapping_sub(f.linear & !0xfff).wrapping_sub(BIAS);
+        self.load.set(index, value);
+        if f.store {
+            self.store.set(index, value);
+            let list = self.by_page.entry(f.page).or_default();
+            if !list.contains(&index) {
+                list.push(index);
+            }
+        }
+        if f.large {
+            self.large.insert(f.linear >> 21);
+        }
+        let list = if f.global { &mut self.global } else { &mut self.local };
+        if list.len() < FILLED_CAP { list.push(index) } else { self.overflow = true }
+    }
+
+    fn clear(&self, index: u64) {
+        self.load.set(index, 0);
+        self.store.set(index, 0);
+    }
+
+    /// Drop everything, or everything that is not global.
+    pub fn flush(&mut self, globals: bool) {
+        if self.overflow {
+            self.load.drop_all();
+            self.store.drop_all();
+            self.global.clear();
+            self.local.clear();
+            self.by_page.clear();
+            self.large.clear();
+            self.overflow = false;
+            return;
+        }
+        for index in std::mem::take(&mut self.local) {
+            self.clear(index);
+        }
+        if globals {
+            for index in std::mem::take(&mut self.global) {
+                self.clear(index);
+            }
+            self.by_page.clear();
+            self.large.clear();
+        }
+    }
+
+    /// Drop the entries of `linear`'s page, and of all 2 MiB around it when some
+    /// belong to a larger page.
+    pub fn flush_page(&mut self, linear: u64) {
+        self.clear(index_of(linear));
+        if self.large.contains(&(linear >> 21)) {
+            let near = |i: &u64| linear_of(*i) >> 21 == linear >> 21;
+            for list in [&self.global, &self.local] {
+                list.iter().filter(|i| near(i)).for_each(|i| self.clear(*i));
+            }
+        }
+    }
+
+    /// Drop the store entries of a page of the backing.
+    pub fn forbid_stores(&mut self, page: u32) {
+        for index in self.by_page.remove(&page).unwrap_or_default() {
+            self.store.set(index, 0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn indices_and_addresses_convert_both_ways() {
+        for linear in [0, 0x1000, 0x7fff_ffff_f000, 0xffff_8000_0000_0000, 0xffff_ffff_8100_0000, 0xffff_ffff_ffff_f000] {
+            assert_eq!(linear_of(index_of(linear)), linear, "{linear:#x}");
+        }
+    }
+
+    #[test]
+    fn a_biased_address_plus_its_entry_is_the_host_address() {
+        let s = StateMemory::new().unwrap();
+        let mut v = View::new(&s).unwrap();
+        let (linear, host) = (0xffff_ffff_8123_4000u64, 0x7f00_1234_5000u64);
+        v.fill(Fill { linear, host, page: 7, global: true, large: false, store: true });
+        let (load, store) = v.addresses();
+        for table in [load, store] {
+            // SAFETY: the index lies within the mapped table.
+            let entry = unsafe { *((table + index_of(linear) * 8) as *const u64) };
+            assert_eq!((linear + 0x123).wrapping_add(BIAS).wrapping_add(entry), host + 0x123);
+        }
+        v.forbid_stores(7);
+        // SAFETY: as above.
+        assert_eq!(unsafe { *((store + index_of(linear) * 8) as *const u64) }, 0);
+    }
+}

@@ -1,0 +1,114 @@
+//! The ways into and out of translated code.
+
+use iced_x86::IcedError;
+use iced_x86::code_asm::*;
+
+use crate::layout::{BIAS, Exit, PINNED, REGION, State, gpr_home, gs};
+
+/// Cache offsets of the entry and of each exit.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Thunks {
+    /// `extern "sysv64" fn(*mut State)`.
+    pub enter: u32,
+    /// By `Exit`; called from stubs, with the site as return address.
+    pub exits: [u32; 8],
+    /// Indirect exit that is jumped to: what an empty jump-cache entry holds.
+    pub indirect: u32,
+    /// Where the fault handler sends a faulting thread; the handler has stored
+    /// the site.
+    pub fault: u32,
+}
+
+const SAVED: [AsmRegister64; 6] = [rbx, rbp, r12, r13, r14, r15];
+const HOST: [AsmRegister64; 16] = [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15];
+const YMM: [AsmRegisterYmm; 16] =
+    [ymm0, ymm1, ymm2, ymm3, ymm4, ymm5, ymm6, ymm7, ymm8, ymm9, ymm10, ymm11, ymm12, ymm13, ymm14, ymm15];
+
+macro_rules! field {
+    ($f:ident) => {
+        rdi + std::mem::offset_of!(State, $f) as i32
+    };
+}
+
+fn enter(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    for r in SAVED {
+        a.push(r)?;
+    }
+    a.mov(qword_ptr(field!(native_rsp)), rsp)?;
+    a.stmxcsr(dword_ptr(field!(native_mxcsr)))?;
+    a.ldmxcsr(dword_ptr(field!(mxcsr)))?;
+    a.mov(rax, qword_ptr(field!(table_store)))?;
+    a.wrgsbase(rax)?;
+    for (i, y) in YMM.iter().enumerate() {
+        a.vmovups(*y, ymmword_ptr(rdi + (std::mem::offset_of!(State, ymm) + 32 * i) as i32))?;
+    }
+    a.mov(r15, qword_ptr(field!(table_load)))?;
+    a.mov(r14, BIAS)?;
+    // OF from 1 + 0x7f; then the rest, which leaves OF alone.
+    a.mov(al, byte_ptr(field!(flags_of)))?;
+    a.mov(ah, byte_ptr(field!(flags_ah)))?;
+    a.add(al, 0x7f)?;
+    a.sahf()?;
+    for (n, host) in PINNED.iter().enumerate() {
+        if let Some(h) = host {
+            a.mov(HOST[usize::from(*h)], qword_ptr(rdi + (std::mem::offset_of!(State, gpr) + 8 * n) as i32))?;
+        }
+    }
+    a.jmp(qword_ptr(field!(target)))
+}
+
+fn leave(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    for (n, host) in PINNED.iter().enumerate() {
+        if let Some(h) = host {
+            a.mov(qword_ptr(gpr_home(n) as i64 as u64).gs(), HOST[usize::from(*h)])?;
+        }
+    }
+    a.lahf()?;
+    a.seto(byte_ptr(gs!(flags_of) as i64 as u64).gs())?;
+    a.mov(al, ah)?;
+    a.mov(byte_ptr(gs!(flags_ah) as i64 as u64).gs(), al)?;
+    for (i, y) in YMM.iter().enumerate() {
+        a.vmovups(ymmword_ptr((gs!(ymm) + 32 * i as i32) as i64 as u64).gs(), *y)?;
+    }
+    a.vzeroupper()?;
+    a.stmxcsr(dword_ptr(gs!(mxcsr) as i64 as u64).gs())?;
+    a.ldmxcsr(dword_ptr(gs!(native_mxcsr) as i64 as u64).gs())?;
+    a.mov(rsp, qword_ptr(gs!(native_rsp) as i64 as u64).gs())?;
+    for r in SAVED.iter().rev() {
+        a.pop(*r)?;
+    }
+    a.ret()
+}
+
+/// Assemble all thunks for cache offset `at`, executing at `base`.
+pub(crate) fn assemble(base: u64, at: u32) -> Result<(Vec<u8>, Thunks), IcedError> {
+    let mut code = Vec::new();
+    let mut place = |build: &dyn Fn(&mut CodeAssembler) -> Result<(), IcedError>| -> Result<u32, IcedError> {
+        code.resize(code.len().next_multiple_of(16), 0xcc);
+        let offset = at + code.len() as u32;
+        let mut a = CodeAssembler::new(64)?;
+        build(&mut a)?;
+        code.extend(a.assemble(base + u64::from(offset))?);
+        Ok(offset)
+    };
+    let enter = place(&enter)?;
+    let common = place(&leave)?;
+    let exit = |kind: Exit, site: bool| {
+        move |a: &mut CodeAssembler| {
+            if site {
+                a.pop(qword_ptr(gs!(site) as i64 as u64).gs())?;
+            }
+            a.mov(dword_ptr(gs!(exit) as i64 as u64).gs(), kind as u32)?;
+            a.mov(qword_ptr(gs!(address) as i64 as u64).gs(), rdi)?;
+            a.jmp(base + u64::from(common))
+        }
+    };
+    let mut exits = [0; 8];
+    for kind in Exit::ALL {
+        exits[kind as usize] = place(&exit(kind, true))?;
+    }
+    let indirect = place(&exit(Exit::Indirect, false))?;
+    let fault = place(&exit(Exit::Fault, false))?;
+    let _ = REGION;
+    Ok((code, Thunks { enter, exits, indirect, fault }))
+}

@@ -1,0 +1,604 @@
+//! One vCPU of the translating engine: translated code where it can run, the
+//! interpreter for everything else.
+// UNSAFE: enters translated code that `Blocks` made.
+#![allow(unsafe_code, reason = "enters generated code")]
+
+use std::sync::Arc;
+
+use code_cache::CodeCacheError;
+use engine::{EngineError, Halt, Vcpu, VcpuConfig, attention_bits};
+use guest_memory::{CodeEvent, RamOffset};
+use interpreter::{Cpu, Flush, InterpreterVcpu};
+use x86_mmu::Access;
+use x86_semantics::flags::Flags;
+use x86_state::{Activity, CpuState, Feature, InterruptShadow, cr0, cr4, rflags, xcr0};
+
+use crate::block::{MAX_INSTRUCTIONS, Mode};
+use crate::blocks::{AddressMap, Blocks, Key};
+use crate::layout::{BIAS, Exit, JUMP_CACHE, State};
+use crate::native;
+use crate::signals::Running;
+use crate::spaces::{Kind, Spaces};
+use crate::tables::{Fill, StateMemory};
+
+/// Instructions interpreted at a time where nothing can be translated.
+const INTERPRETED_RUN: u64 = 4096;
+const PAGE: u64 = 4096;
+
+/// Why the translator's memory could not be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SetupError {
+    #[error(transparent)]
+    Code(#[from] CodeCacheError),
+    #[error("cannot reserve address tables: {0}; the interpreter needs none: --engine interp")]
+    Tables(#[from] rustix::io::Errno),
+}
+
+/// Counters, by name in `counters()`.
+#[derive(Default)]
+struct Counters {
+    exits: [u64; 8],
+    fills: u64,
+    interpreted: u64,
+}
+
+/// One vCPU.
+pub struct TranslatorVcpu {
+    interp: InterpreterVcpu,
+    attention: Arc<engine::Attention>,
+    state: Arc<StateMemory>,
+    blocks: Blocks,
+    spaces: Spaces,
+    /// Places whose first instruction is the interpreter's.
+    foreign: AddressMap<Key, ()>,
+    /// Code events of guest memory seen so far.
+    seen: u64,
+    /// The interpreter must execute the next instruction.
+    pending_step: bool,
+    /// The x87 and vector registers are the host's and the state's, not `Cpu`'s.
+    fpu_in_host: bool,
+    counters: Counters,
+}
+
+/// What to do after an exit.
+enum Then {
+    /// Enter translated code at this cache offset; guest registers are in the state.
+    Resume(u32),
+    /// Look at everything again; guest registers are in `Cpu`.
+    Again,
+}
+
+impl TranslatorVcpu {
+    pub(crate) fn new(config: VcpuConfig) -> Result<Self, SetupError> {
+        let attention = config.attention.clone();
+        let mut memory = StateMemory::new()?;
+        let blocks = Blocks::new()?;
+        let state = memory.get();
+        state.page_offset_mask = PAGE - 1;
+        state.qword_offset_mask = 7;
+        state.jump_index_mask = JUMP_CACHE as u64 - 1;
+        state.jump_cache.fill(blocks.address(blocks.thunks.indirect));
+        let spaces = Spaces::new(&memory)?;
+        let mut interp = InterpreterVcpu::new(config);
+        interp.cpu().flush_log = Some(Vec::new());
+        let state = Arc::new(memory);
+        let kicked = state.clone();
+        attention.set_kick(Some(Box::new(move || kicked.want_attention())));
+        Ok(TranslatorVcpu {
+            interp,
+            attention,
+            state,
+            blocks,
+            spaces,
+            foreign: AddressMap::default(),
+            seen: 0,
+            pending_step: false,
+            fpu_in_host: false,
+            counters: Counters::default(),
+        })
+    }
+
+    fn state(&mut self) -> &mut State {
+        // SAFETY: the memory lives as long as self; `&mut self` and the fact that
+        // translated code is not running exclude other references. The token is
+        // atomic and also written by other threads.
+        unsafe { &mut *self.state.pointer() }
+    }
+
+    /// How many instructions the interpreter should execute before translated code
+    /// is worth another look: 0 where the current mode is one that is translated,
+    /// 64-bit code with four-level paging and nothing that watches single instructions.
+    fn obstacle(&mut self) -> u64 {
+        let cpu = self.interp.cpu();
+        let wrong_mode = !cpu.long64()
+            || cpu.cr0 & cr0::PG == 0
+            || cpu.cr4 & cr4::LA57 != 0
+            || cpu.dr7 & 0xff != 0
+            || cpu.clock.is_virtual()
+            || cpu.topology.cpus > 1;
+        if wrong_mode {
+            return INTERPRETED_RUN;
+        }
+        let checks_alignment = cpu.cpl == 3 && cpu.cr0 & cr0::AM != 0 && cpu.system_flags & rflags::AC != 0;
+        let momentary = cpu.activity != Activity::Active
+            || cpu.system_flags & (rflags::TF | rflags::RF | rflags::DF) != 0
+            || cpu.shadow != InterruptShadow::None
+            || cpu.pending_debug != 0
+            || checks_alignment;
+        u64::from(momentary)
+    }
+
+    fn mode(&mut self) -> Mode {
+        let cpu = self.interp.cpu();
+        let no_coprocessor = cpu.cr0 & (cr0::EM | cr0::TS) != 0;
+        let sse = !no_coprocessor && cpu.cr4 & cr4::OSFXSR != 0;
+        let avx_state = xcr0::SSE | xcr0::AVX;
+        Mode {
+            x87: !no_coprocessor,
+            sse,
+            avx: sse && cpu.cr4 & cr4::OSXSAVE != 0 && cpu.xcr0 & avx_state == avx_state && cpu.model.has(Feature::Avx),
+            user: cpu.cpl == 3,
+            longest: MAX_INSTRUCTIONS as u8,
+        }
+    }
+
+    fn kind(cpu: &Cpu) -> Kind {
+        if cpu.cpl == 3 {
+            Kind::User
+        } else if cpu.cr4 & cr4::SMAP != 0 && cpu.system_flags & rflags::AC != 0 {
+            Kind::SupervisorAc
+        } else {
+            Kind::Supervisor
+        }
+    }
+
+    fn access(cpu: &Cpu, write: bool, fetch: bool) -> Access {
+        Access {
+            write,
+            fetch,
+            user: cpu.cpl == 3,
+            system: false,
+            ac: cpu.system_flags & rflags::AC != 0,
+        }
+    }
+
+    /// Host address of a page of the backing.
+    fn host_page(cpu: &Cpu, page: u64) -> u64 {
+        cpu.memory.host_mapping().0 as u64 + page * PAGE
+    }
+
+    /// Everything a step of the interpreter may have changed.
+    fn after_step(&mut self) {
+        let log = match &mut self.interp.cpu().flush_log {
+            Some(log) if !log.is_empty() => std::mem::take(log),
+            _ => Vec::new(),
+        };
+        for f in log {
+            self.flushed(f);
+        }
+        self.code_events();
+    }
+
+    fn flushed(&mut self, f: Flush) {
+        let cpu = self.interp.cpu();
+        let pcid = if cpu.cr4 & cr4::PCIDE != 0 { (cpu.cr3 & 0xfff) as u16 } else { 0 };
+        let params = cpu.paging_params();
+        let memory = cpu.memory.clone();
+        let paging = cpu.cr0 & cr0::PG != 0;
+        let walk = move |va: u64| {
+            let physical = if paging { x86_mmu::inspect(&memory, &params, va)? } else { va };
+            Some(memory.translate(physical)?.offset.0 & !(PAGE - 1))
+        };
+        let upper = match f {
+            Flush::All => {
+                self.spaces.flush(true);
+                self.spaces.forget_other_code();
+                self.spaces.verify_lower(None, &walk);
+                self.spaces.verify_upper(None, true, &walk)
+            }
+            Flush::NonGlobal => {
+                self.spaces.flush(false);
+                self.spaces.forget_other_code();
+                self.spaces.verify_lower(None, &walk);
+                self.spaces.verify_upper(None, false, &walk)
+            }
+            Flush::Page(va) => {
+                self.spaces.flush_page(va);
+                self.spaces.verify_lower(Some(va), &walk);
+                self.spaces.verify_upper(Some(va), true, &walk)
+            }
+            Flush::Context(p) => {
+                self.spaces.flush_context(p);
+                if p == self.spaces.pcid() {
+                    self.spaces.verify_lower(None, &walk);
+                    self.spaces.verify_upper(None, false, &walk)
+                } else {
+                    self.spaces.forget_code(p);
+                    false
+                }
+            }
+            Flush::Switch { keep } => {
+                if self.spaces.enter(pcid, keep) {
+                    self.spaces.verify_lower(None, &walk);
+                }
+                self.spaces.verify_upper(None, false, &walk)
+            }
+        };
+        if upper {
+            // Links between upper-half blocks carry no check: start over.
+            self.drop_blocks();
+        }
+    }
+
+    fn drop_blocks(&mut self) {
+        self.blocks.drop_all();
+        self.foreign.clear();
+        let indirect = self.blocks.address(self.blocks.thunks.indirect);
+        self.state().jump_cache.fill(indirect);
+    }
+
+    /// Follow what happened to pages with code.
+    fn code_events(&mut self) {
+        let memory = self.interp.cpu().memory.clone();
+        let marks = memory.marks();
+        let count = marks.event_count();
+        if count == self.seen {
+            return;
+        }
+        match marks.events_since(self.seen) {
+            None => {
+                self.spaces.forbid_all_stores();
+                self.drop_blocks();
+            }
+            Some(events) => {
+                for e in events {
+                    match e {
+                        CodeEvent::Marked(page) => self.spaces.forbid_stores(page),
+                        CodeEvent::Changed(page) => {
+                            self.blocks.drop_page(page);
+                            self.foreign.retain(|k, ()| (k.ram >> 12) as u32 != page);
+                        }
+                    }
+                }
+            }
+        }
+        self.seen = count;
+    }
+
+    /// Guest registers from `Cpu` into the shared state.
+    fn export(&mut self) {
+        let (regs, flags, fs, gs) = {
+            let cpu = self.interp.cpu();
+            let mut regs = [0; 16];
+            regs.copy_from_slice(&cpu.regs[..16]);
+            (regs, cpu.flags.to_rflags(), cpu.segments[4].base, cpu.segments[5].base)
+        };
+        if !self.fpu_in_host {
+            let fpu = self.interp.cpu().fpu.clone();
+            native::load_x87(&fpu);
+            let s = self.state();
+            s.ymm = fpu.ymm;
+            s.mxcsr = fpu.mxcsr;
+            self.fpu_in_host = true;
+        }
+        let s = self.state();
+        s.gpr = regs;
+        s.flags_ah = (flags & 0xd5 | 2) as u8;
+        s.flags_of = (flags >> 11 & 1) as u8;
+        s.fs_base = fs;
+        s.gs_base = gs;
+    }
+
+    /// Guest registers from the shared state into `Cpu`, at `rip`.
+    fn import(&mut self, rip: u64) {
+        let s = self.state();
+        let regs = s.gpr;
+        let flags = u64::from(s.flags_ah & 0xd5) | u64::from(s.flags_of & 1) << 11;
+        let cpu = self.interp.cpu();
+        cpu.regs[..16].copy_from_slice(&regs);
+        cpu.flags = Flags::from_rflags(flags);
+        cpu.set_rip(rip);
+    }
+
+    /// x87 and vector registers into `Cpu`.
+    fn import_fpu(&mut self) {
+        if !self.fpu_in_host {
+            return;
+        }
+        let s = self.state();
+        let (ymm, mxcsr) = (s.ymm, s.mxcsr);
+        let fpu = &mut self.interp.cpu().fpu;
+        fpu.ymm = ymm;
+        fpu.mxcsr = mxcsr;
+        native::save_x87(fpu);
+        self.fpu_in_host = false;
+    }
+
+    /// Execute `n` instructions on the interpreter. Some: return to the caller.
+    fn interpret(&mut self, n: u64) -> Option<Halt> {
+        self.import_fpu();
+        self.counters.interpreted += 1;
+        let halt = self.interp.run(n);
+        self.after_step();
+        match halt {
+            Halt::Limit => None,
+            other => Some(other),
+        }
+    }
+
+    /// The block at `va`, translated if need be. `None`: the interpreter's turn
+    /// (a fault on fetch, or an instruction for it).
+    fn block_at(&mut self, va: u64) -> Option<u32> {
+        let user = self.interp.cpu().cpl == 3;
+        let page = match self.spaces.code_page(va, user) {
+            Some(page) => page,
+            None => {
+                let cpu = self.interp.cpu();
+                let access = Self::access(cpu, false, true);
+                let t = x86_mmu::walk(&cpu.memory, &cpu.paging_params(), va, access).ok()?;
+                let page = cpu.memory.translate(t.physical)?.offset.0 & !(PAGE - 1);
+                self.spaces.set_code_page(va, user, page, t.global);
+                page
+            }
+        };
+        let ram = page | va & (PAGE - 1);
+        let key = Key { ram, va, mode: self.mode() };
+        if let Some(id) = self.blocks.find(&key) {
+            return Some(id);
+        }
+        if self.foreign.contains_key(&key) {
+            return None;
+        }
+        if self.blocks.nearly_full() {
+            self.drop_blocks();
+        }
+        let cpu = self.interp.cpu();
+        let len = PAGE - ram % PAGE;
+        cpu.memory.marks().mark_code(RamOffset(ram), len);
+        let mut bytes = [0; PAGE as usize];
+        let bytes = &mut bytes[..len as usize];
+        cpu.memory.read_bytes(RamOffset(ram), bytes);
+        self.code_events();
+        let id = self.blocks.translate(key, bytes);
+        if id.is_none() {
+            self.foreign.insert(key, ());
+        }
+        id
+    }
+
+    /// Enter translated code at a cache offset and deal with its exit.
+    fn enter(&mut self, at: u32) -> Result<Then, EngineError> {
+        let target = self.blocks.address(at);
+        let kind = Self::kind(self.interp.cpu());
+        let state_memory = self.state.clone();
+        let failed = |e: rustix::io::Errno| EngineError::Host {
+            engine: "jit",
+            what: "reserving address tables".into(),
+            source: e.into(),
+        };
+        let (load, store) = self.spaces.view(kind, &state_memory).map_err(failed)?.addresses();
+        let space = self.space().wrapping_neg();
+        let user = u32::from(kind == Kind::User);
+        let (code, code_len) = self.blocks.extent();
+        let running = Running {
+            code,
+            code_len,
+            state: state_memory.pointer(),
+            fault_exit: self.blocks.address(self.blocks.thunks.fault),
+        };
+        let enter = self.blocks.address(self.blocks.thunks.enter);
+        let s = self.state();
+        s.target = target;
+        s.table_load = load;
+        s.table_store = store;
+        s.space = space;
+        s.user = user;
+        // SAFETY: the entry thunk and a translated instruction's address; the
+        // state lies below the store table named in it.
+        unsafe { native::enter(enter, running) };
+        let s = self.state();
+        let (exit, site, address) = (s.exit, s.site, s.address);
+        let exit = Exit::ALL[(exit & 7) as usize];
+        self.counters.exits[exit as usize] += 1;
+        self.exited(exit, site, address)
+    }
+
+    fn exited(&mut self, exit: Exit, site: u64, address: u64) -> Result<Then, EngineError> {
+        match exit {
+            Exit::Link => {
+                let link = self.payload(site)?;
+                let target = self.blocks.link_target(link).ok_or_else(|| self.lost(site))?;
+                let generation = self.blocks.flushes;
+                let Some(id) = self.block_at(target) else { return Ok(self.give_up(target)) };
+                if generation == self.blocks.flushes {
+                    let space = self.space();
+                    self.blocks.connect(link, id, space);
+                }
+                Ok(Then::Resume(self.blocks.get(id).entry))
+            }
+            Exit::Indirect => {
+                let Some(id) = self.block_at(address) else { return Ok(self.give_up(address)) };
+                let space = self.space();
+                if let Some(stub) = self.blocks.jump_stub(id, space) {
+                    self.state().jump_cache[address as usize & (JUMP_CACHE - 1)] = stub;
+                }
+                Ok(Then::Resume(self.blocks.get(id).entry))
+            }
+            Exit::MissLoad | Exit::MissStore => {
+                let payload = self.payload(site)?;
+                let (id, index) = (payload >> 6, payload as usize & 63);
+                if self.fill(address.wrapping_sub(BIAS), exit == Exit::MissStore) {
+                    let b = self.blocks.get(id);
+                    return Ok(Then::Resume(b.start + u32::from(b.map[index].0)));
+                }
+                Ok(self.interpret_at(id, index))
+            }
+            Exit::Interpret => {
+                let payload = self.payload(site)?;
+                Ok(self.interpret_at(payload >> 6, payload as usize & 63))
+            }
+            Exit::Attention | Exit::Stale => {
+                let id = self.payload(site)? >> 6;
+                let (va, dead) = (self.blocks.get(id).key.va, self.blocks.get(id).dead);
+                if !dead {
+                    return Ok(self.give_up(va));
+                }
+                let generation = self.blocks.flushes;
+                let Some(new) = self.block_at(va) else { return Ok(self.give_up(va)) };
+                // The successor is reached through this mapping only if the address is
+                // in the upper half, where links are not checked either.
+                if va >> 63 != 0 && generation == self.blocks.flushes {
+                    self.blocks.forward(id, new);
+                }
+                Ok(Then::Resume(self.blocks.get(new).entry))
+            }
+            Exit::Fault => {
+                let (id, index) = self.blocks.instruction_at(site).ok_or_else(|| self.lost(site))?;
+                Ok(self.interpret_at(id, index))
+            }
+        }
+    }
+
+    /// What lower-half links are checked against: the code mapping and the privilege.
+    fn space(&mut self) -> u32 {
+        self.spaces.number() << 1 | u32::from(self.interp.cpu().cpl == 3)
+    }
+
+    fn payload(&self, site: u64) -> Result<u32, EngineError> {
+        self.blocks.payload(site).ok_or_else(|| self.lost(site))
+    }
+
+    fn lost(&self, site: u64) -> EngineError {
+        EngineError::Unsupported {
+            engine: "jit",
+            rip: 0,
+            bytes: Vec::new(),
+            reason: format!("translated code left from an unknown place {site:#x}; this is a bug"),
+        }
+    }
+
+    /// Registers back to `Cpu`; the caller looks at everything again.
+    fn give_up(&mut self, rip: u64) -> Then {
+        self.import(rip);
+        Then::Again
+    }
+
+    /// Registers back to `Cpu` at an instruction that the interpreter executes next.
+    fn interpret_at(&mut self, id: u32, index: usize) -> Then {
+        let b = self.blocks.get(id);
+        let rip = b.key.va.wrapping_add(u64::from(b.map[index].1));
+        self.import(rip);
+        self.pending_step = true;
+        Then::Again
+    }
+
+    /// Enter a page into the tables. False: the access has no direct path.
+    fn fill(&mut self, va: u64, write: bool) -> bool {
+        let kind = Self::kind(self.interp.cpu());
+        let cpu = self.interp.cpu();
+        let access = Self::access(cpu, write, false);
+        let Ok(t) = x86_mmu::walk(&cpu.memory, &cpu.paging_params(), va, access) else { return false };
+        let Some(hit) = cpu.memory.translate(t.physical) else { return false };
+        let page = hit.offset.0 / PAGE;
+        let plain = hit.writable && t.writable && cpu.memory.marks().is_plain(hit.offset);
+        if write && !plain {
+            return false;
+        }
+        let fill = Fill {
+            linear: va,
+            host: Self::host_page(cpu, page),
+            page: page as u32,
+            global: t.global,
+            large: t.page_shift > 12,
+            store: write && plain,
+        };
+        let state = self.state.clone();
+        let Ok(view) = self.spaces.view(kind, &state) else { return false };
+        view.fill(fill);
+        self.counters.fills += 1;
+        true
+    }
+
+    fn run_to_halt(&mut self) -> Halt {
+        loop {
+            // From here on a raised bit ends translated code again.
+            self.state().token.store(1, std::sync::atomic::Ordering::SeqCst);
+            let bits = self.attention.bits();
+            let masked = self.interp.cpu().system_flags & rflags::IF == 0;
+            let urgent = bits & !attention_bits::INTERRUPT != 0 || bits != 0 && !masked;
+            let step = std::mem::take(&mut self.pending_step);
+            let n = if urgent || step { 1 } else { self.obstacle() };
+            if n != 0 {
+                if let Some(halt) = self.interpret(n) {
+                    return halt;
+                }
+                continue;
+            }
+            let rip = self.interp.cpu().rip();
+            let Some(id) = self.block_at(rip) else {
+                if let Some(halt) = self.interpret(1) {
+                    return halt;
+                }
+                continue;
+            };
+            self.export();
+            let mut at = self.blocks.get(id).entry;
+            loop {
+                match self.enter(at) {
+                    Ok(Then::Resume(next)) => at = next,
+                    Ok(Then::Again) => break,
+                    Err(e) => return Halt::Failed(e),
+                }
+            }
+        }
+    }
+}
+
+impl Vcpu for TranslatorVcpu {
+    fn run(&mut self, limit: u64) -> Halt {
+        // A finite limit is exact: the interpreter counts.
+        let halt = if limit == u64::MAX {
+            self.run_to_halt()
+        } else {
+            self.import_fpu();
+            let halt = self.interp.run(limit);
+            self.after_step();
+            halt
+        };
+        self.import_fpu();
+        native::reset_x87();
+        halt
+    }
+
+    fn state(&mut self) -> Result<CpuState, EngineError> {
+        self.interp.state()
+    }
+
+    fn set_state(&mut self, state: &CpuState) -> Result<(), EngineError> {
+        self.interp.set_state(state)?;
+        self.after_step();
+        Ok(())
+    }
+
+    fn retired(&self) -> Option<u64> {
+        None
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        let e = &self.counters.exits;
+        vec![
+            ("blocks_translated", self.blocks.translated),
+            ("code_bytes", self.blocks.code_bytes() as u64),
+            ("code_flushes", self.blocks.flushes),
+            ("table_fills", self.counters.fills),
+            ("interpreted_runs", self.counters.interpreted),
+            ("exits_miss_load", e[Exit::MissLoad as usize]),
+            ("exits_miss_store", e[Exit::MissStore as usize]),
+            ("exits_link", e[Exit::Link as usize]),
+            ("exits_indirect", e[Exit::Indirect as usize]),
+            ("exits_interpret", e[Exit::Interpret as usize]),
+            ("exits_attention", e[Exit::Attention as usize]),
+            ("exits_fault", e[Exit::Fault as usize]),
+        ]
+    }
+}
