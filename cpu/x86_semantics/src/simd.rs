@@ -10,23 +10,26 @@ mod compare;
 mod lanes;
 pub mod mmx;
 mod multiply;
+mod packed_bytes;
 mod permute;
 mod shift;
 mod shuffle;
 pub mod strings;
 
 pub use arithmetic::{
-    pabsb, pabsd, pabsw, paddb, paddd, paddq, paddsb, paddsw, paddusb, paddusw, paddw, pavgb, pavgw, phaddd,
-    phaddsw, phaddw, phsubd, phsubsw, phsubw, psignb, psignd, psignw, psubb, psubd, psubq, psubsb, psubsw,
-    psubusb, psubusw, psubw,
+    pabsb, pabsd, pabsw, paddd, paddq, paddsw, paddusw, paddw, pavgw, phaddd, phaddsw, phaddw, phsubd,
+    phsubsw, phsubw, psignb, psignd, psignw, psubd, psubq, psubsw, psubusw, psubw,
 };
 pub use compare::{
-    movmskpd, movmskps, pand, pandn, pcmpeqb, pcmpeqd, pcmpeqq, pcmpeqw, pcmpgtb, pcmpgtd, pcmpgtq, pcmpgtw,
-    phminposuw, pmaxsb, pmaxsd, pmaxsw, pmaxub, pmaxud, pmaxuw, pminsb, pminsd, pminsw, pminub, pminud,
-    pminuw, pmovmskb, por, ptest, pxor, vtestpd, vtestps,
+    movmskpd, movmskps, pand, pandn, pcmpeqd, pcmpeqq, pcmpeqw, pcmpgtd, pcmpgtq, pcmpgtw, phminposuw,
+    pmaxsd, pmaxsw, pmaxud, pmaxuw, pminsd, pminsw, pminud, pminuw, por, ptest, pxor, vtestpd, vtestps,
 };
 pub use multiply::{
     mpsadbw, pmaddubsw, pmaddwd, pmuldq, pmulhrsw, pmulhuw, pmulhw, pmulld, pmullw, pmuludq, psadbw,
+};
+pub use packed_bytes::{
+    paddb, paddsb, paddusb, pavgb, pcmpeqb, pcmpgtb, pmaxsb, pmaxub, pminsb, pminub, pmovmskb, pshufb, psubb,
+    psubsb, psubusb,
 };
 pub use permute::{vpermd, vpermilpd, vpermilps, vpermq};
 pub use shift::{
@@ -36,6 +39,6 @@ pub use shift::{
 pub use shuffle::{
     blendpd, blendps, blendvpd, blendvps, insertps, movddup, movshdup, movsldup, packssdw, packsswb,
     packusdw, packuswb, palignr, pblendvb, pblendw, pmovsxbd, pmovsxbq, pmovsxbw, pmovsxdq, pmovsxwd,
-    pmovsxwq, pmovzxbd, pmovzxbq, pmovzxbw, pmovzxdq, pmovzxwd, pmovzxwq, pshufb, pshufd, pshufhw, pshuflw,
+    pmovsxwq, pmovzxbd, pmovzxbq, pmovzxbw, pmovzxdq, pmovzxwd, pmovzxwq, pshufd, pshufhw, pshuflw,
     punpckhbw, punpckhdq, punpckhqdq, punpckhwd, punpcklbw, punpckldq, punpcklqdq, punpcklwd, shufpd, shufps,
 };

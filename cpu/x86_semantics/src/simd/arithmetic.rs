@@ -15,23 +15,16 @@ macro_rules! elementwise {
 }
 
 elementwise! {
-    "PADDB." paddb bytes u8::wrapping_add;
     "PADDW." paddw words u16::wrapping_add;
     "PADDD." paddd dwords u32::wrapping_add;
     "PADDQ." paddq qwords u64::wrapping_add;
-    "PADDSB." paddsb bytes |x, y| (x as i8).saturating_add(y as i8) as u8;
     "PADDSW." paddsw words |x, y| (x as i16).saturating_add(y as i16) as u16;
-    "PADDUSB." paddusb bytes u8::saturating_add;
     "PADDUSW." paddusw words u16::saturating_add;
-    "PSUBB." psubb bytes u8::wrapping_sub;
     "PSUBW." psubw words u16::wrapping_sub;
     "PSUBD." psubd dwords u32::wrapping_sub;
     "PSUBQ." psubq qwords u64::wrapping_sub;
-    "PSUBSB." psubsb bytes |x, y| (x as i8).saturating_sub(y as i8) as u8;
     "PSUBSW." psubsw words |x, y| (x as i16).saturating_sub(y as i16) as u16;
-    "PSUBUSB." psubusb bytes u8::saturating_sub;
     "PSUBUSW." psubusw words u16::saturating_sub;
-    "PAVGB: rounded average." pavgb bytes |x, y| ((u16::from(x) + u16::from(y) + 1) >> 1) as u8;
     "PAVGW: rounded average." pavgw words |x, y| ((u32::from(x) + u32::from(y) + 1) >> 1) as u16;
     "PSIGNB: negate, keep or clear by the sign of `b`." psignb bytes
         |x, y| (x as i8).wrapping_mul((y as i8).signum()) as u8;

@@ -1,6 +1,6 @@
 //! Logic, comparisons, minima and maxima, tests and sign masks.
 
-use super::lanes::{bytes, dwords, qwords, words};
+use super::lanes::{dwords, qwords, words};
 use crate::flags::Flags;
 
 /// PAND, ANDPS, ANDPD.
@@ -45,24 +45,18 @@ macro_rules! mask {
 }
 
 elementwise! {
-    "PCMPEQB." pcmpeqb bytes u8, mask!(u8, ==);
     "PCMPEQW." pcmpeqw words u16, mask!(u16, ==);
     "PCMPEQD." pcmpeqd dwords u32, mask!(u32, ==);
     "PCMPEQQ." pcmpeqq qwords u64, mask!(u64, ==);
-    "PCMPGTB." pcmpgtb bytes i8, mask!(i8, >);
     "PCMPGTW." pcmpgtw words i16, mask!(i16, >);
     "PCMPGTD." pcmpgtd dwords i32, mask!(i32, >);
     "PCMPGTQ." pcmpgtq qwords i64, mask!(i64, >);
-    "PMINUB." pminub bytes u8, u8::min;
     "PMINUW." pminuw words u16, u16::min;
     "PMINUD." pminud dwords u32, u32::min;
-    "PMINSB." pminsb bytes i8, i8::min;
     "PMINSW." pminsw words i16, i16::min;
     "PMINSD." pminsd dwords i32, i32::min;
-    "PMAXUB." pmaxub bytes u8, u8::max;
     "PMAXUW." pmaxuw words u16, u16::max;
     "PMAXUD." pmaxud dwords u32, u32::max;
-    "PMAXSB." pmaxsb bytes i8, i8::max;
     "PMAXSW." pmaxsw words i16, i16::max;
     "PMAXSD." pmaxsd dwords i32, i32::max;
 }
@@ -76,12 +70,6 @@ pub fn phminposuw(a: u128) -> u128 {
         }
     }
     u128::from(least.0) | (least.1 as u128) << 16
-}
-
-/// PMOVMSKB: the top bits of the bytes.
-#[inline]
-pub fn pmovmskb(a: u128) -> u32 {
-    bytes::split(a).into_iter().enumerate().fold(0, |m, (i, x)| m | u32::from(x >> 7) << i)
 }
 
 /// MOVMSKPS: the top bits of the doublewords.

@@ -64,13 +64,6 @@ unpack! {
     "PUNPCKHQDQ and UNPCKHPD." punpckhqdq qwords 1;
 }
 
-/// PSHUFB: bytes of `a` chosen by bits 3-0 of `control`'s; zero where bit 7 is set.
-#[inline]
-pub fn pshufb(a: u128, control: u128) -> u128 {
-    let a = bytes::split(a);
-    bytes::map(control, |c| if c & 0x80 != 0 { 0 } else { a[usize::from(c & 15)] })
-}
-
 /// Field `i` of an immediate of two-bit fields.
 #[inline(always)]
 fn field(imm: u8, i: usize) -> usize {
