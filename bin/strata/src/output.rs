@@ -3,11 +3,11 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use anyhow::Context;
 use board::{EventPoster, MachineEvent, SerialSpec};
-use chipset::SerialOutput;
+use chipset::{BufferedOutput, SerialOutput};
 
 use crate::failure::InputError;
 use crate::phases::{Phase, Phases};
@@ -47,26 +47,66 @@ impl Matcher {
     }
 }
 
+/// The number after a text: the exit status of the built-in guest's command.
+struct Number {
+    text: Matcher,
+    digits: Option<u32>,
+}
+
+impl Number {
+    /// The number, when this byte ends it.
+    fn next(&mut self, byte: u8) -> Option<u32> {
+        let Some(value) = self.digits else {
+            if self.text.next(byte) {
+                self.digits = Some(0);
+            }
+            return None;
+        };
+        if byte.is_ascii_digit() {
+            self.digits = Some(value.saturating_mul(10).saturating_add(u32::from(byte - b'0')));
+            return None;
+        }
+        self.digits.take()
+    }
+}
+
+/// What the built-in guest says of itself.
+pub struct Markers {
+    /// Printed when its shell is ready.
+    pub ready: &'static str,
+    /// Precedes the exit status of the command it ran.
+    pub status: &'static str,
+    /// Receives that status.
+    pub receiver: Arc<OnceLock<u8>>,
+}
+
 /// What the console's output tells about the guest.
 pub struct Watch {
     phases: Arc<Phases>,
     events: EventPoster,
     panic: Option<(Matcher, Matcher)>,
     shell: Option<Matcher>,
+    status: Option<(Number, Arc<OnceLock<u8>>)>,
     seen: bool,
 }
 
 impl Watch {
     /// Watch for the first byte, panics unless told to ignore them, and the
-    /// built-in guest's marker for a ready shell.
-    pub fn new(phases: Arc<Phases>, events: EventPoster, panics: bool, shell: Option<&'static str>) -> Self {
-        Watch {
+    /// built-in guest's markers.
+    pub fn new(phases: Arc<Phases>, events: EventPoster, panics: bool, markers: Option<Markers>) -> Self {
+        let mut watch = Watch {
             phases,
             events,
             panic: panics.then(|| (Matcher::new(PANIC), Matcher::new(PANIC_END))),
-            shell: shell.map(|s| Matcher::new(s.as_bytes())),
+            shell: None,
+            status: None,
             seen: false,
+        };
+        if let Some(Markers { ready, status, receiver }) = markers {
+            watch.shell = Some(Matcher::new(ready.as_bytes()));
+            watch.status = Some((Number { text: Matcher::new(status.as_bytes()), digits: None }, receiver));
         }
+        watch
     }
 
     fn byte(&mut self, byte: u8) {
@@ -86,13 +126,44 @@ impl Watch {
             self.phases.mark(Phase::Shell);
             self.shell = None;
         }
+        if let Some((number, receiver)) = &mut self.status {
+            if let Some(status) = number.next(byte) {
+                // The last command's status counts only once: the guest ends after it.
+                let _ = receiver.set(status as u8);
+            }
+        }
     }
 }
 
 enum Sink {
-    Stdout,
+    Terminal(Terminal),
     File(File),
     Null,
+}
+
+/// Standard output through a thread of its own, so that a reader that stops
+/// cannot stop a vCPU.
+#[derive(Clone)]
+pub struct Terminal(Arc<Mutex<Option<BufferedOutput>>>);
+
+impl Terminal {
+    /// Start the thread.
+    pub fn start() -> anyhow::Result<Self> {
+        let out = BufferedOutput::spawn("console-out", Box::new(std::io::stdout()))
+            .context("cannot start the console's output thread")?;
+        Ok(Terminal(Arc::new(Mutex::new(Some(out)))))
+    }
+
+    fn put(&self, bytes: &[u8]) {
+        if let Some(out) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            out.put(bytes);
+        }
+    }
+
+    /// Write what is left and take no more.
+    pub fn finish(&self) {
+        drop(self.0.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
 }
 
 /// One serial port's output.
@@ -103,9 +174,9 @@ pub struct Output {
 
 impl Output {
     /// Open what a specification names.
-    pub fn open(spec: &SerialSpec, watch: Option<Watch>) -> anyhow::Result<Self> {
+    pub fn open(spec: &SerialSpec, terminal: &Terminal, watch: Option<Watch>) -> anyhow::Result<Self> {
         let sink = match spec {
-            SerialSpec::Stdio => Sink::Stdout,
+            SerialSpec::Stdio => Sink::Terminal(terminal.clone()),
             SerialSpec::Null => Sink::Null,
             SerialSpec::File(path) => Sink::File(create(path)?),
         };
@@ -129,9 +200,9 @@ impl SerialOutput for Output {
         }
         // A reader that went away does not stop the guest.
         let _ = match &mut self.sink {
-            Sink::Stdout => {
-                let mut out = std::io::stdout().lock();
-                out.write_all(bytes).and_then(|()| out.flush())
+            Sink::Terminal(out) => {
+                out.put(bytes);
+                Ok(())
             }
             Sink::File(f) => f.write_all(bytes),
             Sink::Null => Ok(()),
@@ -160,7 +231,9 @@ mod tests {
     fn a_panic_is_noticed_and_its_end_reported() {
         let (events, queue) = EventQueue::new();
         let phases = Arc::new(Phases::new(std::time::Instant::now()));
-        let mut watch = Watch::new(phases.clone(), events, true, Some("ready"));
+        let receiver = Arc::new(OnceLock::new());
+        let markers = Markers { ready: "ready", status: "status ", receiver: receiver.clone() };
+        let mut watch = Watch::new(phases.clone(), events, true, Some(markers));
         b"Kernel panic - not syncing: x".iter().for_each(|b| watch.byte(*b));
         assert!(matches!(queue.poll(), Some(MachineEvent::PanicNoticed)));
         assert!(queue.poll().is_none());
@@ -168,5 +241,7 @@ mod tests {
         let rest: Vec<_> = std::iter::from_fn(|| queue.poll()).collect();
         assert!(matches!(rest[..], [MachineEvent::Panic, MachineEvent::PanicNoticed]), "{rest:?}");
         assert_eq!(phases.list().len(), 2);
+        b"status x, status 42\r\n".iter().for_each(|b| watch.byte(*b));
+        assert_eq!(receiver.get(), Some(&42));
     }
 }

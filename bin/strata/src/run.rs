@@ -1,7 +1,7 @@
 //! `strata run`: from arguments to an exit status.
 
 use std::io::Write;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use anyhow::Context;
@@ -11,7 +11,7 @@ use lifecycle::{EnginePlan, Outcome, Policy, Vm};
 use serde_json::json;
 
 use crate::cli::{Format, Machine, MachineArgs, RunArgs, Time};
-use crate::output::{Output, Watch};
+use crate::output::{Markers, Output, Terminal, Watch};
 use crate::phases::{Phase, Phases};
 use crate::{console, guest};
 
@@ -20,18 +20,20 @@ pub fn command(args: RunArgs, start: Instant) -> anyhow::Result<u8> {
     let phases = Arc::new(Phases::new(start));
     let signals = TerminationSignals::block().context("cannot block termination signals")?;
     let mut spec = specification(&args)?;
+    // A wrong specification is told before anything is fetched or probed.
+    spec.validate().map_err(board::BoardError::from)?;
     let built_in = spec.boot.kernel.is_none() && spec.boot.firmware.is_none();
     if built_in {
         spec.boot =
             guest::built_in(&args.command, args.machine.append.as_deref(), args.format == Format::Text)?;
     }
     phases.mark(Phase::Images);
-    // A wrong specification is told before any engine is probed.
-    spec.validate().map_err(board::BoardError::from)?;
     let mut plan = lifecycle::plan(args.engine, spec.time == TimeSource::Virtual);
     spec.tsc_khz = plan.tsc_khz;
     phases.mark(Phase::Engine);
-    let board = build(spec, &args, &phases, built_in)?;
+    let guest_status = Arc::new(OnceLock::new());
+    let terminal = Terminal::start()?;
+    let board = build(spec, &args, &phases, &terminal, built_in.then(|| guest_status.clone()))?;
     phases.mark(Phase::Machine);
     let engine = plan.make(&board).context("the engine refuses this machine")?;
     if args.timings && args.format == Format::Text {
@@ -39,15 +41,18 @@ pub fn command(args: RunArgs, start: Instant) -> anyhow::Result<u8> {
     }
     let mut vm = Vm::new(board.clone(), engine, Policy { reboot: !args.no_reboot })?;
     phases.mark(Phase::Loaded);
-    let terminal = start_console(&board)?;
+    let raw = start_console(&board)?;
     watch_signals(signals, &board)?;
     phases.mark(Phase::FirstInstruction);
     vm.start()?;
     let outcome = vm.wait(args.timeout.map(|t| Instant::now() + t));
-    drop(terminal);
+    terminal.finish();
+    drop(raw);
     let outcome = outcome?;
     report(&args, &plan, &phases, &vm, &outcome, built_in)?;
-    Ok(outcome.status())
+    // A command's own status speaks for a run that ended as it should.
+    let command = guest_status.get().copied().filter(|_| matches!(outcome, Outcome::PowerOff));
+    Ok(command.unwrap_or(outcome.status()))
 }
 
 /// The machine part of a command line.
@@ -88,16 +93,16 @@ fn build(
     spec: MachineSpec,
     args: &RunArgs,
     phases: &Arc<Phases>,
-    built_in: bool,
+    terminal: &Terminal,
+    guest_status: Option<Arc<OnceLock<u8>>>,
 ) -> anyhow::Result<Arc<Board>> {
     let mut io = BoardIo::new();
+    let mut markers = guest_status.map(|receiver| Markers { ready: guest::READY, status: guest::STATUS, receiver });
     for (i, serial) in spec.serial.iter().enumerate() {
         // COM1 is the console.
-        let watch = (i == 0).then(|| {
-            let shell = built_in.then_some(guest::READY);
-            Watch::new(phases.clone(), io.events().clone(), !args.ignore_panic, shell)
-        });
-        io.serial.push(Box::new(Output::open(serial, watch)?));
+        let watch = (i == 0)
+            .then(|| Watch::new(phases.clone(), io.events().clone(), !args.ignore_panic, markers.take()));
+        io.serial.push(Box::new(Output::open(serial, terminal, watch)?));
     }
     Ok(Board::build(spec, io)?)
 }

@@ -136,8 +136,7 @@ fn wire_interrupts(model: &CpuModel, clock: &Clock, attentions: &[Arc<Attention>
     let switch = Arc::new(LocalInterruptSwitch::new(apics.clone()));
     let extint = switch.clone();
     let pic = Pic::new(Box::new(move |asserted| extint.set_extint(asserted)));
-    // One more than the highest local APIC ID.
-    let ioapic = IoApic::new(attentions.len() as u8, switch.clone());
+    let ioapic = IoApic::new(crate::tables::ioapic_id(attentions.len() as u32), switch.clone());
     let (eoi, acknowledge) = (ioapic.clone(), pic.clone());
     apics.connect(ApicWiring {
         end_of_interrupt: Box::new(move |vector| eoi.end_of_interrupt(vector)),

@@ -88,8 +88,9 @@ pub(crate) const LIST: &[Make] = &[
     debug_exit,
 ];
 
-/// The ACPI system control interrupt.
-pub(crate) const SCI_GSI: u32 = 9;
+/// First port and interrupt of COM1 to COM4.
+pub(crate) const SERIAL_PLACES: [(u16, u32); 4] =
+    [(Serial::COM1, 4), (Serial::COM2, 3), (Serial::COM3, 4), (Serial::COM4, 3)];
 /// Ports of an interface that a debug-exit device occupies.
 const DEBUG_EXIT_PORTS: u16 = 4;
 
@@ -115,11 +116,9 @@ fn real_time_clock(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
 }
 
 fn serial_ports(c: &mut Context<'_>, slot: usize) -> Vec<Attachment> {
-    const PLACES: [(u16, u32); 4] =
-        [(Serial::COM1, 4), (Serial::COM2, 3), (Serial::COM3, 4), (Serial::COM4, 3)];
     let outputs = std::mem::take(&mut c.serial_outputs);
     let mut list = Vec::new();
-    for (i, (output, (port, gsi))) in outputs.into_iter().zip(PLACES).enumerate() {
+    for (i, (output, (port, gsi))) in outputs.into_iter().zip(SERIAL_PLACES).enumerate() {
         let serial = Serial::new(c.line(gsi), output);
         c.handles.serial.push((slot + i, serial.input()));
         list.push(attach(serial).at_port(port, Serial::PORT_COUNT));
@@ -135,7 +134,7 @@ fn keyboard_controller(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
 }
 
 fn power_management(c: &mut Context<'_>, slot: usize) -> Vec<Attachment> {
-    let pm = AcpiPm::new(c.clock.clone(), c.line(SCI_GSI), c.power.clone());
+    let pm = AcpiPm::new(c.clock.clone(), c.line(acpi::SCI_GSI), c.power.clone());
     let slot_ports: Vec<_> =
         AcpiPm::PORTS.iter().map(|p| PortRange { base: p.base + AcpiPm::DEFAULT_BASE, ..*p }).collect();
     c.handles.pm = Some((slot, pm.clone()));
