@@ -129,6 +129,9 @@ pub struct Cpu {
     /// Debug-trap bits (DR6 layout) collected by the current instruction, to be
     /// delivered as #DB after it.
     pub pending_debug: u64,
+    /// The instruction being executed began with TF set and ends in a single-step
+    /// trap, unless its handler says otherwise.
+    pub(crate) step_trap: bool,
     /// The exception that goes with `Stop::Fault`.
     pub fault: Exception,
 
@@ -193,6 +196,7 @@ impl Cpu {
             shadow: s.shadow,
             nmi_blocked: s.nmi_blocked,
             pending_debug: 0,
+            step_trap: false,
             fault: Exception { vector: 0, error_code: None, payload: 0 },
             model: config.model,
             topology: config.topology,

@@ -113,10 +113,11 @@ impl InterpreterVcpu {
         cpu.shadow = InterruptShadow::None;
         cpu.system_flags &= !rflags::RF;
         let retired = cpu.retired;
+        // A trap is due for a completed instruction (or iteration) that began with
+        // TF set; not after a fault or INT n, whose delivery has saved TF.
+        cpu.step_trap = before & rflags::TF != 0;
         let outcome = run_block(cpu, blocks, retired.wrapping_add(1));
-        // A fault's delivery has saved and cleared TF; a trap is due only for a
-        // completed instruction (or iteration) that began with TF set.
-        if outcome != Err(Stop::Fault) && before & rflags::TF != 0 {
+        if outcome != Err(Stop::Fault) && cpu.step_trap {
             cpu.pending_debug |= dr6::BS;
         }
         outcome.or_else(|stop| if stop == Stop::Fault { Ok(()) } else { Err(stop) })

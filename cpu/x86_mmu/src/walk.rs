@@ -111,7 +111,7 @@ fn descend_64(
         let mut reserved = always_reserved;
         if large {
             // Frame bits below the page size, except bit 12 (PAT).
-            reserved |= (1 << shift) - 1 & !0x1fff;
+            reserved |= ((1 << shift) - 1) & !0x1fff;
         } else if level > 1 && level != 2 {
             reserved |= PAGE_SIZE;
         }

@@ -130,6 +130,8 @@ impl Cpu {
         let rip = self.regs[REG_RIP as usize].wrapping_sub(u64::from(i.len));
         self.regs[REG_RIP as usize] = rip;
         self.retired = self.retired.wrapping_sub(1);
+        // What interrupts it here pushes RF set (SDM volume 3, 18.3.1.1).
+        self.system_flags |= rflags::RF;
         Stop::Resync
     }
 

@@ -90,6 +90,7 @@ pub(super) fn deliver_by_instruction(cpu: &mut Cpu, vector: u8, software: bool) 
         Err(Stop::Fault) => deliver_fault(cpu)?,
         other => other?,
     }
+    cpu.step_trap = false;
     Err(Stop::Resync)
 }
 

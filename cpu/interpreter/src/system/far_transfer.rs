@@ -6,7 +6,7 @@ use x86_state::{Segment, reg, vector};
 
 use super::operand::truncate;
 use super::segment_moves::far_operand;
-use super::selector::{CS, Found, SS, is_local, is_null, null_segment, rpl, selector_error};
+use super::selector::{CS, Found, SS, is_null, null_segment, rpl, selector_error};
 use super::stack::{Stack, Width};
 use super::task::{Reason, TaskSwitch};
 use crate::cpu::{Cpu, Step, Stop};
@@ -298,10 +298,5 @@ impl Cpu {
             return Ok(());
         }
         Err(self.selector_fault(vector::TS, self.tr.selector, ext))
-    }
-
-    /// A TSS selector that a gate or a task's back link names must be in the GDT.
-    pub(super) fn is_global_selector(selector: u16) -> bool {
-        !is_local(selector) && !is_null(selector)
     }
 }

@@ -1,7 +1,7 @@
 //! SYSCALL SYSRET SYSENTER SYSEXIT SWAPGS and the FS and GS base instructions
 //! (SDM volume 2).
 
-use x86_state::{Segment, cr4, efer, reg, rflags};
+use x86_state::{Segment, cr4, dr6, efer, reg, rflags};
 
 use super::selector::{CS, FS, GS, SS};
 use crate::cpu::{Cpu, Step, Stop};
@@ -37,7 +37,17 @@ pub(super) fn syscall(cpu: &mut Cpu, _: &Insn) -> Step {
     cpu.set_rflags(flags & !(cpu.msrs.sfmask | rflags::RF), u64::MAX);
     let code = (cpu.msrs.star >> 32) as u16 & 0xfffc;
     enter(cpu, code, code.wrapping_add(8), 0, true);
+    trap_by_new_flags(cpu);
     Err(Stop::Resync)
+}
+
+/// SYSCALL and SYSRET are traced by the TF they load, so that an operating
+/// system can mask TF at its entry and a debugger sees SYSCALL as one step.
+fn trap_by_new_flags(cpu: &mut Cpu) {
+    cpu.step_trap = false;
+    if cpu.system_flags & rflags::TF != 0 {
+        cpu.pending_debug |= dr6::BS;
+    }
 }
 
 /// SYSRET: `size` 8 returns to 64-bit mode, 4 to compatibility mode.
@@ -56,6 +66,7 @@ pub(super) fn sysret(cpu: &mut Cpu, i: &Insn) -> Step {
     let base = (cpu.msrs.star >> 48) as u16;
     let code = if long { base.wrapping_add(16) } else { base };
     enter(cpu, code | 3, base.wrapping_add(8) | 3, 3, long);
+    trap_by_new_flags(cpu);
     Err(Stop::Resync)
 }
 

@@ -57,16 +57,6 @@ impl Cpu {
         if self.cpl > 0 && self.cr4 & x86_state::cr4::UMIP != 0 { Err(self.gp(0)) } else { Ok(()) }
     }
 
-    /// RIP of the instruction being executed.
-    pub(super) fn start_of(&self, i: &Insn) -> u64 {
-        let mask = match self.code_bits {
-            64 => u64::MAX,
-            32 => 0xffff_ffff,
-            _ => 0xffff,
-        };
-        self.rip().wrapping_sub(u64::from(i.len)) & mask
-    }
-
     /// #GP(`error`) unless `rip` may be fetched from a code segment `cs`.
     pub(super) fn check_far_target(&mut self, cs: &x86_state::Segment, rip: u64, error: u32) -> Step {
         let good =

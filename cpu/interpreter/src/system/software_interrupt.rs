@@ -10,6 +10,7 @@ use crate::insn::Insn;
 pub(super) fn int_n(cpu: &mut Cpu, i: &Insn) -> Step {
     let n = i.imm as u8;
     if v86_extensions(cpu) && redirect_v86_interrupt(cpu, n)? {
+        cpu.step_trap = false;
         return Err(Stop::Resync);
     }
     if cpu.v86() && cpu.system_flags & rflags::IOPL != rflags::IOPL {
