@@ -114,6 +114,7 @@ impl Native {
                 a.vmovdqu(ymmword_ptr(rdi + YMM + 32 * n as i32), y)?;
             }
             a.vzeroupper()?;
+            a.fninit()?;
             a.mov(rax, 0x1f80_u64)?;
             a.push(rax)?;
             a.ldmxcsr(dword_ptr(rsp))?;
@@ -465,9 +466,46 @@ fn every_encoding_does_what_the_host_does() {
             seen.insert(i.code() as u16);
         }
     }
+    xrstor(&mut native, &mut guest, &mut state, &mut r);
     assert!(failures.is_empty(), "{} of {} instructions differ: {failures:?}", failures.len(), seen.len());
     let missing: Vec<Code> = all_codes().filter(|c| !seen.contains(&(*c as u16))).collect();
     assert!(missing.is_empty(), "never generated: {missing:?}");
+}
+
+/// XRSTOR of images with every combination of components asked for and present,
+/// in both formats.
+fn xrstor(native: &mut Native, guest: &mut Machine, state: &mut x86_state::CpuState, r: &mut Random) {
+    const XRSTOR64: &[u8] = &[0x48, 0x0f, 0xae, 0x2e];
+    for n in 0..2 * 8 * 8_u64 {
+        let (compacted, present, requested) = (n & 1, n >> 1 & 7, n >> 4 & 7);
+        let mut image = [0; 832];
+        for b in &mut image[160..] {
+            *b = r.next() as u8;
+        }
+        image[..2].copy_from_slice(&0x37f_u16.to_le_bytes());
+        let mxcsr = 0x1f80 | r.next() as u32 & 0xe07f;
+        image[24..28].copy_from_slice(&mxcsr.to_le_bytes());
+        image[512..576].fill(0);
+        image[512] = present as u8;
+        if compacted != 0 {
+            image[520..528].copy_from_slice(&(1_u64 << 63 | present | 1).to_le_bytes());
+        }
+        let at = (CENTRE - DATA) as usize;
+        native.data()[at..at + image.len()].copy_from_slice(&image);
+        let mut before = random_registers(r, &Instruction::default());
+        (before.gpr[0], before.gpr[2]) = (requested, 0);
+        *native.registers = before.clone();
+        guest.write(DATA, native.data());
+        guest.write(CODE, XRSTOR64);
+        state.gpr = before.gpr;
+        (state.rip, state.fpu.mxcsr, state.fpu.ymm) = (CODE, before.mxcsr as u32, before.ymm);
+        let (after, halt) = guest.run(state, 1);
+        native.run(XRSTOR64);
+        let context = format!("{halt:?}: compacted {compacted}, present {present}, requested {requested}");
+        assert_eq!(after.rip, CODE + 4, "{context}");
+        assert_eq!(after.fpu.ymm, native.registers.ymm, "{context}: ours (left), host");
+        assert_eq!(u64::from(after.fpu.mxcsr), native.registers.mxcsr, "{context}: ours (left), host");
+    }
 }
 
 /// Every code the test is to have met: those of [`FEATURES`] without MMX registers.

@@ -306,3 +306,40 @@ fn xrstor_checks_its_header() {
     check("XSAVE with CR0.TS", |s| s.cr0 |= cr0::TS, XSAVE64, Some(vector::NM));
     check("FXSAVE with CR0.EM", |s| s.cr0 |= cr0::EM, &[0x0f, 0xae, 0x06], Some(vector::NM));
 }
+
+#[test]
+fn outside_64_bit_mode() {
+    // 32-bit protected mode: eight registers.
+    let mut m = Machine::new(0x20_0000, "x86-64-v3");
+    let mut s = m.protected_mode();
+    s.cr4 |= cr4::OSFXSR | cr4::OSXSAVE;
+    s.xcr0 = 7;
+    s.gpr[6] = AREA;
+    s.fpu = sample();
+    step(&mut m, &s, &[0x0f, 0xae, 0x06]);
+    assert_eq!(m.read_u64(AREA + 160 + 7 * 16), 8);
+    assert_eq!(m.read_u64(AREA + 160 + 8 * 16), 0, "XMM8 is not saved");
+    // VZEROALL
+    let (after, fault) = step(&mut m, &s, &[0xc5, 0xfc, 0x77]);
+    assert_eq!(fault, None);
+    assert_eq!((after.fpu.ymm[7], after.fpu.ymm[8]), ([0; 4], sample().ymm[8]));
+    // A segment whose base is not aligned decides, not the offset alone.
+    s.segments[3].base = 8;
+    s.gpr[6] = AREA + 8;
+    assert_eq!(step(&mut m, &s, MOVAPS).1, None);
+    s.gpr[6] = AREA;
+    assert_eq!(step(&mut m, &s, MOVAPS).1, Some(vector::GP));
+    // Real mode knows legacy SSE, but no VEX: VADDPS XMM0, XMM1, XMM0.
+    let mut s = m.real_mode();
+    s.cr4 |= cr4::OSFXSR | cr4::OSXSAVE;
+    s.xcr0 = 7;
+    let low = 0x8000;
+    for (code, want) in
+        [(PXOR, 4), (&[0xc5, 0xf0, 0x58, 0xc0][..], machine::HANDLERS + u64::from(vector::UD) - low)]
+    {
+        m.write(low, code);
+        s.rip = low;
+        let (after, _) = m.run(&s, 1);
+        assert!(after.rip.wrapping_sub(low).abs_diff(want) <= 1, "{code:x?}: RIP {:#x}", after.rip);
+    }
+}

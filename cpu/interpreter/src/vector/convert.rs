@@ -3,7 +3,7 @@
 
 use iced_x86::{Instruction, Mnemonic as M, OpKind};
 use x86_semantics::sse_fp::{self as fp, Env};
-use x86_state::vector;
+use x86_state::{cr0, vector};
 
 use super::operands::{first, second};
 use super::shapes::encodings;
@@ -125,7 +125,7 @@ fn half_precision<const E: u8>(cpu: &mut Cpu, i: &Insn) -> Step {
 /// operation as with a register operand.
 fn cvtpi2ps(cpu: &mut Cpu, i: &Insn) -> Step {
     cpu.ready::<LEGACY>()?;
-    if cpu.fpu.fsw & ERROR_SUMMARY != 0 {
+    if cpu.fpu.fsw & ERROR_SUMMARY != 0 && cpu.cr0 & cr0::NE != 0 {
         return Err(cpu.raise(vector::MF, None));
     }
     let b = cpu.load::<u64>(i)?;
