@@ -71,6 +71,9 @@ pub struct Env {
     pub masks: u8,
     /// Exceptions raised by the operations since the environment was made.
     pub flags: u8,
+    /// Exceptions of earlier steps of an instruction that takes several
+    /// ([`Env::next_step`]).
+    pub completed: u8,
     /// Exceptions that were already recorded before; raising them again
     /// changes nothing that software can see while they are masked.
     pub sticky: u8,
@@ -91,6 +94,7 @@ impl Env {
             unit: Unit::Sse,
             masks: (mxcsr >> 7) as u8 & exception::ALL,
             flags: 0,
+            completed: 0,
             sticky: mxcsr as u8 & exception::ALL,
             daz: mxcsr & 1 << 6 != 0,
             ftz: mxcsr & 1 << 15 != 0,
@@ -111,6 +115,7 @@ impl Env {
             unit: Unit::X87,
             masks: control as u8 & exception::ALL,
             flags: 0,
+            completed: 0,
             sticky: 0,
             daz: false,
             ftz: false,
@@ -133,11 +138,23 @@ impl Env {
     /// The flags as the processor reports them: an unmasked exception found
     /// before the computation hides those the computation would have had.
     pub fn reported(&self) -> u8 {
-        if self.unmasked(self.flags & exception::BEFORE) {
+        let step = if self.unmasked(self.flags & exception::BEFORE) {
             self.flags & exception::BEFORE
         } else {
             self.flags
+        };
+        self.completed | step
+    }
+
+    /// End one step of an instruction that computes on its own intermediate
+    /// results. Returns false if the step raised an unmasked exception, so that
+    /// no further one takes place.
+    pub fn next_step(&mut self) -> bool {
+        if self.unmasked(self.flags) {
+            return false;
         }
+        self.completed |= std::mem::take(&mut self.flags);
+        true
     }
 
     pub(crate) fn inexact(&mut self, rounded_up: bool) {

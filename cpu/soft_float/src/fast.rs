@@ -17,7 +17,7 @@ fn nearest_and_masked(env: &Env) -> bool {
 
 #[inline(always)]
 fn inexact_known(env: &Env) -> bool {
-    (env.sticky | env.flags) & exception::PE != 0
+    (env.sticky | env.completed | env.flags) & exception::PE != 0
 }
 
 macro_rules! short_way {

@@ -89,8 +89,12 @@ fn overflow<F: Float>(sign: bool, exponent: i32, r: Rounded, precision: u32, env
         }
         return F::pack(sign, exponent, align(r.kept, precision));
     }
-    if env.unit == Unit::X87 && env.unmasked(exception::OE) {
-        // A store that will not take place: nothing is rounded.
+    if env.unmasked(exception::OE) {
+        // Nothing will be written. SSE reports whether rounding to an unbounded
+        // exponent is inexact, an x87 store does not get so far.
+        if r.inexact && env.unit == Unit::Sse {
+            env.inexact(r.up);
+        }
         return F::infinity(sign);
     }
     let to_infinity = match env.rounding {
@@ -119,13 +123,11 @@ fn round_tiny<F: Float>(sign: bool, exponent: i32, significand: u128, precision:
             }
             return F::pack(sign, adjusted, align(unbounded.kept, precision));
         }
-        if env.unit == Unit::X87 {
-            // Beyond even the adjusted range; or a store that will not take place.
-            if F::EXTENDED {
-                env.inexact(false);
-            }
-            return F::zero(sign);
+        // Beyond even the adjusted range of a register; else as with overflow.
+        if F::EXTENDED || unbounded.inexact && env.unit == Unit::Sse {
+            env.inexact(false);
         }
+        return F::zero(sign);
     } else if tiny && env.ftz {
         env.raise(exception::UE);
         env.inexact(false);

@@ -97,6 +97,7 @@ pub fn addsubpd(a: u128, b: u128, env: &mut Env) -> u128 {
 /// DPPS: lanes chosen by `imm` bits 4-7 multiplied and summed pairwise, the sum
 /// stored to the lanes chosen by bits 0-3.
 pub fn dpps(a: u128, b: u128, imm: u8, env: &mut Env) -> u128 {
+    let a_unchanged = a;
     let (a, b) = (ps(a), ps(b));
     let mut product = [F32::zero(false); 4];
     for (i, p) in product.iter_mut().enumerate() {
@@ -104,20 +105,30 @@ pub fn dpps(a: u128, b: u128, imm: u8, env: &mut Env) -> u128 {
             *p = fast::mul32(a[i], b[i], env);
         }
     }
+    if !env.next_step() {
+        return a_unchanged;
+    }
     let low = fast::add32(product[0], product[1], env);
     let high = fast::add32(product[2], product[3], env);
+    if !env.next_step() {
+        return a_unchanged;
+    }
     let sum = fast::add32(low, high, env);
     from_ps([0, 1, 2, 3].map(|i| if imm >> i & 1 != 0 { sum } else { F32::zero(false) }))
 }
 
 /// DPPD: as DPPS with two binary64 lanes (`imm` bits 4-5 and 0-1).
 pub fn dppd(a: u128, b: u128, imm: u8, env: &mut Env) -> u128 {
+    let a_unchanged = a;
     let (a, b) = (pd(a), pd(b));
     let mut product = [F64::zero(false); 2];
     for (i, p) in product.iter_mut().enumerate() {
         if imm >> (4 + i) & 1 != 0 {
             *p = fast::mul64(a[i], b[i], env);
         }
+    }
+    if !env.next_step() {
+        return a_unchanged;
     }
     let sum = fast::add64(product[0], product[1], env);
     from_pd([0, 1].map(|i| if imm >> i & 1 != 0 { sum } else { F64::zero(false) }))
