@@ -3,6 +3,7 @@
 mod acpi_pm;
 mod byte_ports;
 mod debug_ports;
+mod fw_cfg;
 mod hpet;
 mod i8042;
 mod ioapic;
@@ -17,6 +18,7 @@ mod serial;
 
 pub use acpi_pm::{AcpiPm, AcpiPmState};
 pub use debug_ports::{DebugConsole, DebugExit};
+pub use fw_cfg::{FwCfg, FwCfgError, FwCfgState, fw_cfg_key};
 pub use hpet::{Hpet, HpetLines, HpetState};
 pub use i8042::{I8042, I8042State};
 pub use ioapic::{IoApic, IoApicState};

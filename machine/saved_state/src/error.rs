@@ -54,7 +54,9 @@ pub enum StateError {
         section: String,
     },
     /// A section has a version this program does not read.
-    #[error("section {section:?} has version {seen}, this program reads {wanted}; use the program that wrote it")]
+    #[error(
+        "section {section:?} has version {seen}, this program reads {wanted}; use the program that wrote it"
+    )]
     Version {
         /// Section name.
         section: String,
@@ -64,7 +66,9 @@ pub enum StateError {
         wanted: u16,
     },
     /// Sections that nothing asked for.
-    #[error("saved state has sections that this machine does not know: {names:?}; restore into the same machine type")]
+    #[error(
+        "saved state has sections that this machine does not know: {names:?}; restore into the same machine type"
+    )]
     Unused {
         /// Their names.
         names: Vec<String>,
