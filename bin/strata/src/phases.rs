@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 /// The moments of a run, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// The engine was chosen (with its probe).
-    Engine,
     /// Images are there (fetched or found).
     Images,
+    /// The engine was chosen (with its probe).
+    Engine,
     /// Memory and devices exist.
     Machine,
     /// The kernel is in guest memory and the vCPUs exist.
@@ -23,8 +23,8 @@ pub enum Phase {
 }
 
 const NAMES: [(&str, &str); 7] = [
-    ("engine", "engine chosen"),
     ("images", "images ready"),
+    ("engine", "engine chosen"),
     ("machine", "machine built"),
     ("loaded", "kernel loaded"),
     ("first_instruction", "first instruction"),

@@ -29,11 +29,12 @@ pub fn command(args: RunArgs, start: Instant) -> anyhow::Result<u8> {
     }
     phases.mark(Phase::Images);
     let mut plan = lifecycle::plan(args.engine, spec.time == TimeSource::Virtual);
-    spec.tsc_khz = plan.tsc_khz;
+    spec.tsc_khz = plan.clock.as_ref().map(|c| c.tsc_khz());
     phases.mark(Phase::Engine);
     let guest_status = Arc::new(OnceLock::new());
     let terminal = Terminal::start()?;
-    let board = build(spec, &args, &phases, &terminal, built_in.then(|| guest_status.clone()))?;
+    let io = BoardIo { clock: plan.clock.clone(), ..BoardIo::new() };
+    let board = build(spec, io, &args, &phases, &terminal, built_in.then(|| guest_status.clone()))?;
     phases.mark(Phase::Machine);
     let engine = plan.make(&board).context("the engine refuses this machine")?;
     if args.timings && args.format == Format::Text {
@@ -91,17 +92,18 @@ fn specification(args: &RunArgs) -> anyhow::Result<MachineSpec> {
 
 fn build(
     spec: MachineSpec,
+    mut io: BoardIo,
     args: &RunArgs,
     phases: &Arc<Phases>,
     terminal: &Terminal,
     guest_status: Option<Arc<OnceLock<u8>>>,
 ) -> anyhow::Result<Arc<Board>> {
-    let mut io = BoardIo::new();
-    let mut markers = guest_status.map(|receiver| Markers { ready: guest::READY, status: guest::STATUS, receiver });
+    let mut markers =
+        guest_status.map(|receiver| Markers { ready: guest::READY, status: guest::STATUS, receiver });
     for (i, serial) in spec.serial.iter().enumerate() {
         // COM1 is the console.
         let watch = (i == 0)
-            .then(|| Watch::new(phases.clone(), io.events().clone(), !args.ignore_panic, markers.take()));
+            .then(|| Watch::new(phases.clone(), io.events.clone(), !args.ignore_panic, markers.take()));
         io.serial.push(Box::new(Output::open(serial, terminal, watch)?));
     }
     Ok(Board::build(spec, io)?)

@@ -89,7 +89,11 @@ fn unreadable_files() {
         // Root reads everything: no file of ours is unreadable then.
         return;
     }
-    check(&["run", "--kernel", &path], 2, &["cannot read kernel", "Permission denied", "remedy: make it readable"]);
+    check(
+        &["run", "--kernel", &path],
+        2,
+        &["cannot read kernel", "Permission denied", "remedy: make it readable"],
+    );
 }
 
 #[test]

@@ -94,20 +94,20 @@ pub struct Board {
 pub struct BoardIo {
     /// Outputs of the serial ports, COM1 first.
     pub serial: Vec<Box<dyn SerialOutput>>,
-    events: EventPoster,
-    event_queue: EventQueue,
+    /// The clock to use in host time, where an engine needs one of its own; it
+    /// must tick as the specification says. `None`: one that starts at 0.
+    pub clock: Option<Clock>,
+    /// Where events are posted.
+    pub events: EventPoster,
+    /// Where they come out.
+    pub event_queue: EventQueue,
 }
 
 impl BoardIo {
     /// No serial ports, a new event channel.
     pub fn new() -> Self {
         let (events, event_queue) = EventQueue::new();
-        BoardIo { serial: Vec::new(), events, event_queue }
-    }
-
-    /// Where the board's events will be posted; sinks may post there too.
-    pub fn events(&self) -> &EventPoster {
-        &self.events
+        BoardIo { serial: Vec::new(), clock: None, events, event_queue }
     }
 }
 
@@ -181,15 +181,15 @@ impl Board {
         let model = Arc::new(spec.validate()?);
         let images = Images::open(&spec.boot)?;
         let memory = memory::reserve(spec.memory, images.firmware_size())?;
+        let BoardIo { serial, clock, events, event_queue } = io;
         let clock = match spec.time {
-            TimeSource::Host => Clock::host(model.tsc_khz()),
+            TimeSource::Host => clock.unwrap_or_else(|| Clock::host(model.tsc_khz())),
             TimeSource::Virtual => {
                 Clock::virtual_time(model.tsc_khz(), spec.epoch.saturating_mul(1_000_000_000))
             }
         };
         let attentions: Vec<_> = (0..spec.cpus).map(|_| Arc::new(Attention::new())).collect();
         let Interrupts { apics, switch, pic, ioapic } = wire_interrupts(&model, &clock, &attentions);
-        let BoardIo { serial, events, event_queue } = io;
         let mut context = Context {
             spec: &spec,
             clock: clock.clone(),

@@ -55,7 +55,8 @@ mod tests {
             let mut signature = [0; 8];
             memory.load(at, &mut signature).unwrap();
             assert_eq!(&signature, b"RSD PTR ");
-            let end = acpi::build(&describe(&spec)).iter().map(|p| p.address + p.bytes.len() as u64).max().unwrap();
+            let end =
+                acpi::build(&describe(&spec)).iter().map(|p| p.address + p.bytes.len() as u64).max().unwrap();
             assert!(end <= 0x10_0000, "{end:#x}");
         }
     }

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use board::Board;
+use device_model::Clock;
 use engine::{Engine, EngineError};
 use interpreter::Interpreter;
-use kvm::{Assistance, KvmEngine, MissingFeatures, Options};
+use kvm::{Assistance, HostTsc, KvmEngine, MissingFeatures, Options};
 use translator::Translator;
 
 /// An engine, or the choice left to us.
@@ -61,8 +62,9 @@ pub struct EnginePlan {
     jit: bool,
     /// Fall back to the interpreter if KVM refuses the machine.
     fallback: bool,
-    /// The TSC frequency the engine needs the machine to state, in kHz.
-    pub tsc_khz: Option<u32>,
+    /// The clock the engine needs the machine to have: guests under hardware
+    /// assist may see the host's TSC.
+    pub clock: Option<Clock>,
     /// Why this engine, in one line.
     pub reason: String,
     /// How long choosing took.
@@ -72,8 +74,14 @@ pub struct EnginePlan {
 /// Choose an engine for a machine whose time is virtual or not.
 pub fn plan(choice: EngineChoice, virtual_time: bool) -> EnginePlan {
     let start = Instant::now();
-    let mut plan =
-        EnginePlan { kvm: None, jit: false, fallback: false, tsc_khz: None, reason: String::new(), took: Duration::ZERO };
+    let mut plan = EnginePlan {
+        kvm: None,
+        jit: false,
+        fallback: false,
+        clock: None,
+        reason: String::new(),
+        took: Duration::ZERO,
+    };
     match choice {
         EngineChoice::Interp => plan.reason = "asked for".to_string(),
         EngineChoice::Jit => {
@@ -88,7 +96,7 @@ pub fn plan(choice: EngineChoice, virtual_time: bool) -> EnginePlan {
             if probe.usable || choice == EngineChoice::Kvm {
                 let restricted = probe.present && !probe.ring0_native;
                 plan.kvm = Some(if restricted { Assistance::Supervisor } else { Assistance::OnFailure });
-                plan.tsc_khz = probe.tsc_khz;
+                plan.clock = probe.tsc.map(HostTsc::clock);
             }
             plan.fallback = choice == EngineChoice::Auto;
             plan.reason = probe.reason;
@@ -113,7 +121,9 @@ impl EnginePlan {
     /// # Errors
     /// When the engine asked for cannot serve this board.
     pub fn make(&mut self, board: &Board) -> Result<Arc<dyn Engine>, EngineError> {
-        let Some(assistance) = self.kvm else { return if self.jit { translator() } else { Ok(interpreter()) } };
+        let Some(assistance) = self.kvm else {
+            return if self.jit { translator() } else { Ok(interpreter()) };
+        };
         match kvm(board, assistance) {
             Err(e) if self.fallback => {
                 self.kvm = None;
@@ -164,6 +174,7 @@ mod tests {
     #[test]
     fn virtual_time_never_plans_kvm_by_itself() {
         let plan = plan(EngineChoice::Auto, true);
-        assert_eq!((plan.name(), plan.tsc_khz), ("interp", None));
+        assert_eq!(plan.name(), "interp");
+        assert!(plan.clock.is_none());
     }
 }
