@@ -124,7 +124,7 @@ fn reduce(a: Operand) -> Reduced {
     let distance = if above { PI_66 - rest } else { rest };
     Reduced {
         rest: Wide::from_integer(distance, -67).negated_if(above),
-        quadrant: quotient + u8::from(above) & 3,
+        quadrant: (quotient + u8::from(above)) & 3,
         negative: a.sign,
     }
 }

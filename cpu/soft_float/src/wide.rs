@@ -103,7 +103,7 @@ impl Wide {
             return Wide::ZERO;
         }
         let shift = q.leading_zeros();
-        let significand = q << shift | (r << shift) / n;
+        let significand = (q << shift) + (r << shift) / n;
         Wide { sign: self.sign, exponent: self.exponent - shift as i32, significand }
     }
 

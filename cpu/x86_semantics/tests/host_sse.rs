@@ -206,7 +206,7 @@ fn check(name: &str, host: Host, ours: Ours, kind: Kind, operands: usize) {
                 _ => special.iter().for_each(|&a| one(a, b, random.quad(kind), mxcsr)),
             }
         }
-        for _ in 0..12_000 {
+        for _ in 0..4_000 {
             one(random.quad(kind), random.quad(kind), random.quad(kind), mxcsr);
         }
     }

@@ -86,9 +86,9 @@ impl Random {
             4 => F80 { significand: 1 << 63 | significand << ((r >> 8) & 63), sign_exponent: sign | near },
             5 => F80 {
                 significand: significand | 1 << 63,
-                sign_exponent: sign | 0x7fff - (r >> 32) as u16 % 4,
+                sign_exponent: sign | (0x7fff - (r >> 32) as u16 % 4),
             },
-            6 => F80 { significand: significand | 1 << 63, sign_exponent: sign | (r >> 32) as u16 % 80 },
+            6 => F80 { significand: significand | 1 << 63, sign_exponent: sign | ((r >> 32) as u16 % 80) },
             _ => F80 { significand: significand | 1 << 63, sign_exponent: sign | near },
         }
     }
