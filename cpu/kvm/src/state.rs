@@ -2,7 +2,9 @@
 
 use engine::EngineError;
 use kvm_bindings::{kvm_debugregs, kvm_xcrs};
-use x86_state::{Activity, CpuState, InterruptShadow, dr6, rflags};
+use x86_state::{
+    Activity, CpuState, InterruptShadow, SegmentIndex, TableRegister, dr6, efer, rflags, vector,
+};
 
 use crate::vcpu::KvmVcpu;
 use crate::vm::{host, kvm_error};
@@ -23,8 +25,19 @@ impl KvmVcpu {
         let mut s = CpuState::reset(true, 0);
         convert::regs_from_kvm(&self.fd.get_regs().map_err(kvm_error("KVM_GET_REGS"))?, &mut s);
         convert::sregs_from_kvm(&sys::sregs2(&self.fd).map_err(host("KVM_GET_SREGS2"))?, &mut s);
+        if let Some(c) = &self.confined {
+            (s.idtr, s.efer) = (c.idtr, c.efer);
+        }
         let events = self.fd.get_vcpu_events().map_err(kvm_error("KVM_GET_VCPU_EVENTS"))?;
         convert::events_from_kvm(&events, &mut s);
+        if self.confined.is_some() {
+            // What was being delivered happens again on the assistant. A breakpoint is a trap:
+            // to happen again it needs its instruction, one byte back.
+            s.pending_exception = None;
+            if events.exception.nr == vector::BP {
+                s.rip = s.rip.wrapping_sub(1);
+            }
+        }
         let debug = self.fd.get_debug_regs().map_err(kvm_error("KVM_GET_DEBUGREGS"))?;
         (s.dr, s.dr6, s.dr7) = (debug.db, debug.dr6, debug.dr7);
         let xcrs = self.fd.get_xcrs().map_err(kvm_error("KVM_GET_XCRS"))?;
@@ -32,6 +45,9 @@ impl KvmVcpu {
         let xsave = self.fd.get_xsave().map_err(kvm_error("KVM_GET_XSAVE"))?;
         s.fpu = convert::fpu_from_xsave(&xsave);
         s.msrs = self.msrs.export(&self.fd).map_err(host("KVM_GET_MSRS"))?;
+        if let Some(c) = &self.confined {
+            s.msrs.sysenter_cs = c.sysenter_cs;
+        }
         s.tsc_offset = self.tsc.offset(&self.fd, &self.config.clock);
         s.cr8 = self.config.bus.read_cr8(self.config.index);
         s.activity = self.activity;
@@ -42,11 +58,34 @@ impl KvmVcpu {
     pub(crate) fn import(&mut self, s: &CpuState) -> Result<(), EngineError> {
         self.finish()?;
         let before = self.export()?;
-        let result = self.load(s);
+        let result = match self.confinement(s)? {
+            Some(confined) => {
+                let inner = confined.apply_to(s);
+                self.load(&inner).map(|()| self.confined = Some(confined))
+            }
+            None => self.load(s).map(|()| self.confined = None),
+        };
         if result.is_err() {
             self.load(&before)?;
         }
         result
+    }
+
+    /// How user code is to be confined; `None` for supervisor code, and where
+    /// KVM delivers events itself.
+    fn confinement(&self, s: &CpuState) -> Result<Option<Confined>, EngineError> {
+        let options = &self.shared.options;
+        if !options.confine_user || options.assistant.is_none() || s.cpl() != 3 {
+            return Ok(None);
+        }
+        // Debug traps come after their instruction and cannot be found by executing it again.
+        let traps = s.rflags & rflags::TF != 0 || s.dr7 & ENABLED_BREAKPOINTS != 0;
+        let events = s.pending_exception.is_some() || s.nmi_pending || s.shadow != InterruptShadow::None;
+        if traps || events || !s.segments[SegmentIndex::Cs as usize].long() {
+            let reason = "user code that only the assistant can execute".into();
+            return Err(EngineError::BadState { engine: NAME, reason });
+        }
+        Ok(Some(Confined { idtr: s.idtr, efer: s.efer, sysenter_cs: s.msrs.sysenter_cs }))
     }
 
     /// Load a state; on error part of it may have been.
@@ -82,5 +121,27 @@ impl KvmVcpu {
         self.interrupts_on = s.rflags & rflags::IF != 0;
         self.ready = self.interrupts_on && free && s.activity != Activity::WaitForSipi;
         Ok(())
+    }
+}
+
+/// DR7: local and global enables of all four breakpoints.
+const ENABLED_BREAKPOINTS: u64 = 0xff;
+
+/// What user code in KVM runs without: every way into supervisor code. An
+/// event there ends in a shutdown, before the instruction that caused it.
+#[derive(Debug, Clone)]
+pub(crate) struct Confined {
+    idtr: TableRegister,
+    efer: u64,
+    sysenter_cs: u64,
+}
+
+impl Confined {
+    fn apply_to(&self, s: &CpuState) -> CpuState {
+        let mut inner = s.clone();
+        inner.idtr.limit = 0;
+        inner.efer &= !efer::SCE;
+        inner.msrs.sysenter_cs = 0;
+        inner
     }
 }

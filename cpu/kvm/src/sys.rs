@@ -125,7 +125,7 @@ pub(crate) enum Exit<'a> {
     Nothing,
     /// A signal arrived, or `immediate_exit` was set; no operation is pending any more.
     Interrupted,
-    /// Single step or guest debug event.
+    /// Single step.
     Debug,
     /// Triple fault, as KVM sees it.
     Shutdown,

@@ -10,6 +10,7 @@ use x86_state::{Activity, CpuState};
 
 use crate::assist::{Next, Policy};
 use crate::msr::{self, MsrFile};
+use crate::state::Confined;
 use crate::sys::{self, Exit, Kicker};
 use crate::tsc::GuestTsc;
 use crate::vm::{Shared, host, kvm_error};
@@ -57,7 +58,6 @@ pub(crate) struct KvmVcpu {
     assistant: Option<Box<dyn Vcpu>>,
     policy: Policy,
     counters: Counters,
-    stepping: bool,
 
     // Volatile state that KVM does not hold.
     home: Home,
@@ -70,6 +70,8 @@ pub(crate) struct KvmVcpu {
     /// An interrupt could be injected at the last exit.
     pub(crate) ready: bool,
     pub(crate) tsc: GuestTsc,
+    /// User code runs with no way into supervisor code.
+    pub(crate) confined: Option<Confined>,
 }
 
 impl KvmVcpu {
@@ -91,12 +93,12 @@ impl KvmVcpu {
             kicker,
             assistant: None,
             counters: Counters::default(),
-            stepping: false,
             home: Home::Kvm,
             activity: Activity::Active,
             unfinished: false,
             interrupts_on: false,
             ready: false,
+            confined: None,
         };
         vcpu.load(&reset)?;
         Ok(vcpu)
@@ -149,7 +151,6 @@ impl KvmVcpu {
 
     fn step_mode(&mut self, on: bool) -> Result<(), EngineError> {
         let control = if on { KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP } else { 0 };
-        self.stepping = on;
         self.fd
             .set_guest_debug(&kvm_guest_debug { control, ..Default::default() })
             .map_err(kvm_error("KVM_SET_GUEST_DEBUG"))
@@ -160,6 +161,9 @@ impl KvmVcpu {
     fn run_kvm(&mut self, left: &mut u64) -> Result<Pause, EngineError> {
         loop {
             self.kicker.set_immediate_exit(false);
+            if self.confined.is_some() && self.config.attention.bits() & DELIVERABLE != 0 {
+                return Ok(Pause::Stuck { reason: EVENT.into(), bytes: Vec::new() });
+            }
             if let Some(halt) = self.attend()? {
                 return Ok(Pause::Return(halt));
             }
@@ -393,6 +397,10 @@ enum Event {
 }
 
 const SHUTDOWN: &str = "triple fault";
+/// Confined user code is interrupted: the assistant delivers.
+const EVENT: &str = "event for confined user code";
+/// Attention that is a matter of delivery, and none that returns to the owner.
+const DELIVERABLE: u32 = attention_bits::INTERRUPT | attention_bits::NMI;
 
 /// Split `len` bytes at `address` at their natural alignment: offset and size of
 /// pieces of 1, 2, 4 or 8 bytes.

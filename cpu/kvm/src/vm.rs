@@ -11,6 +11,7 @@ use kvm_ioctls::{Cap, Kvm, MsrExitReason, VmFd};
 use x86_state::CpuModel;
 
 use crate::assist::Assistance;
+use crate::probe::ProbeResult;
 use crate::vcpu::KvmVcpu;
 use crate::{NAME, cpuid, msr, sys, tsc};
 
@@ -40,6 +41,23 @@ pub struct Options {
     pub assistant: Option<Arc<dyn Engine>>,
     /// When the assistant is used.
     pub assistance: Assistance,
+    /// Let KVM execute nothing but plain instructions of user code: system calls,
+    /// exceptions and interrupts there are the assistant's. For hosts whose KVM
+    /// does not deliver them as the architecture says. Needs an assistant.
+    pub confine_user: bool,
+}
+
+impl Options {
+    /// What suits a host of which `probe` is known.
+    pub fn for_host(probe: &ProbeResult, assistant: Arc<dyn Engine>) -> Options {
+        let native = probe.ring0_native;
+        Options {
+            missing: MissingFeatures::Continue,
+            assistant: Some(assistant),
+            assistance: if native { Assistance::OnFailure } else { Assistance::Supervisor },
+            confine_user: !native,
+        }
+    }
 }
 
 /// What all vCPUs of a VM share.
