@@ -88,16 +88,16 @@ impl Bus {
     }
 
     fn mappings(&self) -> Vec<Mapping> {
-        let of = |(&(slot, function), f): (&Place, &Box<dyn PciFunction>)| {
-            let mapping = move |(bar, kind, address, size)| Mapping {
+        let mut mappings = Vec::new();
+        for (&(slot, function), f) in &self.functions {
+            mappings.extend(f.config().mapped_bars().map(|(bar, kind, address, size)| Mapping {
                 bar: BarId { slot, function, bar },
                 kind,
                 address,
                 size,
-            };
-            f.config().mapped_bars().map(mapping).collect::<Vec<_>>()
-        };
-        self.functions.iter().flat_map(of).collect()
+            }));
+        }
+        mappings
     }
 }
 
@@ -249,10 +249,8 @@ impl Saved for PciBus {
     fn save(&self) -> PciBusState {
         let bus = self.lock();
         let Bus { intx: _, functions, address, changed: _ } = &*bus;
-        let function = |(&(slot, number), f): (&Place, &Box<dyn PciFunction>)| {
-            (slot, number, f.config().bytes().to_vec())
-        };
-        PciBusState { address: *address, functions: functions.iter().map(function).collect() }
+        let spaces = functions.iter().map(|(&(slot, number), f)| (slot, number, f.config().bytes().to_vec()));
+        PciBusState { address: *address, functions: spaces.collect() }
     }
 
     fn restore(&mut self, state: &PciBusState) -> Result<(), StateError> {
@@ -411,9 +409,9 @@ mod tests {
                 let size = 1 << (value & 3);
                 let register = u64::from(at & 0x3f) & !(u64::from(size) - 1);
                 match what {
-                    0 => bus.port_write(at % 9, (size as u8).min(4), value as u32),
+                    0 => bus.port_write(at % 9, size.min(4), value as u32),
                     1 => bus.port_write(0, 4, 0x8000_1800 | value as u32 & 0xfc),
-                    2 => _ = bus.port_read(at % 9, (size as u8).min(4)),
+                    2 => _ = bus.port_read(at % 9, size.min(4)),
                     3 => ecam.mmio_write(3 << 15 | register, size, value >> 2),
                     4 => ecam.mmio_write(u64::from(at) << 8 & !7, size, value),
                     _ => _ = ecam.mmio_read(u64::from(at) << 8 & !7, size),

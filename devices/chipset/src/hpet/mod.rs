@@ -230,11 +230,7 @@ impl Hpet {
     }
 
     fn write_timer_config(&mut self, n: usize, value: u64) {
-        if self.status & 1 << n != 0 {
-            if let Some(line) = self.line(n) {
-                line.set(false);
-            }
-        }
+        self.release(n);
         self.timers[n].write_config(value);
         if !self.timers[n].has(LEVEL) || !self.timers[n].has(ENABLED) {
             self.status &= !(1 << n);
@@ -248,13 +244,15 @@ impl Hpet {
         }
     }
 
-    /// Release all lines that are held, before their routing changes.
-    fn release_lines(&self) {
-        for n in (0..TIMERS).filter(|n| self.status & 1 << n != 0) {
-            if let Some(line) = self.line(n) {
-                line.set(false);
-            }
+    /// Release a line that is held, before its routing changes.
+    fn release(&self, n: usize) {
+        if let Some(line) = self.line(n).filter(|_| self.status & 1 << n != 0) {
+            line.set(false);
         }
+    }
+
+    fn release_lines(&self) {
+        (0..TIMERS).for_each(|n| self.release(n));
     }
 }
 

@@ -427,6 +427,10 @@ impl Apic {
     // The xAPIC page.
 
     pub(super) fn page_read(&mut self, offset: u64, size: u8, now: Nanos) -> u64 {
+        if self.page_address().is_none() {
+            // The page went away between the routing of the access and this.
+            return u64::MAX;
+        }
         let (register, within) = ((offset >> 4 & 0xff) as usize, offset & 0xf);
         if within >= 4 {
             return 0;
@@ -440,7 +444,7 @@ impl Apic {
     }
 
     pub(super) fn page_write(&mut self, offset: u64, size: u8, value: u64, now: Nanos) -> Effect {
-        if offset & 0xf != 0 || size < 4 {
+        if offset & 0xf != 0 || size < 4 || self.page_address().is_none() {
             return Effect::None;
         }
         self.write((offset >> 4 & 0xff) as usize, value as u32, now).unwrap_or_else(|| {

@@ -228,13 +228,15 @@ impl LocalApics {
             }
             return;
         }
-        if let Destination::Physical(id) = to {
-            if id != message::BROADCAST {
+        match to {
+            Destination::Physical(message::BROADCAST) => {}
+            Destination::Physical(id) => {
                 if let Ok(i) = self.by_id.binary_search_by_key(&id, |&(id, _)| id) {
                     self.with(self.by_id[i].1, |a| a.receive(mode));
                 }
                 return;
             }
+            _ => {}
         }
         for vcpu in 0..self.slots.len() {
             self.with(vcpu, |a| {

@@ -254,11 +254,8 @@ impl Channel {
         self.gate = gate;
         match self.counting {
             Counting::Idle => {}
-            _ if self.triggered() => {
-                if rises {
-                    self.reload(now);
-                }
-            }
+            _ if self.triggered() && rises => self.reload(now),
+            _ if self.triggered() => {}
             Counting::Since(start) if falls => self.counting = Counting::Paused(now.saturating_sub(start)),
             // The periodic modes begin anew, the others go on.
             Counting::Paused(_) if rises && self.periodic() => self.reload(now),

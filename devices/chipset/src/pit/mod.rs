@@ -91,7 +91,7 @@ impl Pit {
                 let speaker = &self.channels[SPEAKER];
                 u8::from(speaker.gate())
                     | u8::from(self.speaker_data) << 1
-                    | ((now / REFRESH_TICKS & 1) as u8) << 4
+                    | ((now / REFRESH_TICKS % 2) as u8) << 4
                     | u8::from(speaker.out(now)) << 5
             }
             _ => 0xff,

@@ -34,7 +34,7 @@ impl Fixture {
         self.pit.port_write(port, 1, low.into());
         self.pit.port_write(port, 1, high.into());
     }
-    fn to_tick(&mut self, tick: u64) {
+    fn run_to_tick(&mut self, tick: u64) {
         self.clock.advance(time_of(tick) - self.clock.now());
     }
     fn word(&mut self, channel: u16) -> u32 {
@@ -82,7 +82,7 @@ fn counting_and_output_by_mode() {
         let mut f = Fixture::new();
         f.pit.port_write(0x10, 1, 1);
         f.program(control, count);
-        f.to_tick(tick);
+        f.run_to_tick(tick);
         let seen = (f.word(2), f.pit.port_read(0x10, 1) & 0x20 != 0);
         if (control, count, tick) == (0xb6, 101, 50) {
             assert!(seen.1, "the longer half of an odd square wave is high");
@@ -96,21 +96,21 @@ fn counting_and_output_by_mode() {
 fn gate_of_counter_2() {
     let mut f = Fixture::new();
     f.program(0xb0, 100);
-    f.to_tick(50);
+    f.run_to_tick(50);
     assert_eq!(f.word(2), 100, "the gate is low");
     f.pit.port_write(0x10, 1, 1);
-    f.to_tick(60);
+    f.run_to_tick(60);
     assert_eq!(f.word(2), 90);
     f.pit.port_write(0x10, 1, 0);
-    f.to_tick(80);
+    f.run_to_tick(80);
     assert_eq!(f.word(2), 90);
     f.program(0xb2, 100);
-    f.to_tick(300);
+    f.run_to_tick(300);
     assert_eq!(f.pit.port_read(0x10, 1) & 0x21, 0x20, "one-shot waits for its trigger with OUT high");
     f.pit.port_write(0x10, 1, 1);
-    f.to_tick(399);
+    f.run_to_tick(399);
     assert_eq!(f.pit.port_read(0x10, 1) & 0x21, 1);
-    f.to_tick(400);
+    f.run_to_tick(400);
     assert_eq!(f.pit.port_read(0x10, 1) & 0x21, 0x21);
 }
 
@@ -118,14 +118,14 @@ fn gate_of_counter_2() {
 fn latches_and_read_back() {
     let mut f = Fixture::new();
     f.program(0x34, 1000);
-    f.to_tick(10);
+    f.run_to_tick(10);
     f.pit.port_write(3, 1, 0x00);
-    f.to_tick(20);
+    f.run_to_tick(20);
     f.pit.port_write(3, 1, 0x00);
     assert_eq!(f.word(0), 990, "a second latch command changes nothing");
     assert_eq!(f.word(0), 980);
     f.pit.port_write(3, 1, 0xc2);
-    f.to_tick(30);
+    f.run_to_tick(30);
     assert_eq!((f.pit.port_read(0, 1), f.word(0)), (0xb4, 980), "status first, then the count");
     f.pit.port_write(3, 1, 0x36);
     f.pit.port_write(3, 1, 0xe2);
@@ -151,7 +151,7 @@ fn interrupts() {
         f.program(control, count);
         for (i, &tick) in edges.iter().enumerate() {
             assert_eq!(f.pit.next_deadline(), Some(time_of(tick)), "control {control:#x}");
-            f.to_tick(tick);
+            f.run_to_tick(tick);
             f.pit.expire(f.clock.now());
             assert_eq!(f.rises.0.load(Ordering::Relaxed), i as u32 + 1);
         }
@@ -181,11 +181,11 @@ fn no_drift_and_no_storm() {
 fn a_new_count_waits_for_the_end_of_the_period() {
     let mut f = Fixture::new();
     f.program(0x34, 1000);
-    f.to_tick(10);
+    f.run_to_tick(10);
     f.pit.port_write(0, 1, 0x64);
     f.pit.port_write(0, 1, 0);
     assert_eq!(f.pit.next_deadline(), Some(time_of(1000)));
-    f.to_tick(1000);
+    f.run_to_tick(1000);
     f.pit.expire(f.clock.now());
     assert_eq!(f.pit.next_deadline(), Some(time_of(1100)));
 }

@@ -146,7 +146,7 @@ impl Rtc {
     }
 
     fn encode(&self, v: u8) -> u8 {
-        if self.cmos[REG_B] & B_BINARY != 0 { v } else { v / 10 << 4 | v % 10 }
+        if self.cmos[REG_B] & B_BINARY != 0 { v } else { (v / 10 * 16) + v % 10 }
     }
 
     fn decode(&self, v: u8) -> u8 {
@@ -249,10 +249,9 @@ impl Rtc {
     fn advance(&mut self, now: Nanos) {
         let (since, now) = (self.seen, now.max(self.seen));
         self.seen = now;
-        if let Some(period) = self.periodic_ticks() {
-            if Self::crystal(now) / period > Self::crystal(since) / period {
-                self.flags |= C_PERIODIC;
-            }
+        let periods = |p: u64| Self::crystal(now) / p > Self::crystal(since) / p;
+        if self.periodic_ticks().is_some_and(periods) {
+            self.flags |= C_PERIODIC;
         }
         if !self.stopped() {
             let (before, after) = (self.seconds(since), self.seconds(now));
