@@ -3,6 +3,7 @@
 mod description;
 mod dsdt;
 mod fixed;
+mod mp_table;
 #[cfg(test)]
 mod tests;
 
@@ -13,6 +14,7 @@ use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 
 pub use description::{AcpiDescription, HpetDescription, PciDescription, SCI_GSI, SerialDescription};
+pub use mp_table::mp_table;
 
 const OEM_ID: [u8; 6] = *b"STRATA";
 const OEM_TABLE_ID: [u8; 8] = *b"STRATAPC";
