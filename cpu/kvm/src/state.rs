@@ -3,7 +3,7 @@
 use engine::EngineError;
 use kvm_bindings::{kvm_debugregs, kvm_xcrs};
 use x86_state::{
-    Activity, CpuState, InterruptShadow, SegmentIndex, TableRegister, dr6, efer, rflags, vector,
+    Activity, CpuState, InterruptShadow, Segment, SegmentIndex, TableRegister, dr6, efer, reg, rflags, vector,
 };
 
 use crate::vcpu::KvmVcpu;
@@ -25,9 +25,6 @@ impl KvmVcpu {
         let mut s = CpuState::reset(true, 0);
         convert::regs_from_kvm(&self.fd.get_regs().map_err(kvm_error("KVM_GET_REGS"))?, &mut s);
         convert::sregs_from_kvm(&sys::sregs2(&self.fd).map_err(host("KVM_GET_SREGS2"))?, &mut s);
-        if let Some(c) = &self.confined {
-            (s.idtr, s.efer) = (c.idtr, c.efer);
-        }
         let events = self.fd.get_vcpu_events().map_err(kvm_error("KVM_GET_VCPU_EVENTS"))?;
         convert::events_from_kvm(&events, &mut s);
         if self.confined.is_some() {
@@ -46,7 +43,7 @@ impl KvmVcpu {
         s.fpu = convert::fpu_from_xsave(&xsave);
         s.msrs = self.msrs.export(&self.fd).map_err(host("KVM_GET_MSRS"))?;
         if let Some(c) = &self.confined {
-            s.msrs.sysenter_cs = c.sysenter_cs;
+            c.undo(&mut s);
         }
         s.tsc_offset = self.tsc.offset(&self.fd, &self.config.clock);
         s.cr8 = self.config.bus.read_cr8(self.config.index);
@@ -66,6 +63,7 @@ impl KvmVcpu {
             None => self.load(s).map(|()| self.confined = None),
         };
         if result.is_err() {
+            self.confined = None;
             self.load(&before)?;
         }
         result
@@ -85,7 +83,9 @@ impl KvmVcpu {
             let reason = "user code that only the assistant can execute".into();
             return Err(EngineError::BadState { engine: NAME, reason });
         }
-        Ok(Some(Confined { idtr: s.idtr, efer: s.efer, sysenter_cs: s.msrs.sysenter_cs }))
+        let [_, cs, ss, ..] = s.segments;
+        let (lstar, sysenter_cs) = (s.msrs.lstar, s.msrs.sysenter_cs);
+        Ok(Some(Confined { idtr: s.idtr, efer: s.efer, lstar, sysenter_cs, cs, ss }))
     }
 
     /// Load a state; on error part of it may have been.
@@ -127,21 +127,48 @@ impl KvmVcpu {
 /// DR7: local and global enables of all four breakpoints.
 const ENABLED_BREAKPOINTS: u64 = 0xff;
 
+/// Where SYSCALL leads in confined user code: the first address of the upper
+/// half, which no system maps for user code.
+const NOWHERE: u64 = 0xffff_8000_0000_0000;
+/// Bytes of SYSCALL.
+const SYSCALL_LEN: u64 = 2;
+
 /// What user code in KVM runs without: every way into supervisor code. An
 /// event there ends in a shutdown, before the instruction that caused it.
 #[derive(Debug, Clone)]
 pub(crate) struct Confined {
     idtr: TableRegister,
     efer: u64,
+    lstar: u64,
     sysenter_cs: u64,
+    cs: Segment,
+    ss: Segment,
 }
 
 impl Confined {
+    /// The state to run in KVM.
     fn apply_to(&self, s: &CpuState) -> CpuState {
         let mut inner = s.clone();
         inner.idtr.limit = 0;
         inner.efer &= !efer::SCE;
+        inner.msrs.lstar = NOWHERE;
         inner.msrs.sysenter_cs = 0;
         inner
+    }
+
+    /// The guest's own state, from what KVM has after running.
+    fn undo(&self, s: &mut CpuState) {
+        s.idtr = self.idtr;
+        s.efer = self.efer;
+        s.msrs.lstar = self.lstar;
+        s.msrs.sysenter_cs = self.sysenter_cs;
+        if s.rip == NOWHERE {
+            // A KVM that does not look at EFER.SCE executed SYSCALL. It happens again on the
+            // assistant; what it left in RCX and R11 it will leave there again.
+            s.rip = s.gpr[reg::RCX].wrapping_sub(SYSCALL_LEN);
+            s.rflags = s.gpr[reg::R11];
+            s.segments[SegmentIndex::Cs as usize] = self.cs;
+            s.segments[SegmentIndex::Ss as usize] = self.ss;
+        }
     }
 }

@@ -370,20 +370,18 @@ fn call_kernel(a: &mut CodeAssembler, number: u32, argument: u32) -> Result<(), 
 /// Ring 3: the measured loop again, then empty system calls.
 fn user() -> Result<Vec<u8>, IcedError> {
     let mut a = CodeAssembler::new(64)?;
-    let (mut again, mut next) = (a.create_label(), a.create_label());
+    let (mut again, mut calls) = (a.create_label(), a.create_label());
     a.set_label(&mut again)?;
     call_kernel(&mut a, 2, 0)?;
     a.test(eax, eax)?;
-    a.jz(next)?;
+    a.jz(calls)?;
     a.mov(esi, eax)?;
     call_kernel(&mut a, 1, phase::USER)?;
     a.mov(ecx, esi)?;
     compute_loop(&mut a)?;
     call_kernel(&mut a, 1, phase::USER + phase::END)?;
     a.jmp(again)?;
-    a.set_label(&mut next)?;
     let (mut call, mut end) = (a.create_label(), a.create_label());
-    let mut calls = a.create_label();
     a.set_label(&mut calls)?;
     call_kernel(&mut a, 2, 0)?;
     a.test(eax, eax)?;

@@ -134,7 +134,7 @@ fn execute(engine: &DemoEngine, report: &mut Report) -> Result<Option<String>, M
 fn check(status: u32, values: &[u32], report: &Report) -> Option<String> {
     if status != guest::SUCCESS {
         let vector = status.wrapping_sub(guest::UNEXPECTED);
-        return Some(format!("the guest took an unexpected exception {vector}"));
+        return Some(format!("the guest took exception {vector}, which it did not expect"));
     }
     if report.said != guest::HELLO {
         return Some(format!("the guest said {:?} instead of {:?}", report.said, guest::HELLO));
