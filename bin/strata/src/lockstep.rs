@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use compare::{Plan, Report, Side};
-use lifecycle::{Assistance, EngineChoice};
+use lifecycle::{EngineChoice, KvmOptions};
 use serde_json::json;
 
 use crate::cli::{CompareArgs, Format};
@@ -50,7 +50,9 @@ fn side(choice: EngineChoice, piece: u64) -> Side {
     Side {
         name: choice.to_string(),
         engine: Arc::new(move |board| match choice {
-            EngineChoice::Kvm => lifecycle::kvm(board, Assistance::OnFailure),
+            EngineChoice::Kvm => {
+                lifecycle::kvm(board, KvmOptions::for_host(&lifecycle::probe_kvm(), lifecycle::interpreter()))
+            }
             EngineChoice::Jit => lifecycle::translator(),
             EngineChoice::Auto | EngineChoice::Interp => Ok(lifecycle::interpreter()),
         }),

@@ -8,6 +8,7 @@ use device_model::{Clock, Nanos, PortRange};
 use engine::{Attention, LocalInterrupts, VcpuConfig};
 use guest_memory::GuestMemory;
 use loader::{BootState, MemoryRange};
+use pci::PciBus;
 use x86_state::{CpuModel, CpuState, Feature, PhysicalBits, Topology};
 
 use crate::boot::{self, BootError, ImageError, Images};
@@ -15,6 +16,7 @@ use crate::devices::{self, Attachment, Context, Handles, SharedDevice};
 use crate::events::{EventPoster, EventQueue};
 use crate::interrupts::LocalInterruptSwitch;
 use crate::memory;
+use crate::pci_routes::PciRoutes;
 use crate::pvclock::ParavirtualClock;
 use crate::ranges::{Conflict, Range, RangeTable};
 use crate::spec::{MachineSpec, SpecError, TimeSource};
@@ -78,6 +80,8 @@ pub struct Board {
     pub(crate) ports: RangeTable,
     pub(crate) mmio: RangeTable,
     handles: Handles,
+    /// Slots of the PCI configuration space, and where BARs are.
+    pub(crate) pci: Option<([usize; 2], PciRoutes)>,
     pub(crate) apics: Arc<LocalApics>,
     pub(crate) interrupts: Arc<LocalInterruptSwitch>,
     pub(crate) pic: Pic,
@@ -202,9 +206,10 @@ impl Board {
             handles: Handles::default(),
         };
         let (devices, ports, mmio) = attach_devices(&mut context)?;
-        let handles = context.handles;
+        let mut handles = context.handles;
+        let pci = handles.pci.take().map(|(slots, bus)| (slots, PciRoutes::new(bus)));
         Ok(Arc::new(Board {
-            memory_map: boot::memory_map(spec.memory, &[]),
+            memory_map: boot::memory_map(spec.memory, &[(PciBus::ECAM_BASE, PciBus::ECAM_SIZE)]),
             pvclock: ParavirtualClock::new(clock.clone(), memory.clone(), attentions.len()),
             timers: Arc::new(TimerQueue::new(clock.clone(), devices.len() + 1)),
             spec,
@@ -217,6 +222,7 @@ impl Board {
             ports,
             mmio,
             handles,
+            pci,
             apics,
             interrupts: switch,
             pic,
@@ -238,6 +244,9 @@ impl Board {
             let mut device = devices::lock(device);
             device.reset();
             self.timers.set(slot, device.timed().and_then(|t| t.next_deadline()));
+        }
+        if let Some((_, routes)) = &self.pci {
+            routes.refresh();
         }
         self.apics.reset();
         self.apic_deadline_changed();

@@ -45,11 +45,25 @@ impl Board {
         if let Some(timed) = device.timed() {
             self.timers().set(slot, timed.next_deadline());
         }
+        drop(device);
+        if let Some((_, routes)) = self.pci.as_ref().filter(|(slots, _)| slots.contains(&slot)) {
+            routes.refresh();
+        }
         result
     }
 
     fn unclaimed(&self) {
         self.counts.unclaimed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn pci_read(&self, port: bool, address: u64, size: u8) -> Option<u64> {
+        self.pci.as_ref().and_then(|(_, routes)| routes.read(port, address, size))
+    }
+
+    fn pci_write(&self, port: bool, address: u64, size: u8, value: u64) {
+        if self.pci.as_ref().and_then(|(_, routes)| routes.write(port, address, size, value)).is_none() {
+            self.unclaimed();
+        }
     }
 
     /// Offset into the local APIC page, if `address` is in it.
@@ -67,10 +81,13 @@ fn offset_in(range: Range, address: u64) -> u64 {
 impl Bus for Board {
     fn port_read(&self, port: u16, size: u8) -> u32 {
         self.counts.port.fetch_add(1, Ordering::Relaxed);
-        let value = self.ports.find(port.into()).and_then(|r| {
-            let offset = offset_in(r, port.into()) as u16;
-            self.with_device(r.slot, |d| d.port_io().map(|io| io.port_read(offset, size)))
-        });
+        let value = match self.ports.find(port.into()) {
+            Some(r) => {
+                let offset = offset_in(r, port.into()) as u16;
+                self.with_device(r.slot, |d| d.port_io().map(|io| io.port_read(offset, size)))
+            }
+            None => self.pci_read(true, port.into(), size).map(|v| v as u32),
+        };
         value.unwrap_or_else(|| {
             self.unclaimed();
             floating(size) as u32
@@ -84,7 +101,7 @@ impl Bus for Board {
                 let offset = offset_in(r, port.into()) as u16;
                 self.with_device(r.slot, |d| d.port_io().map(|io| io.port_write(offset, size, value)));
             }
-            None => self.unclaimed(),
+            None => self.pci_write(true, port.into(), size, value.into()),
         }
     }
 
@@ -94,9 +111,12 @@ impl Bus for Board {
             return self.apics.mmio_read(vcpu, offset, size);
         }
         self.counts.mmio.fetch_add(1, Ordering::Relaxed);
-        let value = self.mmio.find(address).and_then(|r| {
-            self.with_device(r.slot, |d| d.mmio().map(|io| io.mmio_read(offset_in(r, address), size)))
-        });
+        let value = match self.mmio.find(address) {
+            Some(r) => {
+                self.with_device(r.slot, |d| d.mmio().map(|io| io.mmio_read(offset_in(r, address), size)))
+            }
+            None => self.pci_read(false, address, size),
+        };
         value.unwrap_or_else(|| {
             self.unclaimed();
             floating(size)
@@ -119,7 +139,7 @@ impl Bus for Board {
                     d.mmio().map(|io| io.mmio_write(offset_in(r, address), size, value))
                 });
             }
-            None => self.unclaimed(),
+            None => self.pci_write(false, address, size, value),
         }
     }
 

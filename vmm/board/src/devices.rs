@@ -10,6 +10,7 @@ use chipset::{
 };
 use chipset::{Rtc, RtcConfig, Serial, SerialInput, SerialOutput};
 use device_model::{Clock, Device, IrqLine, PortRange};
+use pci::{PciBus, PciBusConfig};
 
 use crate::events::{EventPoster, MachineEvent};
 use crate::power::{PanicNotifier, PowerPoster};
@@ -65,6 +66,8 @@ pub(crate) struct Handles {
     /// Slot and input of each serial port.
     pub(crate) serial: Vec<(usize, SerialInput)>,
     pub(crate) pm: Option<(usize, AcpiPm)>,
+    /// The bus and the slots through which its configuration space is reached.
+    pub(crate) pci: Option<([usize; 2], PciBus)>,
 }
 
 impl Context<'_> {
@@ -84,6 +87,7 @@ pub(crate) const LIST: &[Make] = &[
     serial_ports,
     keyboard_controller,
     power_management,
+    pci_bus,
     panic_notifier,
     debug_exit,
 ];
@@ -91,6 +95,8 @@ pub(crate) const LIST: &[Make] = &[
 /// First port and interrupt of COM1 to COM4.
 pub(crate) const SERIAL_PLACES: [(u16, u32); 4] =
     [(Serial::COM1, 4), (Serial::COM2, 3), (Serial::COM3, 4), (Serial::COM4, 3)];
+/// Interrupts of INTA#-INTD# of PCI device 0.
+pub(crate) const PCI_GSIS: [u32; 4] = [16, 17, 18, 19];
 /// Ports of an interface that a debug-exit device occupies.
 const DEBUG_EXIT_PORTS: u16 = 4;
 
@@ -139,6 +145,13 @@ fn power_management(c: &mut Context<'_>, slot: usize) -> Vec<Attachment> {
         AcpiPm::PORTS.iter().map(|p| PortRange { base: p.base + AcpiPm::DEFAULT_BASE, ..*p }).collect();
     c.handles.pm = Some((slot, pm.clone()));
     vec![attach(pm).ports(&slot_ports)]
+}
+
+fn pci_bus(c: &mut Context<'_>, slot: usize) -> Vec<Attachment> {
+    let bus = PciBus::new(PciBusConfig { interrupts: PCI_GSIS.map(|gsi| c.line(gsi)) });
+    let ecam = bus.ecam();
+    c.handles.pci = Some(([slot, slot + 1], bus.clone()));
+    vec![attach(bus).ports(PciBus::PORTS), attach(ecam).mmio(PciBus::ECAM_BASE, PciBus::ECAM_SIZE)]
 }
 
 fn panic_notifier(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {

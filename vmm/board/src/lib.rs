@@ -11,6 +11,7 @@
 //! | `devices` | the device list: one function a device |
 //! | `board` | the loop over the list; state of the machine beside its vCPUs |
 //! | `bus` | routing of accesses |
+//! | `pci_routes` | where the guest has mapped BARs |
 //! | `interrupts` | the switch between the platform's local APICs and an engine's |
 //! | `timers` | when devices act by themselves |
 //! | `pvclock` | the paravirtual clock |
@@ -26,6 +27,7 @@ mod devices;
 mod events;
 mod interrupts;
 mod memory;
+mod pci_routes;
 mod power;
 mod pvclock;
 mod ranges;

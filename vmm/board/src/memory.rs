@@ -3,10 +3,12 @@
 //! | from | what |
 //! | --- | --- |
 //! | 0 | RAM, up to 3 GiB |
-//! | 0xb000_0000 | PCI configuration space (ECAM), when RAM ends below |
-//! | 0xc000_0000 | device memory, IOAPIC, HPET, local APIC |
+//! | 0xc000_0000 | 32-bit PCI BARs |
+//! | 0xe000_0000 | PCI configuration space (ECAM) |
+//! | 0xfec0_0000 | IOAPIC, HPET, local APIC |
 //! | 4 GiB − firmware size | firmware, read-only |
-//! | 4 GiB | the rest of RAM |
+//! | 4 GiB | the rest of RAM, at most to 516 GiB |
+//! | 768 GiB | 64-bit PCI BARs |
 
 use guest_memory::{GuestMemory, MemoryError, MemoryMap, PAGE_SIZE, Region};
 
@@ -14,6 +16,11 @@ use guest_memory::{GuestMemory, MemoryError, MemoryMap, PAGE_SIZE, Region};
 pub const LOW_RAM_LIMIT: u64 = 3 << 30;
 /// RAM that does not fit below continues here.
 pub const HIGH_RAM_START: u64 = 4 << 30;
+
+/// First and last address for 32-bit PCI BARs.
+pub(crate) const PCI_WINDOW_32: (u32, u32) = (0xc000_0000, 0xdfff_ffff);
+/// First and last address for 64-bit PCI BARs: the top of the models' 40 bits.
+pub(crate) const PCI_WINDOW_64: (u64, u64) = (768 << 30, (1 << 40) - 1);
 
 /// Bytes of RAM below and above 4 GiB.
 pub fn split(memory: u64) -> (u64, u64) {

@@ -1,10 +1,13 @@
 //! Firmware tables in guest memory.
 
-use acpi::{AcpiDescription, HpetDescription, SerialDescription};
+use acpi::{AcpiDescription, HpetDescription, PciDescription, SerialDescription};
 use chipset::{AcpiPm, Hpet, IoApic, ResetControl};
 use guest_memory::{GuestMemory, MemoryError};
 
-use crate::devices::SERIAL_PLACES;
+use pci::PciBus;
+
+use crate::devices::{PCI_GSIS, SERIAL_PLACES};
+use crate::memory::{PCI_WINDOW_32, PCI_WINDOW_64};
 use crate::spec::MachineSpec;
 
 /// The port of the reset control register.
@@ -21,6 +24,13 @@ fn describe(spec: &MachineSpec) -> AcpiDescription {
         reset: (RESET_PORT, ResetControl::RESET_VALUE),
         hpet: Some(HpetDescription { address: Hpet::BASE, block_id: Hpet::BLOCK_ID }),
         serial: serial.map(|&(port, gsi)| SerialDescription { port, gsi }).collect(),
+        pci: Some(PciDescription {
+            ecam: PciBus::ECAM_BASE,
+            last_bus: 255,
+            window_32: PCI_WINDOW_32,
+            window_64: Some(PCI_WINDOW_64),
+            interrupts: PCI_GSIS,
+        }),
         ..AcpiDescription::pc((0..spec.cpus).collect())
     }
 }

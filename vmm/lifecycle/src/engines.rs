@@ -9,7 +9,7 @@ use board::Board;
 use device_model::Clock;
 use engine::{Engine, EngineError};
 use interpreter::Interpreter;
-use kvm::{Assistance, HostTsc, KvmEngine, MissingFeatures, Options};
+use kvm::{HostTsc, KvmEngine, Options};
 use translator::Translator;
 
 /// An engine, or the choice left to us.
@@ -56,9 +56,9 @@ impl fmt::Display for EngineChoice {
 }
 
 /// A choice, made before the board exists: the engine has a say in the TSC's frequency.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct EnginePlan {
-    kvm: Option<Assistance>,
+    kvm: Option<Options>,
     jit: bool,
     /// Fall back to the interpreter if KVM refuses the machine.
     fallback: bool,
@@ -94,8 +94,7 @@ pub fn plan(choice: EngineChoice, virtual_time: bool) -> EnginePlan {
         EngineChoice::Auto | EngineChoice::Kvm => {
             let probe = kvm::probe();
             if probe.usable || choice == EngineChoice::Kvm {
-                let restricted = probe.present && !probe.ring0_native;
-                plan.kvm = Some(if restricted { Assistance::Supervisor } else { Assistance::OnFailure });
+                plan.kvm = Some(Options::for_host(&probe, interpreter()));
                 plan.clock = probe.tsc.map(HostTsc::clock);
             }
             plan.fallback = choice == EngineChoice::Auto;
@@ -109,7 +108,7 @@ pub fn plan(choice: EngineChoice, virtual_time: bool) -> EnginePlan {
 impl EnginePlan {
     /// The planned engine's name.
     pub fn name(&self) -> &'static str {
-        match self.kvm {
+        match &self.kvm {
             Some(_) => kvm::NAME,
             None if self.jit => "jit",
             None => "interp",
@@ -121,10 +120,10 @@ impl EnginePlan {
     /// # Errors
     /// When the engine asked for cannot serve this board.
     pub fn make(&mut self, board: &Board) -> Result<Arc<dyn Engine>, EngineError> {
-        let Some(assistance) = self.kvm else {
+        let Some(options) = self.kvm.clone() else {
             return if self.jit { translator() } else { Ok(interpreter()) };
         };
-        match kvm(board, assistance) {
+        match kvm(board, options) {
             Err(e) if self.fallback => {
                 self.kvm = None;
                 self.reason = e.to_string();
@@ -149,12 +148,11 @@ pub fn translator() -> Result<Arc<dyn Engine>, EngineError> {
     Ok(Arc::new(Translator))
 }
 
-/// KVM, with the interpreter at its side for what KVM cannot execute.
+/// KVM, set up as `options` say ([`Options::for_host`]: as the probe advises).
 ///
 /// # Errors
 /// As [`KvmEngine::new`].
-pub fn kvm(board: &Board, assistance: Assistance) -> Result<Arc<dyn Engine>, EngineError> {
-    let options = Options { missing: MissingFeatures::Continue, assistant: Some(interpreter()), assistance };
+pub fn kvm(board: &Board, options: Options) -> Result<Arc<dyn Engine>, EngineError> {
     Ok(Arc::new(KvmEngine::new(board.memory(), board.model(), board.clock(), options)?))
 }
 

@@ -14,7 +14,7 @@ mod vcpu_thread;
 mod virtual_time;
 mod vm;
 
-pub use ::kvm::{Assistance, ProbeResult, probe as probe_kvm};
+pub use ::kvm::{Options as KvmOptions, ProbeResult, probe as probe_kvm};
 pub use engines::{EngineChoice, EnginePlan, UnknownEngine, interpreter, kvm, plan, translator};
 pub use exit::Outcome;
 pub use stage::{Action, IllegalAction, Stage};

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use board::{Board, BoardError, MachineEvent, TimerQueue};
 use engine::attention_bits::STOP;
-use engine::{Engine, EngineError, LocalInterrupts, Vcpu};
+use engine::{Engine, EngineError, Vcpu};
 use x86_state::{ApicState, CpuState};
 
 use crate::exit::Outcome;
