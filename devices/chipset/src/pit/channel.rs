@@ -76,6 +76,11 @@ impl Channel {
         matches!(self.mode, 1 | 5)
     }
 
+    /// One is illegal for the periodic modes; a period of two keeps them defined.
+    fn least_count(&self) -> u32 {
+        if self.periodic() { 2 } else { 1 }
+    }
+
     /// Ticks since the count was loaded.
     fn elapsed(&self, now: u64) -> Option<u64> {
         match self.counting {
@@ -106,7 +111,7 @@ impl Channel {
             1 => t >= count,
             // A paused rate generator holds OUT high.
             2 | 3 if !self.gate => true,
-            2 => t % count != count - 1 || count == 1,
+            2 => t % count != count - 1,
             3 => t % count < count.div_ceil(2),
             _ => t != count,
         }
@@ -181,6 +186,7 @@ impl Channel {
             _ => Access::Word,
         };
         self.counting = Counting::Idle;
+        self.count = self.least_count().max(self.count);
         self.next_count = None;
         self.write_low = None;
         self.read_high = false;
@@ -232,8 +238,7 @@ impl Channel {
             (v, true) => from_bcd(v),
             (v, false) => u32::from(v),
         };
-        // One is illegal for the periodic modes; a period of two keeps them defined.
-        let count = if self.periodic() { count.max(2) } else { count.max(1) };
+        let count = self.least_count().max(count);
         match self.counting {
             Counting::Since(_) | Counting::Paused(_) if self.periodic() => self.next_count = Some(count),
             // A running one-shot keeps its count until the next trigger.
