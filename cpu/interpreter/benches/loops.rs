@@ -8,8 +8,17 @@ use std::time::Instant;
 use engine::{Halt, Vcpu};
 use iced_x86::code_asm::*;
 use machine::{FREE, Machine};
+use x86_state::{CpuState, efer};
 
 fn measure(name: &str, write: impl Fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) {
+    measure_from(name, |_| (), write);
+}
+
+fn measure_from(
+    name: &str,
+    prepare: impl Fn(&mut CpuState),
+    write: impl Fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>,
+) {
     let mut m = Machine::new(64 << 20, "x86-64-v3");
     let mut state = m.long_mode();
     let mut a = CodeAssembler::new(64).unwrap();
@@ -17,6 +26,7 @@ fn measure(name: &str, write: impl Fn(&mut CodeAssembler) -> Result<(), iced_x86
     a.hlt().unwrap();
     m.write(FREE, &a.assemble(FREE).unwrap());
     state.rip = FREE;
+    prepare(&mut state);
     m.vcpu.set_state(&state).unwrap();
     let begin = Instant::now();
     let halt = m.vcpu.run(u64::MAX);
@@ -93,5 +103,55 @@ fn main() {
         a.loop_(top)?;
         a.dec(r8d)?;
         a.jnz(outer)
+    });
+    measure_from(
+        "system calls",
+        |s| {
+            s.efer |= efer::SCE;
+            s.msrs.star = 0x10_0008 << 32;
+            s.msrs.lstar = FREE + 2;
+        },
+        |a| {
+            let (mut start, mut done, mut user) = (a.create_label(), a.create_label(), a.create_label());
+            a.jmp(start)?;
+            // LSTAR is here, behind a short jump.
+            a.test(ebx, ebx)?;
+            a.jz(done)?;
+            a.sysretq()?;
+            a.set_label(&mut start)?;
+            a.mov(ebx, 1_000_000)?;
+            a.lea(rcx, qword_ptr(user))?;
+            a.mov(r11d, 0x202)?;
+            a.sysretq()?;
+            a.set_label(&mut user)?;
+            a.dec(ebx)?;
+            a.syscall()?;
+            a.jmp(user)?;
+            a.set_label(&mut done)?;
+            a.nop()
+        },
+    );
+    measure("address spaces", |a| {
+        let mut top = a.create_label();
+        a.mov(rax, cr3)?;
+        a.mov(ecx, 1_000_000)?;
+        a.set_label(&mut top)?;
+        a.mov(cr3, rax)?;
+        a.mov(rdx, qword_ptr(0x20_0000))?;
+        a.mov(rdx, qword_ptr(0x20_1000))?;
+        a.mov(rdx, qword_ptr(0x20_2000))?;
+        a.dec(ecx)?;
+        a.jnz(top)
+    });
+    measure("copies", |a| {
+        let mut top = a.create_label();
+        a.mov(ebx, 1_000_000)?;
+        a.set_label(&mut top)?;
+        a.mov(esi, 0x20_0000)?;
+        a.mov(edi, 0x30_0000)?;
+        a.mov(ecx, 256)?;
+        a.rep().movsb()?;
+        a.dec(ebx)?;
+        a.jnz(top)
     });
 }

@@ -4,7 +4,7 @@
 //! transfer. It is known by the place of its bytes in RAM and the code size
 //! they were decoded for, and is valid while the page's code generation stands.
 //! In front lies a direct-mapped table by virtual RIP, whose entries hold for
-//! one value of [`Cpu::code_key`].
+//! one value of [`Cpu::code_keys`].
 
 use guest_memory::RamOffset;
 
@@ -48,7 +48,7 @@ struct Block {
 #[derive(Clone, Copy, Default)]
 struct Lookup {
     rip: u64,
-    /// `Cpu::code_key`; 0 is never current.
+    /// One of `Cpu::code_keys`; 0 is never current.
     key: u64,
     page: u32,
     generation: u32,
@@ -95,7 +95,7 @@ impl Blocks {
         let rip = cpu.regs[REG_RIP as usize];
         let e = &self.lookups[lookup_index(rip)];
         let (start, len) = if e.rip == rip
-            && e.key == cpu.code_key
+            && e.key == cpu.code_keys[(rip >> 63) as usize]
             && cpu.memory.marks().code_generation(RamOffset(u64::from(e.page) << 12)) == e.generation
         {
             (e.start, e.len)
@@ -123,9 +123,10 @@ impl Blocks {
         let found = (block.start, u32::from(block.len));
         if block.second.is_none() && block.at >> 12 <= u64::from(u32::MAX) {
             let rip = cpu.regs[REG_RIP as usize];
+            cpu.note_code(linear);
             self.lookups[lookup_index(rip)] = Lookup {
                 rip,
-                key: cpu.code_key,
+                key: cpu.code_keys[(rip >> 63) as usize],
                 page: (block.at >> 12) as u32,
                 generation: block.generation,
                 start: block.start,

@@ -48,6 +48,24 @@ const NEVER: u64 = 1 << 62;
 const SS: usize = 2;
 const CS: usize = 1;
 
+/// A hashed set of page numbers.
+pub(crate) struct CodePages([u64; 64]);
+
+impl CodePages {
+    fn place(linear: u64) -> (usize, u64) {
+        let n = linear >> 12;
+        ((n >> 6 ^ n >> 18) as usize & 63, 1 << (n & 63))
+    }
+    pub fn note(&mut self, linear: u64) {
+        let (word, bit) = Self::place(linear);
+        self.0[word] |= bit;
+    }
+    pub fn may_hold(&self, linear: u64) -> bool {
+        let (word, bit) = Self::place(linear);
+        self.0[word] & bit != 0
+    }
+}
+
 /// One processor.
 #[allow(missing_docs, reason = "registers bear the manual's names")]
 pub struct Cpu {
@@ -86,8 +104,14 @@ pub struct Cpu {
     /// Changes whenever a virtual address may mean other code under the same
     /// address space, mode and privilege.
     pub(crate) code_epoch: u32,
-    /// All that, with `code_epoch`, decides what code a value of RIP means.
-    pub(crate) code_key: u64,
+    /// All that, with `code_epoch`, decides what code a value of RIP means: for
+    /// the lower and the upper half of the address space. The latter leaves the
+    /// address space out while all code seen there is in global pages.
+    pub(crate) code_keys: [u64; 2],
+    /// Code in the upper half was found in a page that is not global.
+    pub(crate) private_upper_code: bool,
+    /// Pages from which code was looked up by virtual address.
+    pub(crate) code_pages: CodePages,
     /// CS base and limit, when 64-bit code does not ignore them.
     code_window: (u64, u32),
     /// Instruction breakpoints are enabled in DR7.
@@ -166,7 +190,9 @@ impl Cpu {
             alignment_checks: false,
             stack_pointer_mask: 0xffff,
             code_epoch: 1,
-            code_key: 0,
+            code_keys: [0; 2],
+            private_upper_code: false,
+            code_pages: CodePages([0; 64]),
             code_window: (0, 0),
             code_breakpoints: false,
             data_breakpoints: false,
@@ -491,12 +517,16 @@ impl Cpu {
     pub(crate) fn set_code_key(&mut self) {
         let user = u64::from(self.cpl == 3);
         let epoch = u64::from(self.code_epoch.wrapping_add(self.tlb.clears()));
-        self.code_key = epoch << 32 | self.tlb.space() << 8 | user << 7 | u64::from(self.code_bits);
+        let shared = epoch << 32 | user << 7 | u64::from(self.code_bits);
+        let private = shared | self.tlb.space() << 8;
+        let upper_is_global = self.cr4 & cr4::PGE != 0 && !self.private_upper_code;
+        self.code_keys = [private, if upper_is_global { shared } else { private }];
     }
 
     /// Virtual addresses may mean other code from now on.
     pub(crate) fn code_moved(&mut self) {
         self.code_epoch = self.code_epoch.wrapping_add(1);
+        self.code_pages = CodePages([0; 64]);
         self.set_code_key();
         self.leave_at = 0;
     }

@@ -442,6 +442,16 @@ impl Cpu {
         Ok(place)
     }
 
+    /// Code at `linear`, just translated, is about to be found by virtual address.
+    pub(crate) fn note_code(&mut self, linear: u64) {
+        self.code_pages.note(linear);
+        let global = self.tlb.entry(linear).flags & page::GLOBAL != 0;
+        if linear >> 63 != 0 && !global && !self.private_upper_code {
+            self.private_upper_code = true;
+            self.set_code_key();
+        }
+    }
+
     /// What page walks depend on.
     pub fn paging_params(&self) -> PagingParams {
         PagingParams {
@@ -465,6 +475,7 @@ impl Cpu {
     pub fn flush_tlb_all(&mut self) {
         self.log_flush(Flush::All);
         self.tlb.clear();
+        self.private_upper_code = false;
         self.code_moved();
     }
 
@@ -479,8 +490,12 @@ impl Cpu {
     /// as a global page.
     pub fn flush_tlb_page(&mut self, linear: u64) {
         self.log_flush(Flush::Page(linear));
+        let large = self.tlb.may_be_large(linear);
         self.tlb.forget_page(linear);
-        self.code_moved();
+        if large || self.code_pages.may_hold(linear) {
+            self.code_moved();
+        }
+        self.leave_at = 0;
     }
 
     /// Forget one process context, except global pages.

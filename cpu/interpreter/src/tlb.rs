@@ -59,8 +59,10 @@ pub(crate) struct Tlb {
     /// (PCID, number) of contexts whose translations may be kept.
     contexts: [(u16, u16); CONTEXTS],
     next_context: usize,
-    /// Range of linear addresses that large pages may cover.
-    large: (u64, u64),
+    /// Which 2 MiB pieces (hashed) large pages may cover.
+    large: [u64; 128],
+    /// Whether a page of 1 GiB was entered.
+    huge: bool,
     /// Times everything was forgotten: numbers are handed out anew since.
     clears: u32,
 }
@@ -76,7 +78,8 @@ impl Tlb {
             last: 1,
             contexts: [(0, 0); CONTEXTS],
             next_context: 0,
-            large: (u64::MAX, 0),
+            large: [0; 128],
+            huge: false,
             clears: 0,
         }
     }
@@ -144,16 +147,31 @@ impl Tlb {
 
     /// Remember that a page of `1 << shift` bytes covers `linear`.
     pub fn note_large(&mut self, linear: u64, shift: u8) {
-        let first = linear >> shift << shift;
-        let last = first | ((1 << shift) - 1);
-        self.large = (self.large.0.min(first), self.large.1.max(last));
+        if shift > 22 {
+            self.huge = true;
+        }
+        let (word, bit) = Self::large_bit(linear);
+        self.large[word] |= bit;
+        // A 4 MiB page has two halves.
+        let (word, bit) = Self::large_bit(linear ^ 1 << 21);
+        if shift == 22 {
+            self.large[word] |= bit;
+        }
+    }
+
+    /// Place of a 2 MiB piece in the map of large pages; halves of the address
+    /// space do not meet there.
+    fn large_bit(linear: u64) -> (usize, u64) {
+        let n = linear >> 21;
+        ((n >> 6 & 63 | linear >> 63 << 6) as usize & 127, 1 << (n & 63))
     }
 
     /// Forget everything.
     pub fn clear(&mut self) {
         self.entries.fill(Entry::default());
         self.contexts = [(0, 0); CONTEXTS];
-        self.large = (u64::MAX, 0);
+        self.large = [0; 128];
+        self.huge = false;
         (self.space, self.last) = (1, 1);
         self.clears = self.clears.wrapping_add(1);
     }
@@ -206,14 +224,32 @@ impl Tlb {
                 *e = Entry::default();
             }
         }
-        if linear < self.large.0 || linear > self.large.1 {
-            return;
+        let (word, bit) = Self::large_bit(linear);
+        if self.huge {
+            self.forget_pieces(linear, 0, SET);
+        } else if self.large[word] & bit != 0 {
+            // The pieces of 4 MiB lie in all slots, those of 2 MiB in half of them.
+            let first = (linear >> 12) as usize & (SET - 1) & !511;
+            self.forget_pieces(linear, first, 512);
+            self.forget_pieces(linear, first ^ 512, 512);
         }
-        for e in self.entries.iter_mut().filter(|e| e.flags & page::LARGE != 0) {
-            let shift = e.flags >> 8 & 63;
-            if (e.read ^ linear) >> shift == 0 {
-                *e = Entry::default();
+    }
+
+    /// Forget the entries of `linear`'s large page in some slots of every set.
+    fn forget_pieces(&mut self, linear: u64, first: usize, count: usize) {
+        for set in self.entries.chunks_exact_mut(SET) {
+            for e in set[first..first + count].iter_mut().filter(|e| e.flags & page::LARGE != 0) {
+                let shift = e.flags >> 8 & 63;
+                if (e.read ^ linear) >> shift == 0 {
+                    *e = Entry::default();
+                }
             }
         }
+    }
+
+    /// Whether `linear` may lie in a large page.
+    pub fn may_be_large(&self, linear: u64) -> bool {
+        let (word, bit) = Self::large_bit(linear);
+        self.huge || self.large[word] & bit != 0
     }
 }
