@@ -121,6 +121,9 @@ pub struct RunArgs {
     /// A guest write of V to this port ends the run with status (V << 1) | 1 [default port: 0xf4]
     #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "0xf4", value_parser = quantity::port)]
     pub debug_exit: Option<u16>,
+    /// Continue on another engine so long after the start; repeat for more, e.g. 500ms:kvm
+    #[arg(long, value_name = "TIME:ENGINE", value_parser = switch)]
+    pub switch: Vec<(Duration, EngineChoice)>,
     /// End with status 4 (reset) or 5 (triple fault) where the guest would start again
     #[arg(long)]
     pub no_reboot: bool,
@@ -163,6 +166,11 @@ pub struct CompareArgs {
     pub format: Format,
 }
 
+fn switch(text: &str) -> Result<(Duration, EngineChoice), String> {
+    let (time, engine) = text.split_once(':').ok_or("not TIME:ENGINE; write e.g. 500ms:interp")?;
+    Ok((quantity::duration(time)?, engine.parse().map_err(|e| format!("{e}"))?))
+}
+
 fn serial(text: &str) -> Result<board::SerialSpec, String> {
     match (text, text.strip_prefix("file:")) {
         ("stdio", _) => Ok(board::SerialSpec::Stdio),
@@ -189,6 +197,7 @@ mod tests {
             "strata run --kernel k --initrd i --append console=ttyS0 --memory 1G --cpus 4 --engine interp --timeout 60s",
             "strata run --debug-exit --no-reboot --kernel k",
             "strata run --debug-exit 0x501 --serial file:out --serial null --kernel k",
+            "strata run --engine interp --switch 500ms:kvm --switch 2s:interp",
             "strata run --cpu x86-64-v3,-avx2 --format json -- uname -a",
             "strata doctor --format json",
             "strata compare --engines interp,kvm -n 1000 --kernel k",

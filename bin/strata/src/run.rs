@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use board::{Board, BoardIo, BootSpec, MachineSpec, MachineType, SerialSpec, TimeSource};
@@ -28,7 +28,13 @@ pub fn command(args: RunArgs, start: Instant) -> anyhow::Result<u8> {
             guest::built_in(&args.command, args.machine.append.as_deref(), args.format == Format::Text)?;
     }
     phases.mark(Phase::Images);
-    let mut plan = lifecycle::plan(args.engine, spec.time == TimeSource::Virtual);
+    let virtual_time = spec.time == TimeSource::Virtual;
+    let mut plan = lifecycle::plan(args.engine, virtual_time);
+    let mut switches = switches(&args, virtual_time);
+    // The one clock must suit every engine the machine will meet.
+    if let Some(clock) = switches.iter().find_map(|s| s.1.clock.clone()) {
+        plan.clock.get_or_insert(clock);
+    }
     spec.tsc_khz = plan.clock.as_ref().map(|c| c.tsc_khz());
     phases.mark(Phase::Engine);
     let guest_status = Arc::new(OnceLock::new());
@@ -46,7 +52,8 @@ pub fn command(args: RunArgs, start: Instant) -> anyhow::Result<u8> {
     watch_signals(signals, &board)?;
     phases.mark(Phase::FirstInstruction);
     vm.start()?;
-    let outcome = vm.wait(args.timeout.map(|t| Instant::now() + t));
+    let outcome = follow(&mut vm, &mut switches, args.timeout);
+    vm.stop();
     terminal.finish();
     drop(raw);
     let outcome = outcome?;
@@ -54,6 +61,33 @@ pub fn command(args: RunArgs, start: Instant) -> anyhow::Result<u8> {
     // A command's own status speaks for a run that ended as it should.
     let command = guest_status.get().copied().filter(|_| matches!(outcome, Outcome::PowerOff));
     Ok(command.unwrap_or(outcome.status()))
+}
+
+/// The engine switches asked for, in order of time.
+fn switches(args: &RunArgs, virtual_time: bool) -> Vec<(Duration, EnginePlan)> {
+    let mut list: Vec<_> =
+        args.switch.iter().map(|(t, choice)| (*t, lifecycle::plan(*choice, virtual_time))).collect();
+    list.sort_by_key(|s| s.0);
+    list
+}
+
+/// Watch the machine to its end, switching engines on the way.
+fn follow(
+    vm: &mut Vm,
+    switches: &mut [(Duration, EnginePlan)],
+    timeout: Option<Duration>,
+) -> anyhow::Result<Outcome> {
+    let start = Instant::now();
+    for (after, plan) in switches.iter_mut().filter(|s| timeout.is_none_or(|t| s.0 < t)) {
+        if let Some(outcome) = vm.watch(Some(start + *after))? {
+            return Ok(outcome);
+        }
+        let engine = plan.make(vm.board()).context("the engine refuses this machine")?;
+        let began = Instant::now();
+        vm.switch_engine(engine).with_context(|| format!("cannot continue on engine {}", plan.name()))?;
+        eprintln!("strata: continued on engine {} ({:.1?})", plan.name(), began.elapsed());
+    }
+    Ok(vm.watch(timeout.map(|t| start + t))?.unwrap_or(Outcome::Timeout))
 }
 
 /// The machine part of a command line.
@@ -147,12 +181,12 @@ fn report(
     let counters: Vec<_> = vm.counters().into_iter().chain(vm.board().counters()).collect();
     let mut err = std::io::stderr().lock();
     if args.format == Format::Json {
-        let ms = |d: std::time::Duration| (d.as_secs_f64() * 1e6).round() / 1e3;
+        let ms = |d: Duration| (d.as_secs_f64() * 1e6).round() / 1e3;
         let value = json!({
             "outcome": outcome.word(),
             "message": outcome.to_string(),
             "status": outcome.status(),
-            "engine": plan.name(),
+            "engine": vm.engine().name(),
             "engine_reason": plan.reason,
             "resets": vm.resets(),
             "instructions": vm.retired(),

@@ -62,6 +62,8 @@ pub struct Vm {
     threads: Vec<JoinHandle<()>>,
     timer: Option<JoinHandle<()>>,
     resets: u32,
+    /// The console has shown a panic.
+    panicked: bool,
 }
 
 impl Vm {
@@ -80,7 +82,16 @@ impl Vm {
             gate: Gate::new(),
             slots: vcpus.into_iter().map(Mutex::new).collect(),
         });
-        Ok(Vm { shared, engine, stage: Stage::Created, policy, threads: Vec::new(), timer: None, resets: 0 })
+        Ok(Vm {
+            shared,
+            engine,
+            stage: Stage::Created,
+            policy,
+            threads: Vec::new(),
+            timer: None,
+            resets: 0,
+            panicked: false,
+        })
     }
 
     /// Where the machine is in its life.
@@ -251,35 +262,46 @@ impl Vm {
         Ok(())
     }
 
-    /// Watch the machine until it ends, serving resets by the policy.
+    /// Watch the machine until it ends, serving resets by the policy; at the
+    /// deadline it is ended.
     ///
     /// # Errors
     /// When a reset fails.
     pub fn wait(&mut self, deadline: Option<Instant>) -> Result<Outcome, VmError> {
-        let mut panicked = false;
-        let outcome = loop {
-            let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
-            let event = self.shared.board.event_queue().wait(left);
-            match event {
-                None => break Outcome::Timeout,
-                Some(MachineEvent::PowerOff) => break Outcome::PowerOff,
-                Some(MachineEvent::Panic) => break Outcome::Panic,
-                Some(MachineEvent::DebugExit(status)) => break Outcome::DebugExit(status),
-                Some(MachineEvent::Stop) => break Outcome::Stopped,
-                Some(MachineEvent::Failed { vcpu, error }) => break Outcome::Error { vcpu, error },
-                Some(MachineEvent::PanicNoticed) => panicked = true,
-                Some(MachineEvent::Reset | MachineEvent::TripleFault { .. }) if panicked => {
-                    break Outcome::Panic;
-                }
-                Some(MachineEvent::Reset) if !self.policy.reboot => break Outcome::Reset,
-                Some(MachineEvent::TripleFault { vcpu }) if !self.policy.reboot => {
-                    break Outcome::TripleFault { vcpu };
-                }
-                Some(MachineEvent::Reset | MachineEvent::TripleFault { .. }) => self.reset()?,
-            }
-        };
+        let outcome = self.watch(deadline)?.unwrap_or(Outcome::Timeout);
         self.stop();
         Ok(outcome)
+    }
+
+    /// Watch the machine until it wants to end or the deadline has come (`None`),
+    /// serving resets by the policy. It is not stopped.
+    ///
+    /// # Errors
+    /// When a reset fails.
+    pub fn watch(&mut self, deadline: Option<Instant>) -> Result<Option<Outcome>, VmError> {
+        loop {
+            let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
+            let Some(event) = self.shared.board.event_queue().wait(left) else { return Ok(None) };
+            let outcome = match event {
+                MachineEvent::PowerOff => Outcome::PowerOff,
+                MachineEvent::Panic => Outcome::Panic,
+                MachineEvent::DebugExit(status) => Outcome::DebugExit(status),
+                MachineEvent::Stop => Outcome::Stopped,
+                MachineEvent::Failed { vcpu, error } => Outcome::Error { vcpu, error },
+                MachineEvent::PanicNoticed => {
+                    self.panicked = true;
+                    continue;
+                }
+                MachineEvent::Reset | MachineEvent::TripleFault { .. } if self.panicked => Outcome::Panic,
+                MachineEvent::Reset | MachineEvent::TripleFault { .. } if self.policy.reboot => {
+                    self.reset()?;
+                    continue;
+                }
+                MachineEvent::Reset => Outcome::Reset,
+                MachineEvent::TripleFault { vcpu } => Outcome::TripleFault { vcpu },
+            };
+            return Ok(Some(outcome));
+        }
     }
 
     /// End the machine and its threads. Does nothing the second time.
