@@ -47,11 +47,6 @@ impl RangeTable {
         let r = *self.0.get(at.checked_sub(1)?)?;
         (address - r.start < r.len).then_some(r)
     }
-
-    /// All ranges, ascending.
-    pub fn iter(&self) -> impl Iterator<Item = &Range> {
-        self.0.iter()
-    }
 }
 
 #[cfg(test)]
