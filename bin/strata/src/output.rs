@@ -50,23 +50,26 @@ impl Matcher {
 /// The number after a text: the exit status of the built-in guest's command.
 struct Number {
     text: Matcher,
-    digits: Option<u32>,
+    /// The text is complete; the digits so far.
+    digits: Option<String>,
 }
 
 impl Number {
+    fn after(text: &'static str) -> Self {
+        Number { text: Matcher::new(text.as_bytes()), digits: None }
+    }
+
     /// The number, when this byte ends it.
-    fn next(&mut self, byte: u8) -> Option<u32> {
-        let Some(value) = self.digits else {
-            if self.text.next(byte) {
-                self.digits = Some(0);
-            }
-            return None;
-        };
-        if byte.is_ascii_digit() {
-            self.digits = Some(value.saturating_mul(10).saturating_add(u32::from(byte - b'0')));
-            return None;
+    fn next(&mut self, byte: u8) -> Option<u8> {
+        /// A status has at most three digits; more is something else.
+        const MOST: usize = 3;
+        match &mut self.digits {
+            None if self.text.next(byte) => self.digits = Some(String::new()),
+            None => {}
+            Some(digits) if byte.is_ascii_digit() && digits.len() < MOST => digits.push(byte.into()),
+            Some(_) => return self.digits.take()?.parse().ok(),
         }
-        self.digits.take()
+        None
     }
 }
 
@@ -104,7 +107,7 @@ impl Watch {
         };
         if let Some(Markers { ready, status, receiver }) = markers {
             watch.shell = Some(Matcher::new(ready.as_bytes()));
-            watch.status = Some((Number { text: Matcher::new(status.as_bytes()), digits: None }, receiver));
+            watch.status = Some((Number::after(status), receiver));
         }
         watch
     }
@@ -129,7 +132,7 @@ impl Watch {
         if let Some((number, receiver)) = &mut self.status {
             if let Some(status) = number.next(byte) {
                 // The last command's status counts only once: the guest ends after it.
-                let _ = receiver.set(status as u8);
+                let _ = receiver.set(status);
             }
         }
     }
