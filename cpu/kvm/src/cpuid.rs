@@ -1,7 +1,7 @@
 //! CPUID of a vCPU, from its model.
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
-use kvm_ioctls::Kvm;
+use kvm_ioctls::{Kvm, VcpuFd};
 use x86_state::{CpuModel, CpuidResult, Feature, Topology, xcr0};
 
 /// Leaves that exist, with their subleaves; the others of a range read as zero.
@@ -36,6 +36,33 @@ pub(crate) fn table(model: &CpuModel, topology: Topology) -> CpuId {
         list.extend(subs.map(|sub| entry(leaf, sub, KVM_CPUID_FLAG_SIGNIFCANT_INDEX)));
     }
     CpuId::from_entries(&list).expect("the table is far below KVM's limit")
+}
+
+/// Bits that KVM keeps current by itself: OSXSAVE and the APIC's enable in leaf
+/// 1, the size of the enabled XSAVE area in leaf 0dh.
+fn changing(e: &kvm_cpuid_entry2) -> CpuidResult {
+    match e.function {
+        1 => CpuidResult { ecx: 1 << 27, edx: 1 << 9, ..CpuidResult::default() },
+        0xd => CpuidResult { ebx: u32::MAX, ..CpuidResult::default() },
+        _ => CpuidResult::default(),
+    }
+}
+
+/// Leaves that KVM shows a guest otherwise than `table` says.
+pub(crate) fn altered(vcpu: &VcpuFd, table: &CpuId) -> Result<Vec<u32>, kvm_ioctls::Error> {
+    let shown = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES)?;
+    let differs = |e: &&kvm_cpuid_entry2| {
+        let same = |s: &kvm_cpuid_entry2| s.function == e.function && s.index == e.index;
+        let Some(s) = shown.as_slice().iter().find(|s| same(s)) else { return true };
+        let but = changing(e);
+        (s.eax ^ e.eax) & !but.eax != 0
+            || (s.ebx ^ e.ebx) & !but.ebx != 0
+            || (s.ecx ^ e.ecx) & !but.ecx != 0
+            || (s.edx ^ e.edx) & !but.edx != 0
+    };
+    let mut leaves: Vec<u32> = table.as_slice().iter().filter(differs).map(|e| e.function).collect();
+    leaves.dedup();
+    Ok(leaves)
 }
 
 /// Features that we bring ourselves, whatever KVM says.

@@ -122,7 +122,8 @@ fn time_guest(state: CpuState, code: &[u8], writes: u64) -> Result<(Duration, Du
     let tsc = host_tsc().ok_or_else(|| fail("no vCPU can be made".into()))?;
     let model = CpuModel::default_model().with_tsc_khz(tsc.khz);
     let clock = tsc.clock();
-    let options = Options { missing: MissingFeatures::Continue, ..Options::default() };
+    let options =
+        Options { missing: MissingFeatures::Continue, accept_other_cpuid: true, ..Options::default() };
     let engine = KvmEngine::new(&memory, &model, &clock, options)?;
     let attention = Arc::new(Attention::new());
     let bus = Arc::new(CountingBus {

@@ -54,6 +54,9 @@ impl KvmVcpu {
     /// Replace the state in KVM. On error the state before is still there.
     pub(crate) fn import(&mut self, s: &CpuState) -> Result<(), EngineError> {
         self.finish()?;
+        if self.shared.options.shadow_paging {
+            self.shared.forget_shadow()?;
+        }
         let before = self.export()?;
         let result = match self.confinement(s)? {
             Some(confined) => {

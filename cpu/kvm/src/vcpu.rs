@@ -57,6 +57,8 @@ pub(crate) struct KvmVcpu {
     kicker: Arc<Kicker>,
     assistant: Option<Box<dyn Vcpu>>,
     policy: Policy,
+    /// KVM shows another CPUID than the model's: no code of the guest runs in it.
+    assistant_only: bool,
     counters: Counters,
 
     // Volatile state that KVM does not hold.
@@ -77,7 +79,15 @@ pub(crate) struct KvmVcpu {
 impl KvmVcpu {
     pub(crate) fn new(shared: Arc<Shared>, config: VcpuConfig) -> Result<Self, EngineError> {
         let mut fd = shared.vm.create_vcpu(config.index as u64).map_err(kvm_error("KVM_CREATE_VCPU"))?;
-        fd.set_cpuid2(&cpuid::table(&config.model, config.topology)).map_err(kvm_error("KVM_SET_CPUID2"))?;
+        let table = cpuid::table(&config.model, config.topology);
+        fd.set_cpuid2(&table).map_err(kvm_error("KVM_SET_CPUID2"))?;
+        let altered = cpuid::altered(&fd, &table).map_err(kvm_error("KVM_GET_CPUID2"))?;
+        let assistant_only = !altered.is_empty() && !shared.options.accept_other_cpuid;
+        if assistant_only && shared.options.assistant.is_none() {
+            let reason =
+                format!("KVM on this host shows guests other CPUID leaves than the model's: {altered:x?}");
+            return Err(EngineError::BadState { engine: NAME, reason });
+        }
         Self::set_frequency(&fd, config.clock.tsc_khz())?;
         let kicker = Arc::new(Kicker::new(&mut fd));
         let kick = kicker.clone();
@@ -87,6 +97,7 @@ impl KvmVcpu {
             msrs: MsrFile::new(&fd),
             tsc: GuestTsc::new(&fd),
             policy: Policy::new(shared.options.assistance),
+            assistant_only,
             config,
             shared,
             fd,
@@ -101,6 +112,9 @@ impl KvmVcpu {
             confined: None,
         };
         vcpu.load(&reset)?;
+        if assistant_only {
+            vcpu.enter_assistant()?;
+        }
         Ok(vcpu)
     }
 
@@ -362,7 +376,7 @@ impl KvmVcpu {
 
     /// One burst of the assistant. `None`: go on.
     fn run_assistant(&mut self) -> Result<Option<Halt>, EngineError> {
-        let burst = self.policy.burst();
+        let burst = if self.assistant_only { u64::MAX } else { self.policy.burst() };
         self.counters.bursts += 1;
         match self.assistant_mut()?.run(burst) {
             Halt::Limit => {}
@@ -431,6 +445,9 @@ impl Vcpu for KvmVcpu {
     }
 
     fn set_state(&mut self, state: &CpuState) -> Result<(), EngineError> {
+        if self.assistant_only {
+            return self.assistant_mut()?.set_state(state);
+        }
         match self.import(state) {
             Ok(()) => self.home = Home::Kvm,
             // What KVM refuses the assistant may take.

@@ -1,14 +1,14 @@
 //! The VM: memory, capabilities, and the engine that makes vCPUs in it.
 
 use std::io;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use device_model::Clock;
 use engine::{Engine, EngineError, LocalInterrupts, Vcpu, VcpuConfig};
-use guest_memory::{GuestMemory, RegionKind};
+use guest_memory::{GuestMemory, PAGE_SIZE, RegionKind};
 use kvm_bindings::{KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_USER_SPACE_MSR, kvm_enable_cap};
 use kvm_ioctls::{Cap, Kvm, MsrExitReason, VmFd};
-use x86_state::CpuModel;
+use x86_state::{CpuModel, PhysicalBits};
 
 use crate::assist::Assistance;
 use crate::probe::ProbeResult;
@@ -20,6 +20,9 @@ use crate::{NAME, cpuid, msr, sys, tsc};
 const TSS_ADDRESS: usize = 0xfffb_d000;
 /// One more such page.
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+
+/// Where the passing page is: the last page that processors of every model can address.
+const PASSING_ADDRESS: u64 = (1 << PhysicalBits::MAX) - PAGE_SIZE;
 
 /// What to do about model features that KVM cannot give.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -45,6 +48,13 @@ pub struct Options {
     /// exceptions and interrupts there are the assistant's. For hosts whose KVM
     /// does not deliver them as the architecture says. Needs an assistant.
     pub confine_user: bool,
+    /// KVM follows the guest's page tables by trapping writes to them, so those
+    /// of anyone else must make it forget what it derived (hosts without nested paging).
+    pub shadow_paging: bool,
+    /// Run code in KVM even if KVM shows guests another CPUID than the model's,
+    /// which it does where it cannot intercept the instruction. Otherwise all
+    /// code is the assistant's on such a host.
+    pub accept_other_cpuid: bool,
 }
 
 impl Options {
@@ -56,6 +66,8 @@ impl Options {
             assistant: Some(assistant),
             assistance: if native { Assistance::OnFailure } else { Assistance::Supervisor },
             confine_user: !native,
+            shadow_paging: !native,
+            accept_other_cpuid: false,
         }
     }
 }
@@ -70,8 +82,32 @@ pub(crate) struct Shared {
     pub(crate) exception_payload: bool,
     /// XSAVE components the host manages.
     pub(crate) xsave_components: u64,
+    /// A page in a memory slot that comes and goes; see [`Shared::forget_shadow`].
+    passing: Mutex<Option<GuestMemory>>,
     /// KVM's TSC offset at which guests read the machine clock's TSC.
     pub(crate) tsc_base: OnceLock<u64>,
+}
+
+impl Shared {
+    /// Make KVM forget all it derived from guest page tables: it does when any
+    /// memory slot is removed.
+    pub(crate) fn forget_shadow(&self) -> Result<(), EngineError> {
+        let mut passing = self.passing.lock().unwrap_or_else(PoisonError::into_inner);
+        let page = match &mut *passing {
+            Some(page) => page,
+            none => none.insert(
+                GuestMemory::flat(PAGE_SIZE)
+                    .map_err(|e| EngineError::BadState { engine: NAME, reason: e.to_string() })?,
+            ),
+        };
+        let slot = self.memory.map().regions().count() as u32;
+        let address = page.host_mapping().0 as u64;
+        for size in [PAGE_SIZE, 0] {
+            sys::map_memory(&self.vm, slot, PASSING_ADDRESS, size, address, true)
+                .map_err(host("renew KVM's shadow page tables"))?;
+        }
+        Ok(())
+    }
 }
 
 /// The engine. Its VM and memory slots exist from the start; vCPUs are added.
@@ -173,6 +209,7 @@ impl KvmEngine {
             options,
             exception_payload,
             xsave_components: host_xsave_components(),
+            passing: Mutex::default(),
             tsc_base: OnceLock::new(),
         };
         Ok(KvmEngine { shared: Arc::new(shared), missing })

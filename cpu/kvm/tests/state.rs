@@ -48,7 +48,8 @@ fn vcpu() -> Option<Box<dyn Vcpu>> {
     };
     let model = CpuModel::default_model().with_tsc_khz(tsc.khz);
     let clock = tsc.clock();
-    let options = Options { missing: MissingFeatures::Continue, ..Options::default() };
+    let options =
+        Options { missing: MissingFeatures::Continue, accept_other_cpuid: true, ..Options::default() };
     let engine = KvmEngine::new(&memory, &model, &clock, options).expect("KVM opens");
     let config = VcpuConfig {
         index: 0,

@@ -136,8 +136,15 @@ fn kvm_with(assistant: bool, assistance: Assistance) -> DemoEngine {
         clock: host_clock(),
         make: Box::new(move |memory, model, clock| {
             let assistant = assistant.then(|| Arc::new(Interpreter) as Arc<dyn Engine>);
-            let confine_user = !kvm::probe().ring0_native;
-            let options = Options { missing: MissingFeatures::Continue, assistant, assistance, confine_user };
+            let restricted = !kvm::probe().ring0_native;
+            let options = Options {
+                missing: MissingFeatures::Continue,
+                assistant,
+                assistance,
+                confine_user: restricted,
+                shadow_paging: restricted,
+                accept_other_cpuid: true,
+            };
             Ok(Arc::new(KvmEngine::new(memory, model, clock, options)?))
         }),
     }
