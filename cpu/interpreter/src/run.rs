@@ -117,7 +117,9 @@ impl InterpreterVcpu {
         // TF set; not after a fault or INT n, whose delivery has saved TF.
         cpu.step_trap = before & rflags::TF != 0;
         let outcome = run_block(cpu, blocks, retired.wrapping_add(1));
-        if outcome != Err(Stop::Fault) && cpu.step_trap {
+        // That of MOV SS and POP SS is lost, not held off.
+        let lost = cpu.shadow == InterruptShadow::MovSs;
+        if outcome != Err(Stop::Fault) && cpu.step_trap && !lost {
             cpu.pending_debug |= dr6::BS;
         }
         outcome.or_else(|stop| if stop == Stop::Fault { Ok(()) } else { Err(stop) })

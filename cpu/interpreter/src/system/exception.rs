@@ -94,6 +94,16 @@ pub(super) fn deliver_by_instruction(cpu: &mut Cpu, vector: u8, software: bool) 
     Err(Stop::Resync)
 }
 
+/// INT1. Debug traps that MOV SS held off are reported by the same #DB.
+pub(super) fn deliver_icebp(cpu: &mut Cpu) -> Step {
+    let held = std::mem::take(&mut cpu.pending_debug);
+    let step = deliver_by_instruction(cpu, vector::DB, false);
+    if held != 0 && step == Err(Stop::Resync) {
+        record_debug(cpu, held);
+    }
+    step
+}
+
 /// Set DR6 as delivery of #DB does: the condition bits of this event replace
 /// those of the last, BD, BS and BT accumulate.
 fn record_debug(cpu: &mut Cpu, bits: u64) {

@@ -58,7 +58,7 @@ pub(super) fn sysret(cpu: &mut Cpu, i: &Insn) -> Step {
     }
     let long = i.size == 8;
     let rip = cpu.regs[reg::RCX];
-    if cpu.cpl != 0 || long && !cpu.is_canonical(rip) {
+    if cpu.cpl != 0 || long && !cpu.canonical(rip) {
         return Err(cpu.gp(0));
     }
     cpu.set_rip(if long { rip } else { rip & 0xffff_ffff });
@@ -92,7 +92,7 @@ pub(super) fn sysexit(cpu: &mut Cpu, i: &Insn) -> Step {
     }
     let long = i.size == 8;
     let (rip, rsp) = (cpu.regs[reg::RDX], cpu.regs[reg::RCX]);
-    if long && !(cpu.is_canonical(rip) && cpu.is_canonical(rsp)) {
+    if long && !(cpu.canonical(rip) && cpu.canonical(rsp)) {
         return Err(cpu.gp(0));
     }
     let mask = if long { u64::MAX } else { 0xffff_ffff };
@@ -132,7 +132,7 @@ pub(super) fn read_base(cpu: &mut Cpu, i: &Insn) -> Step {
 pub(super) fn write_base(cpu: &mut Cpu, i: &Insn) -> Step {
     require_fsgsbase(cpu)?;
     let base = cpu.register(i.ops[0], i.size);
-    if !cpu.is_canonical(base) {
+    if !cpu.is_canonical_for_registers(base) {
         return Err(cpu.gp(0));
     }
     cpu.set_segment_base(if i.aux == 0 { FS } else { GS }, base);

@@ -62,10 +62,10 @@ const MTRR_CAP: u64 = Msrs::VARIABLE_MTRRS as u64 | 1 << 8 | 1 << 10;
 const FEATURE_CONTROL: u64 = 1;
 /// Machine-check banks: none.
 const MCG_CAP: u64 = 0;
-/// Bits of MISC_ENABLE that software may change: fast strings, automatic
-/// thermal control, performance monitoring (reads 0), BTS and PEBS unavailable,
-/// MONITOR, CPUID limit, xTPR disable, XD disable.
-const MISC_ENABLE_WRITABLE: u64 = 1 << 0 | 1 << 3 | 1 << 22 | 1 << 23;
+/// Bits of MISC_ENABLE that software may change; none has an effect: fast
+/// strings, automatic thermal control, enhanced SpeedStep, MONITOR, CPUID limit,
+/// xTPR disable, XD disable.
+const MISC_ENABLE_WRITABLE: u64 = 1 << 0 | 1 << 3 | 1 << 16 | 1 << 18 | 1 << 22 | 1 << 23 | 1 << 34;
 /// MISC_ENABLE: branch trace and PEBS are unavailable.
 const MISC_ENABLE_FIXED: u64 = 1 << 11 | 1 << 12;
 
@@ -209,7 +209,7 @@ fn write(cpu: &mut Cpu, number: u32, value: u64) -> Option<()> {
 
 /// MSRs that hold linear addresses, which must be canonical.
 fn write_address(cpu: &mut Cpu, number: u32, value: u64) -> Option<()> {
-    let canonical = cpu.is_canonical(value);
+    let canonical = cpu.is_canonical_for_registers(value);
     match number {
         index::FS_BASE | index::GS_BASE => {
             only(canonical)?;

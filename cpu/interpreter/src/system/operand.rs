@@ -60,7 +60,7 @@ impl Cpu {
     /// #GP(`error`) unless `rip` may be fetched from a code segment `cs`.
     pub(super) fn check_far_target(&mut self, cs: &x86_state::Segment, rip: u64, error: u32) -> Step {
         let good =
-            if self.long_mode() && cs.long() { self.is_canonical(rip) } else { rip <= u64::from(cs.limit) };
+            if self.long_mode() && cs.long() { self.canonical(rip) } else { rip <= u64::from(cs.limit) };
         if good { Ok(()) } else { Err(self.gp(error)) }
     }
 }

@@ -126,7 +126,7 @@ pub(super) fn invalidate_context(cpu: &mut Cpu, i: &Insn) -> Step {
     let contexts_off = cpu.cr4 & cr4::PCIDE == 0;
     let bad_context = context >> 12 != 0 || contexts_off && context != 0;
     let bad = match kind {
-        0 => bad_context || !cpu.is_canonical(linear),
+        0 => bad_context || !cpu.is_canonical_for_registers(linear),
         1 => bad_context,
         2 | 3 => context >> 12 != 0,
         _ => true,

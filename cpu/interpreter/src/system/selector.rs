@@ -56,9 +56,10 @@ pub(super) fn null_segment(selector: u16, dpl: u8) -> Segment {
 }
 
 impl Cpu {
-    /// 64-bit addresses must be sign-extended from bit 47 or 56.
-    pub(super) fn is_canonical(&self, address: u64) -> bool {
-        let unused = if self.cr4 & x86_state::cr4::LA57 != 0 { 7 } else { 16 };
+    /// Canonical as far as registers are concerned: bases and entry points may use
+    /// all bits that the processor supports, whatever the paging mode.
+    pub(super) fn is_canonical_for_registers(&self, address: u64) -> bool {
+        let unused = if self.model.has(x86_state::Feature::La57) { 7 } else { 16 };
         (address << unused) as i64 >> unused == address as i64
     }
 
@@ -249,11 +250,10 @@ impl Cpu {
         for index in [ES, FS, GS, DS] {
             let s = self.segments[usize::from(index)];
             let conforming_code = s.kind() & 0xc == 0xc;
-            if !s.usable() {
-                // The base survives: in 64-bit mode software sets it on its own.
-                self.segments[usize::from(index)].selector = 0;
-            } else if !conforming_code && s.dpl() < self.cpl {
-                self.set_segment(index, null_segment(0, 0));
+            if !s.usable() || !conforming_code && s.dpl() < self.cpl {
+                // The base survives: 64-bit mode uses it with a null selector too.
+                let null = Segment { selector: 0, access: s.access | Segment::UNUSABLE, ..s };
+                self.set_segment(index, null);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use x86_state::{rflags, vector};
 
-use super::exception::{deliver_by_instruction, redirect_v86_interrupt, v86_extensions};
+use super::exception::{deliver_by_instruction, deliver_icebp, redirect_v86_interrupt, v86_extensions};
 use crate::cpu::{Cpu, Step, Stop};
 use crate::insn::Insn;
 
@@ -34,7 +34,7 @@ pub(super) fn into(cpu: &mut Cpu, _: &Insn) -> Step {
 
 /// INT1: #DB as if from hardware: no check of the gate's DPL, DR6 unchanged.
 pub(super) fn int1(cpu: &mut Cpu, _: &Insn) -> Step {
-    deliver_by_instruction(cpu, vector::DB, false)
+    deliver_icebp(cpu)
 }
 
 /// BOUND: #BR when the signed index is outside the bounds in memory.

@@ -68,7 +68,7 @@ impl Stack {
     fn linear(&self, cpu: &mut Cpu, offset: u64, size: u8, write: bool) -> Result<u64, Stop> {
         let last = offset.wrapping_add(u64::from(size) - 1);
         if self.width == Width::Rsp {
-            if cpu.is_canonical(offset) && cpu.is_canonical(last) {
+            if cpu.canonical(offset) && cpu.canonical(last) {
                 return Ok(offset);
             }
         } else if segment_allows(cpu, &self.segment, offset, last, write) {

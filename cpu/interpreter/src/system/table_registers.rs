@@ -30,7 +30,7 @@ pub(super) fn load_table(cpu: &mut Cpu, i: &Insn) -> Step {
         4 => u64::from(cpu.load_at::<u32>(i, 2)?),
         _ => cpu.load_at::<u64>(i, 2)?,
     };
-    if !cpu.is_canonical(base) && i.size == 8 {
+    if !cpu.is_canonical_for_registers(base) && i.size == 8 {
         return Err(cpu.gp(0));
     }
     let table = TableRegister { base, limit };
@@ -68,7 +68,7 @@ impl Cpu {
             self.fetch_descriptor(selector, vector::GP, 0)?
         };
         let d = found.descriptor;
-        let wide_valid = !self.long64() || d.upper_type() == 0 && self.is_canonical(d.base());
+        let wide_valid = !self.long64() || d.upper_type() == 0 && self.is_canonical_for_registers(d.base());
         if !d.is_system() || !kinds.contains(&d.kind()) || !wide_valid {
             return Err(self.selector_fault(vector::GP, selector, 0));
         }
