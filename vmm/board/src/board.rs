@@ -202,6 +202,7 @@ impl Board {
             ioapic,
             power: devices::power_events(&events),
             events: events.clone(),
+            memory: memory.clone(),
             serial_outputs: serial,
             handles: Handles::default(),
         };

@@ -6,15 +6,16 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use chipset::{
-    AcpiPm, DebugExit, Hpet, HpetLines, I8042, IoApic, IrqRouter, Pic, Pit, PowerEvents, ResetControl,
+    AcpiPm, DebugExit, FwCfg, Hpet, HpetLines, I8042, IoApic, IrqRouter, Pic, Pit, PowerEvents, ResetControl,
 };
-use chipset::{Rtc, RtcConfig, Serial, SerialInput, SerialOutput};
+use chipset::{Rtc, RtcConfig, Serial, SerialInput, SerialOutput, fw_cfg_key};
 use device_model::{Clock, Device, IrqLine, PortRange};
+use guest_memory::GuestMemory;
 use pci::{PciBus, PciBusConfig};
 
 use crate::events::{EventPoster, MachineEvent};
 use crate::power::{PanicNotifier, PowerPoster};
-use crate::spec::MachineSpec;
+use crate::spec::{MachineSpec, MachineType};
 
 /// A device behind its lock.
 pub(crate) type SharedDevice = Arc<Mutex<dyn Device>>;
@@ -55,6 +56,7 @@ pub(crate) struct Context<'a> {
     pub(crate) ioapic: IoApic,
     pub(crate) events: EventPoster,
     pub(crate) power: Arc<dyn PowerEvents>,
+    pub(crate) memory: GuestMemory,
     /// Outputs of the serial ports, COM1 first; taken by [`serial_ports`].
     pub(crate) serial_outputs: Vec<Box<dyn SerialOutput>>,
     pub(crate) handles: Handles,
@@ -90,6 +92,7 @@ pub(crate) const LIST: &[Make] = &[
     pci_bus,
     panic_notifier,
     debug_exit,
+    firmware_configuration,
 ];
 
 /// First port and interrupt of COM1 to COM4.
@@ -110,7 +113,7 @@ fn timers(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
         HpetLines { gsi: (0..24).map(|g| c.line(g)).collect(), pit_irq0: c.line(0), rtc_irq8: c.line(8) },
     );
     vec![
-        attach(Pit::new(c.clock.clone(), c.line(0))).ports(Pit::PORTS),
+        attach(Pit::new(c.clock.clone(), hpet.gate(c.line(0)))).ports(Pit::PORTS),
         attach(hpet).mmio(Hpet::BASE, Hpet::SIZE),
     ]
 }
@@ -166,6 +169,31 @@ fn debug_exit(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
         events.post(MachineEvent::DebugExit((value << 1) as u8 | 1));
     }));
     vec![attach(exit).at_port(port, DEBUG_EXIT_PORTS)]
+}
+
+/// What firmware and test programs ask about the machine.
+fn firmware_configuration(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
+    if c.spec.machine == MachineType::Micro && c.spec.debug_exit.is_none() {
+        return Vec::new();
+    }
+    let cpus = c.spec.cpus as u16;
+    let (below, above) = crate::memory::split(c.spec.memory);
+    let mut fw_cfg = FwCfg::new(c.memory.clone());
+    fw_cfg.set_u64(fw_cfg_key::RAM_SIZE, c.spec.memory);
+    fw_cfg.set_u16(fw_cfg_key::CPU_COUNT, cpus);
+    fw_cfg.set_u16(fw_cfg_key::MAX_CPUS, cpus);
+    // Address, length and type (RAM) of each piece.
+    let ram = [(0, below), (crate::memory::HIGH_RAM_START, above)];
+    let e820: Vec<u8> = ram
+        .into_iter()
+        .filter(|&(_, length)| length > 0)
+        .flat_map(|(start, length)| {
+            [&start.to_le_bytes()[..], &length.to_le_bytes(), &1u32.to_le_bytes()].concat()
+        })
+        .collect();
+    // The only file of a new device: neither its name nor its size can be refused.
+    let _ = fw_cfg.add_file("etc/e820", e820);
+    vec![attach(fw_cfg).ports(FwCfg::PORTS)]
 }
 
 /// Power requests go to the machine's owner.
