@@ -55,6 +55,11 @@ pub struct TranslatorVcpu {
     seen: u64,
     /// The interpreter must execute the next instruction.
     pending_step: bool,
+    /// `Some(retired)`: instructions are counted, every block is one instruction,
+    /// nothing is linked, and the run ends when that many have retired.
+    ends_at: Option<u64>,
+    /// Every instruction so far was counted.
+    counts: bool,
     /// The x87 and vector registers are the host's and the state's, not `Cpu`'s.
     fpu_in_host: bool,
     counters: Counters,
@@ -93,6 +98,8 @@ impl TranslatorVcpu {
             foreign: AddressMap::default(),
             seen: 0,
             pending_step: false,
+            ends_at: None,
+            counts: true,
             fpu_in_host: false,
             counters: Counters::default(),
         })
@@ -114,7 +121,6 @@ impl TranslatorVcpu {
             || cpu.cr0 & cr0::PG == 0
             || cpu.cr4 & cr4::LA57 != 0
             || cpu.dr7 & 0xff != 0
-            || cpu.clock.is_virtual()
             || cpu.topology.cpus > 1;
         if wrong_mode {
             return INTERPRETED_RUN;
@@ -129,6 +135,7 @@ impl TranslatorVcpu {
     }
 
     fn mode(&mut self) -> Mode {
+        let longest = if self.ends_at.is_some() { 1 } else { MAX_INSTRUCTIONS as u8 };
         let cpu = self.interp.cpu();
         let no_coprocessor = cpu.cr0 & (cr0::EM | cr0::TS) != 0;
         let sse = !no_coprocessor && cpu.cr4 & cr4::OSFXSR != 0;
@@ -138,7 +145,7 @@ impl TranslatorVcpu {
             sse,
             avx: sse && cpu.cr4 & cr4::OSXSAVE != 0 && cpu.xcr0 & avx_state == avx_state && cpu.model.has(Feature::Avx),
             user: cpu.cpl == 3,
-            longest: MAX_INSTRUCTIONS as u8,
+            longest,
         }
     }
 
@@ -408,6 +415,9 @@ impl TranslatorVcpu {
             Exit::Link => {
                 let link = self.payload(site)?;
                 let target = self.blocks.link_target(link).ok_or_else(|| self.lost(site))?;
+                if self.ends_at.is_some() {
+                    return Ok(self.counted(target));
+                }
                 let generation = self.blocks.flushes;
                 let Some(id) = self.block_at(target) else { return Ok(self.give_up(target)) };
                 if generation == self.blocks.flushes {
@@ -416,6 +426,7 @@ impl TranslatorVcpu {
                 }
                 Ok(Then::Resume(self.blocks.get(id).entry))
             }
+            Exit::Indirect if self.ends_at.is_some() => Ok(self.counted(address)),
             Exit::Indirect => {
                 let Some(id) = self.block_at(address) else { return Ok(self.give_up(address)) };
                 let space = self.space();
@@ -483,6 +494,14 @@ impl TranslatorVcpu {
         Then::Again
     }
 
+    /// One instruction has retired while counting.
+    fn counted(&mut self, rip: u64) -> Then {
+        let cpu = self.interp.cpu();
+        cpu.retired = cpu.retired.wrapping_add(1);
+        cpu.sync_time();
+        self.give_up(rip)
+    }
+
     /// Registers back to `Cpu` at an instruction that the interpreter executes next.
     fn interpret_at(&mut self, id: u32, index: usize) -> Then {
         let b = self.blocks.get(id);
@@ -527,9 +546,13 @@ impl TranslatorVcpu {
             let masked = self.interp.cpu().system_flags & rflags::IF == 0;
             let urgent = bits & !attention_bits::INTERRUPT != 0 || bits != 0 && !masked;
             let step = std::mem::take(&mut self.pending_step);
+            let left = self.ends_at.map_or(u64::MAX, |end| end.saturating_sub(self.interp.cpu().retired));
+            if left == 0 {
+                return Halt::Limit;
+            }
             let n = if urgent || step { 1 } else { self.obstacle() };
             if n != 0 {
-                if let Some(halt) = self.interpret(n) {
+                if let Some(halt) = self.interpret(n.min(left)) {
                     return halt;
                 }
                 continue;
@@ -556,15 +579,16 @@ impl TranslatorVcpu {
 
 impl Vcpu for TranslatorVcpu {
     fn run(&mut self, limit: u64) -> Halt {
-        // A finite limit is exact: the interpreter counts.
-        let halt = if limit == u64::MAX {
-            self.run_to_halt()
-        } else {
-            self.import_fpu();
-            let halt = self.interp.run(limit);
-            self.after_step();
-            halt
-        };
+        let cpu = self.interp.cpu();
+        let counts = limit != u64::MAX || cpu.clock.is_virtual();
+        self.counts &= counts;
+        self.ends_at = counts.then(|| cpu.retired.saturating_add(limit));
+        if counts {
+            // No stub in the jump cache may lead to a block of several instructions.
+            let indirect = self.blocks.address(self.blocks.thunks.indirect);
+            self.state().jump_cache.fill(indirect);
+        }
+        let halt = self.run_to_halt();
         self.import_fpu();
         native::reset_x87();
         halt
@@ -581,7 +605,8 @@ impl Vcpu for TranslatorVcpu {
     }
 
     fn retired(&self) -> Option<u64> {
-        None
+        // Free-running code is not counted.
+        self.counts.then(|| self.interp.retired()).flatten()
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
