@@ -88,6 +88,10 @@ pub struct MachineArgs {
     /// Firmware image, entered at the reset vector
     #[arg(long, value_name = "FILE", conflicts_with = "kernel")]
     pub firmware: Option<PathBuf>,
+    /// How the kernel is entered: auto (the fastest the image offers), uncompressed, linux64,
+    /// linux32, pvh or multiboot
+    #[arg(long, value_name = "PROTOCOL", default_value_t = loader::Protocol::Auto)]
+    pub boot_protocol: loader::Protocol,
     /// RAM; units K, M, G, T, a bare number is MiB
     #[arg(short, long, value_name = "SIZE", default_value = "512M", value_parser = quantity::bytes)]
     pub memory: u64,

@@ -73,7 +73,7 @@ pub fn built_in(command: &[String], append: Option<&str>, progress: bool) -> any
         cmdline.push(' ');
         cmdline.push_str(&command_parameter(&shell_words(command)));
     }
-    Ok(BootSpec { kernel: Some(files.kernel), initrd: Some(files.initrd), cmdline, firmware: None })
+    Ok(BootSpec { kernel: Some(files.kernel), initrd: Some(files.initrd), cmdline, ..BootSpec::default() })
 }
 
 /// One shell command that runs exactly these words. A single word is taken as a

@@ -106,6 +106,7 @@ pub fn machine_specification(args: &MachineArgs) -> MachineSpec {
             initrd: args.initrd.clone(),
             cmdline: args.append.clone().unwrap_or_else(|| default_append.to_string()),
             firmware: args.firmware.clone(),
+            protocol: args.boot_protocol,
         },
         ..MachineSpec::default()
     }

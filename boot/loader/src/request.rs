@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
 use x86_state::CpuState;
 
 /// A range of the guest-physical address space, as firmware's E820 call
@@ -44,9 +45,11 @@ impl MemoryRange {
 }
 
 /// How a kernel is entered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// The fastest that the image offers.
+    #[default]
     Auto,
     /// A bzImage's payload, decompressed on the host and entered at startup_64.
     Uncompressed,

@@ -116,6 +116,7 @@ pub(crate) struct Images {
     initrd: Option<Image>,
     firmware: Option<Image>,
     cmdline: String,
+    protocol: Protocol,
 }
 
 /// Why a machine cannot be brought to its start state.
@@ -145,6 +146,7 @@ impl Images {
             initrd: open("initrd", &spec.initrd, MAX_IMAGE)?,
             firmware: open("firmware", &spec.firmware, MAX_FIRMWARE)?,
             cmdline: spec.cmdline.clone(),
+            protocol: spec.protocol,
         })
     }
 
@@ -162,7 +164,7 @@ impl Images {
     ) -> Result<BootState, BootError> {
         let (image, protocol) = match (&self.firmware, &self.kernel) {
             (Some(firmware), _) => (firmware, Protocol::Firmware),
-            (None, Some(kernel)) => (kernel, Protocol::Auto),
+            (None, Some(kernel)) => (kernel, self.protocol),
             (None, None) => return Err(BootError::Nothing),
         };
         let initrd = self.initrd.as_ref().map(Image::read).transpose()?;

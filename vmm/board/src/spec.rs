@@ -69,6 +69,8 @@ pub struct BootSpec {
     pub cmdline: String,
     /// Firmware image, mapped to end at 4 GiB; the vCPU starts at its reset vector.
     pub firmware: Option<PathBuf>,
+    /// How the kernel is entered.
+    pub protocol: loader::Protocol,
 }
 
 /// A machine, before it exists.
