@@ -24,7 +24,7 @@ pub enum Command {
     ///
     /// Without --kernel and --firmware a small Linux guest is started: the kernel and busybox of
     /// Debian's packages, fetched once and cached.
-    #[command(after_help = Outcome::STATUS_HELP, after_long_help = run_long_help())]
+    #[command(args_override_self = true, after_help = Outcome::STATUS_HELP, after_long_help = run_long_help())]
     Run(Box<RunArgs>),
     /// Say what this host offers, what is missing, and how to get it
     Doctor(DoctorArgs),

@@ -108,7 +108,7 @@ fn machines_that_cannot_be() {
     run(&["--memory", "1M"], &["1 MiB of memory is too little", "remedy: give --memory"]);
     run(&["--memory", "0"], &["too little", "remedy: "]);
     run(&["--memory", "600G"], &["600 GiB of memory is too much", "remedy: "]);
-    run(&["--memory", "lots"], &["not a size", "512M"]);
+    run(&["--memory", "lots"], &["unknown unit", "512M"]);
     run(&["--cpus", "0"], &["0 vCPUs", "remedy: use --cpus 1"]);
     run(&["--cpus", "65"], &["65 vCPUs", "remedy: "]);
     run(&["--cpus", "many"], &["--cpus"]);

@@ -581,8 +581,17 @@ impl Cpu {
     }
 
     /// 64 bits of entropy for RDRAND and RDSEED: the one place where host
-    /// entropy enters.
+    /// entropy enters. In virtual time the numbers are a function of the time, so
+    /// that runs repeat.
     pub fn entropy(&mut self) -> u64 {
+        if self.clock.is_virtual() {
+            self.sync_time();
+            // SplitMix64's output function: distinct inputs give distinct outputs.
+            let mut z = (self.clock.now() << 8 | self.index as u64 & 0xff).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+            return z ^ z >> 31;
+        }
         use std::hash::{BuildHasher, Hasher};
         // Each RandomState carries fresh host-seeded SipHash keys.
         let mut h = std::collections::hash_map::RandomState::new().build_hasher();

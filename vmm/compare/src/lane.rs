@@ -36,6 +36,7 @@ impl Lane {
         board.use_local_interrupts(engine.local_interrupts());
         let mut vcpu = engine.create_vcpu(board.vcpu_config(0))?;
         vcpu.set_state(&board.power_on()?)?;
+        board.memory().marks().set_dirty_logging(true);
         let attention = board.attention(0).clone();
         board.timers().on_sooner(Some(Box::new(move || attention.raise(STOP))));
         let start = vcpu.retired().ok_or_else(|| CompareError::NotCounted(side.name.clone()))?;

@@ -24,11 +24,6 @@ pub struct Instruction {
 }
 
 impl Instruction {
-    /// Nothing is known of it.
-    pub(crate) fn unknown() -> Self {
-        Instruction { at: (0, 0), bytes: Vec::new(), text: "(unknown)".to_string() }
-    }
-
     /// The instruction a state is about to execute.
     pub fn at(memory: &GuestMemory, state: &CpuState) -> Self {
         let cs = &state.segments[1];
@@ -82,12 +77,12 @@ pub(crate) fn first_difference(
     alike: u64,
     n: u64,
 ) -> Result<FirstDifference, CompareError> {
-    let [a, b] = &mut pair;
     if alike > 0 {
-        a.run(alike)?;
-        b.run(alike)?;
+        pair[0].run(alike)?;
+        pair[1].run(alike)?;
     }
     for done in alike..alike + n {
+        let [a, b] = &mut pair;
         let before = a.state()?;
         let instruction = Instruction::at(a.board().memory(), &before);
         let ends = [a.run(1)?, b.run(1)?];
@@ -100,8 +95,8 @@ pub(crate) fn first_difference(
                 second: text(&ends[1]),
             });
         }
-        if !registers.is_empty() {
-            let memory = different_memory(&pair);
+        let memory = different_memory(&pair);
+        if !registers.is_empty() || memory.is_some() {
             return Ok(FirstDifference { after: done, instruction, registers, memory });
         }
         if ends[0].is_some() {
