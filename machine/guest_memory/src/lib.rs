@@ -91,6 +91,7 @@ impl GuestMemory {
     }
 
     /// Code and dirty marks.
+    #[inline(always)]
     pub fn marks(&self) -> &PageMarks {
         &self.0.marks
     }
