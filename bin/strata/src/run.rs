@@ -24,8 +24,9 @@ pub fn command(args: RunArgs, start: Instant) -> anyhow::Result<u8> {
     spec.validate().map_err(board::BoardError::from)?;
     let built_in = spec.boot.kernel.is_none() && spec.boot.firmware.is_none();
     if built_in {
-        spec.boot =
-            guest::built_in(&args.command, args.machine.append.as_deref(), args.format == Format::Text)?;
+        let shown = args.format == Format::Text;
+        let found = guest::built_in(&args.command, args.machine.append.as_deref(), shown)?;
+        spec.boot = BootSpec { protocol: spec.boot.protocol, ..found };
     }
     phases.mark(Phase::Images);
     let virtual_time = spec.time == TimeSource::Virtual;
