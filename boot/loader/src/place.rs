@@ -107,15 +107,9 @@ impl<'a> Placer<'a> {
     /// Clear a range; the caller has checked that it is RAM.
     pub fn zero(&self, mut address: u64, mut len: u64) -> Result<()> {
         static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
-        let mut seen = [0u8; 1 << 16];
         while len > 0 {
             let n = len.min(ZEROES.len() as u64) as usize;
-            // Pages never touched read as zero already; writing them would
-            // populate them on the host for nothing.
-            self.memory.load(address, &mut seen[..n])?;
-            if seen[..n].iter().any(|b| *b != 0) {
-                self.memory.store(address, &ZEROES[..n])?;
-            }
+            self.memory.store(address, &ZEROES[..n])?;
             address += n as u64;
             len -= n as u64;
         }
