@@ -133,7 +133,8 @@ pub struct VcpuConfig {
 /// One vCPU on one engine.
 pub trait Vcpu: Send {
     /// Execute until a decision is needed or `limit` instructions have retired
-    /// (`u64::MAX`: no limit). With a virtual clock the engine advances the clock
+    /// (`u64::MAX`: no limit). A fault that is delivered counts towards `limit`,
+    /// though not as retired, so that a limited run always ends. With a virtual clock the engine advances the clock
     /// by one nanosecond for each retired instruction before every bus access
     /// or time-stamp read, and before returning.
     ///

@@ -107,6 +107,7 @@ impl InterpreterVcpu {
             let hit = cpu.code_breakpoint_hit();
             if hit != 0 {
                 cpu.fault = Exception { vector: vector::DB, error_code: None, payload: hit };
+                count_fault(cpu);
                 return exception::deliver_fault(cpu);
             }
         }
@@ -211,8 +212,15 @@ fn fault(cpu: &mut Cpu) -> Result<(), Stop> {
     cpu.leave_at = 0;
     // Data breakpoints met by an instruction that faults are met again when it restarts.
     cpu.pending_debug = 0;
+    count_fault(cpu);
     exception::deliver_fault(cpu)?;
     Err(Stop::Fault)
+}
+
+/// A fault uses up one instruction of the limit although none retires: a handler
+/// that faults itself would otherwise never let `run` return.
+fn count_fault(cpu: &mut Cpu) {
+    cpu.limit_at = cpu.limit_at.saturating_sub(1);
 }
 
 impl Vcpu for InterpreterVcpu {

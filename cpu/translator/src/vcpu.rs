@@ -325,10 +325,16 @@ impl TranslatorVcpu {
     fn interpret(&mut self, n: u64) -> Option<Halt> {
         self.import_fpu();
         self.counters.interpreted += 1;
+        let until = self.interp.cpu().retired.saturating_add(n);
         let halt = self.interp.run(n);
         self.after_step();
         match halt {
-            Halt::Limit => None,
+            Halt::Limit => {
+                // Faults count towards the limit without retiring anything.
+                let faults = until.saturating_sub(self.interp.cpu().retired);
+                self.ends_at = self.ends_at.map(|end| end.saturating_sub(faults));
+                None
+            }
             other => Some(other),
         }
     }
