@@ -32,6 +32,8 @@ pub struct Case {
     pub last: State,
     /// Exception vector and the address of the flags it pushed.
     pub exception: Option<(u8, u32)>,
+    /// Name of the case in the suite's revocation list.
+    pub hash: String,
 }
 
 fn u32_at(b: &[u8], at: usize) -> Option<u32> {
@@ -77,6 +79,7 @@ fn case(body: &[u8]) -> Case {
             b"BYTS" => c.bytes = b[4..].to_vec(),
             b"INIT" => c.initial = state(b),
             b"FINA" => c.last = state(b),
+            b"HASH" => c.hash = b.iter().map(|v| format!("{v:02x}")).collect(),
             b"EXCP" => c.exception = Some((b[0], u32_at(b, 1).unwrap_or(0))),
             _ => {}
         }
@@ -84,13 +87,24 @@ fn case(body: &[u8]) -> Case {
     c
 }
 
+/// Contents of a gzip'ed file of the suite.
+///
+/// # Panics
+/// When the file cannot be read: the suite is damaged.
+pub fn unpack(path: &Path) -> Vec<u8> {
+    let file = std::fs::File::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let mut bytes = Vec::new();
+    flate2::read::GzDecoder::new(file)
+        .read_to_end(&mut bytes)
+        .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    bytes
+}
+
 /// Read every case of one gzip'ed file.
 ///
 /// # Panics
 /// When the file cannot be read: the suite is damaged.
 pub fn read(path: &Path) -> Vec<Case> {
-    let file = std::fs::File::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let mut bytes = Vec::new();
-    flate2::read::GzDecoder::new(file).read_to_end(&mut bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let bytes = unpack(path);
     chunks(&bytes).filter(|(tag, _)| tag == b"TEST").map(|(_, body)| case(body)).collect()
 }
