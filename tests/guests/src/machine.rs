@@ -1,0 +1,236 @@
+//! A guest started by the command, watched, and ended.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use guest_image::{Flavour, GuestFiles, Silent};
+
+/// Longer than any boot may take, on a busy host too.
+pub const LIMIT: Duration = Duration::from_secs(180);
+/// A command that ignores its own `--timeout` for so long is hung.
+const GRACE: Duration = Duration::from_secs(20);
+const POLL: Duration = Duration::from_millis(20);
+
+/// The command under test: `$STRATA_BIN`, else the one built beside this test.
+///
+/// # Errors
+/// When there is none.
+pub fn command_path() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("STRATA_BIN") {
+        return Ok(path.into());
+    }
+    // Tests are in <target>/<profile>/deps.
+    let test = std::env::current_exe().context("this test does not know its own path")?;
+    let built = test.ancestors().nth(2).map(|d| d.join("strata")).filter(|p| p.is_file());
+    built.context("the strata command is not built; run: cargo build -p strata with the test's profile, or set STRATA_BIN")
+}
+
+/// A stock kernel and busybox, or None with the reason printed.
+pub fn stock_guest(flavour: Flavour) -> Option<GuestFiles> {
+    match guest_image::ensure_guest(flavour, &Silent) {
+        Ok(files) => Some(files),
+        Err(e) => {
+            println!("skipped: no {flavour:?} guest: {e}");
+            None
+        }
+    }
+}
+
+/// What to run.
+#[derive(Debug, Clone)]
+pub struct Guest {
+    arguments: Vec<String>,
+    limit: Duration,
+}
+
+/// A run that has ended.
+#[derive(Debug)]
+pub struct Finished {
+    /// Exit status; None if a signal ended the command.
+    pub status: Option<i32>,
+    /// Everything printed, the guest's console first.
+    pub text: String,
+    /// From start to end.
+    pub took: Duration,
+}
+
+impl Guest {
+    /// A guest on this engine; RAM, vCPUs and images are the command's defaults.
+    pub fn new(engine: &str) -> Self {
+        Guest { arguments: vec!["--engine".into(), engine.into()], limit: LIMIT }
+    }
+
+    /// More arguments of `strata run`.
+    #[must_use]
+    pub fn with(mut self, arguments: &[&str]) -> Self {
+        self.arguments.extend(arguments.iter().map(|a| a.to_string()));
+        self
+    }
+
+    /// Another time limit.
+    #[must_use]
+    pub fn limit(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
+    }
+
+    /// Start it.
+    ///
+    /// # Errors
+    /// When there is no command, or it does not start.
+    pub fn start(&self) -> Result<Running> {
+        let timeout = format!("{}s", self.limit.as_secs());
+        let mut child = Command::new(command_path()?)
+            .args(["run", "--timeout", &timeout])
+            .args(&self.arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("the command does not start")?;
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let out = child.stdout.take().map(|o| collect(o, seen.clone()));
+        let errors = Arc::new(Mutex::new(Vec::new()));
+        let err = child.stderr.take().map(|e| collect(e, errors.clone()));
+        let readers = out.into_iter().chain(err).collect();
+        Ok(Running { child, seen, errors, readers, start: Instant::now(), limit: self.limit + GRACE })
+    }
+
+    /// Run it to its end.
+    ///
+    /// # Errors
+    /// As [`Guest::start`]; also when it hangs beyond its own time limit.
+    pub fn run(&self) -> Result<Finished> {
+        self.start()?.finish()
+    }
+}
+
+fn collect(mut from: impl Read + Send + 'static, to: Arc<Mutex<Vec<u8>>>) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(n @ 1..) = from.read(&mut buffer) {
+            to.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&buffer[..n]);
+        }
+    })
+}
+
+fn text_of(bytes: &Mutex<Vec<u8>>) -> String {
+    String::from_utf8_lossy(&bytes.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
+}
+
+/// A guest that runs. It is killed when dropped.
+pub struct Running {
+    child: Child,
+    seen: Arc<Mutex<Vec<u8>>>,
+    errors: Arc<Mutex<Vec<u8>>>,
+    readers: Vec<JoinHandle<()>>,
+    start: Instant,
+    limit: Duration,
+}
+
+impl Running {
+    /// The command's process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Since the start.
+    pub fn elapsed(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    /// Wait until the console has shown a text.
+    ///
+    /// # Errors
+    /// When the guest ends or the time limit passes before.
+    pub fn wait_for(&mut self, text: &str) -> Result<()> {
+        loop {
+            if text_of(&self.seen).contains(text) {
+                return Ok(());
+            }
+            let ended = self.child.try_wait().context("cannot wait for the command")?;
+            if ended.is_some() || self.start.elapsed() > self.limit {
+                let what = if ended.is_some() { "ended" } else { "took too long" };
+                bail!("{what} without \"{text}\":\n{}\n{}", text_of(&self.seen), text_of(&self.errors));
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Wait for the end.
+    ///
+    /// # Errors
+    /// When it does not come in time.
+    pub fn finish(mut self) -> Result<Finished> {
+        let status = loop {
+            if let Some(status) = self.child.try_wait().context("cannot wait for the command")? {
+                break status;
+            }
+            if self.start.elapsed() > self.limit {
+                bail!("the command hangs:\n{}\n{}", text_of(&self.seen), text_of(&self.errors));
+            }
+            std::thread::sleep(POLL);
+        };
+        let took = self.start.elapsed();
+        for reader in self.readers.drain(..) {
+            // It only reads; a panic there would show as missing text.
+            let _ = reader.join();
+        }
+        let text = text_of(&self.seen) + &text_of(&self.errors);
+        Ok(Finished { status: status.code(), text, took })
+    }
+
+    /// Processor time used so far, user and system.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn processor_time(&self) -> Result<Duration> {
+        let stat = self.proc_file("stat")?;
+        // proc(5): utime and stime are fields 14 and 15, in ticks of 10 ms; the
+        // second field is a name in parentheses that may hold anything.
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+        let field = |i: usize| fields.get(i).and_then(|f| f.parse::<u64>().ok()).context("stat has changed");
+        Ok(Duration::from_millis(10 * (field(11)? + field(12)?)))
+    }
+
+    /// Resident memory of the process in bytes: all of it, and of the guest's RAM.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn resident(&self) -> Result<(u64, u64)> {
+        let (mut all, mut ram, mut in_ram) = (0, 0, false);
+        for line in self.proc_file("smaps")?.lines() {
+            let first = line.split_whitespace().next().unwrap_or("");
+            if !first.ends_with(':') {
+                in_ram = line.contains("memfd:");
+            } else if first == "Rss:" {
+                let kib: u64 = line
+                    .split_whitespace()
+                    .nth(1)
+                    .and_then(|w| w.parse().ok())
+                    .context("smaps has changed")?;
+                all += kib << 10;
+                ram += if in_ram { kib << 10 } else { 0 };
+            }
+        }
+        Ok((all, ram))
+    }
+
+    fn proc_file(&self, name: &str) -> Result<String> {
+        let path = Path::new("/proc").join(self.child.id().to_string()).join(name);
+        std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,224 @@
+//! Many programs in one guest: put into its initramfs, run one after another,
+//! their status and output sent back through the second serial port. The same
+//! programs run natively for comparison.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use flate2::read::MultiGzDecoder;
+use guest_image::{ExtraFile, GuestFiles};
+
+use crate::machine::Guest;
+
+/// Seconds a program may take, natively and in the guest.
+const PROGRAM_LIMIT: u32 = 100;
+/// A guest with all programs of a suite ends in this time.
+const SUITE_LIMIT: Duration = Duration::from_secs(900);
+/// Output beyond this is cut off, equally natively and in the guest.
+const OUTPUT_CAP: u64 = 16 << 20;
+
+/// A program to run.
+#[derive(Debug, Clone)]
+pub struct Program {
+    /// Name in reports, e.g. `ldt_gdt_32`.
+    pub name: String,
+    /// The executable.
+    pub path: PathBuf,
+    /// How its run is judged.
+    pub judge: Judge,
+}
+
+/// What makes a run good.
+#[derive(Debug, Clone)]
+pub enum Judge {
+    /// Status 0 and no line with `[FAIL]`: the kernel's selftests.
+    Selftest,
+    /// Standard output equals one of these files, both through this filter.
+    Expected(Vec<PathBuf>, Option<PathBuf>),
+    /// Status and standard output equal the native run's, the output only where
+    /// two native runs agree.
+    Native,
+}
+
+/// What a program did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    /// Exit status as a shell tells it: 128 plus the signal's number.
+    pub status: i32,
+    /// Standard output and, for selftests, standard error.
+    pub output: Vec<u8>,
+}
+
+/// How shells of both sides run program `$0`: within limits, and with the
+/// wanted streams.
+fn command_line(program: &Program) -> String {
+    let errors = if matches!(program.judge, Judge::Selftest) { "2>&1" } else { "2>/dev/null" };
+    format!("timeout {PROGRAM_LIMIT} \"$0\" </dev/null {errors}")
+}
+
+/// Run a program on the host.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn run_natively(program: &Program) -> Result<Run> {
+    let script =
+        format!("cd /tmp; {{ {}; echo $? >&3; }} 3>&2 | head -c {OUTPUT_CAP}", command_line(program));
+    let output = Command::new("sh")
+        .args(["-c", &script])
+        .arg(&program.path)
+        .stdin(Stdio::null())
+        .output()
+        .context("cannot run sh")?;
+    // The status is the last thing written; a shell may tell of a signal before.
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let status = said.lines().next_back().and_then(|l| l.trim().parse().ok());
+    Ok(Run {
+        status: status.with_context(|| format!("no status of {}: {said}", program.name))?,
+        output: output.stdout,
+    })
+}
+
+/// Shared libraries that the programs need, both widths, as the compiler finds them.
+const LIBRARIES: [&str; 3] = ["libc.so.6", "libm.so.6", "libgcc_s.so.1"];
+const LOADERS: [(&str, &str); 2] = [("-m64", "lib64/ld-linux-x86-64.so.2"), ("-m32", "lib/ld-linux.so.2")];
+
+fn libraries() -> Result<Vec<(String, Vec<u8>)>> {
+    let mut files = Vec::new();
+    for (width, loader) in LOADERS {
+        files.push((loader.to_string(), read(&Path::new("/").join(loader))?));
+        for library in LIBRARIES {
+            let found = Command::new("gcc").args([width, &format!("-print-file-name={library}")]).output();
+            let found = String::from_utf8(found.context("cannot run gcc")?.stdout).context("gcc's output")?;
+            let directory = width.replace("-m", "programs/lib");
+            files.push((format!("{directory}/{library}"), read(Path::new(found.trim()))?));
+        }
+    }
+    Ok(files)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// The script that runs inside the guest.
+fn guest_script(programs: &[Program]) -> String {
+    let mut script = String::from(
+        "export LD_LIBRARY_PATH=/programs/lib64:/programs/lib32\n\
+         dmesg -n 1; stty -F /dev/ttyS1 raw; exec 3>/dev/ttyS1; cd /tmp; ip link set lo up\n\
+         run() { sh -c \"$3\" \"$2\" | head -c \"$4\" | gzip -1 > /run/out; }\n",
+    );
+    for (i, p) in programs.iter().enumerate() {
+        // The status travels through a file: a pipe tells that of its last part.
+        let line = format!("{{ {}; echo $? > /run/status; }}", command_line(p));
+        script += &format!("echo '{}'; run {i} /programs/bin/{i} '{line}' {OUTPUT_CAP}\n", p.name);
+        script += &format!("echo \"{i} $(cat /run/status) $(wc -c < /run/out)\" >&3; cat /run/out >&3\n");
+    }
+    script + "exec 3>&-; echo all programs have run\n"
+}
+
+/// What the programs did in one guest: as many entries as came back.
+pub struct GuestRuns {
+    /// By position in the list of programs.
+    pub runs: BTreeMap<usize, Run>,
+    /// The console, for a look at what went wrong.
+    pub console: String,
+    /// The whole boot and run.
+    pub took: Duration,
+}
+
+/// Run all programs in one guest on this engine.
+///
+/// # Errors
+/// When the guest cannot be made or started. A guest that dies half-way is no
+/// error: its remaining programs have no entry.
+pub fn run_in_guest(engine: &str, guest: &GuestFiles, name: &str, programs: &[Program]) -> Result<GuestRuns> {
+    let script = guest_script(programs);
+    let mut files = libraries()?;
+    for (i, p) in programs.iter().enumerate() {
+        files.push((format!("programs/bin/{i}"), read(&p.path)?));
+    }
+    files.push(("programs/run".to_string(), script.into_bytes()));
+    let extra: Vec<ExtraFile<'_>> =
+        files.iter().map(|(path, content)| ExtraFile { path, mode: 0o755, content }).collect();
+    let work = std::env::temp_dir().join(format!("strata-{name}-{engine}-{}", std::process::id()));
+    fs::create_dir_all(&work)?;
+    let initrd = work.join("initrd");
+    fs::write(&initrd, guest_image::build_initramfs(&read(&guest.busybox)?, &extra))?;
+    let results = work.join("results");
+    let append = format!(
+        "console=ttyS0 quiet panic=-1 mitigations=off cryptomgr.notests {}",
+        guest_image::command_parameter("sh /programs/run")
+    );
+    let text = |p: &Path| p.to_string_lossy().into_owned();
+    let finished = Guest::new(engine)
+        .with(&["--cpu", "x86-64-v3", "--memory", "1G", "--kernel", &text(&guest.kernel)])
+        .with(&["--initrd", &text(&initrd), "--append", &append])
+        .with(&["--serial", "stdio", "--serial", &format!("file:{}", text(&results))])
+        .limit(SUITE_LIMIT)
+        .run()?;
+    let runs = parse_results(&fs::read(&results).unwrap_or_default())?;
+    fs::remove_dir_all(&work)?;
+    Ok(GuestRuns { runs, console: finished.text, took: finished.took })
+}
+
+/// `number status length\n` and so many bytes of gzip, again and again; what is
+/// cut off at the end is left out.
+fn parse_results(mut bytes: &[u8]) -> Result<BTreeMap<usize, Run>> {
+    let mut runs = BTreeMap::new();
+    while let Some(end) = bytes.iter().position(|b| *b == b'\n') {
+        let header = std::str::from_utf8(&bytes[..end]).context("a header that is no text")?;
+        let words: Vec<&str> = header.split_whitespace().collect();
+        ensure!(words.len() == 3, "a header \"{header}\"");
+        let (index, status) = (words[0].parse()?, words[1].parse()?);
+        let length: usize = words[2].parse()?;
+        let Some(packed) = bytes[end + 1..].get(..length) else { break };
+        let mut output = Vec::new();
+        MultiGzDecoder::new(packed).read_to_end(&mut output).with_context(|| format!("output of {index}"))?;
+        runs.insert(index, Run { status, output });
+        bytes = &bytes[end + 1 + length..];
+    }
+    Ok(runs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flate2::{Compression, write::GzEncoder};
+    use std::io::Write;
+
+    fn packed(text: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(text).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn results_are_parsed_and_a_cut_end_is_left_out() {
+        let mut stream = Vec::new();
+        for (i, text) in [b"one\n".as_slice(), b"", b"three"].into_iter().enumerate() {
+            let body = packed(text);
+            stream.extend_from_slice(format!("{i} {} {}\n", i * 64, body.len()).as_bytes());
+            stream.extend_from_slice(&body);
+        }
+        let all = parse_results(&stream).unwrap();
+        assert_eq!(all.len(), 3);
+        assert_eq!(all[&0], Run { status: 0, output: b"one\n".to_vec() });
+        assert_eq!(all[&2], Run { status: 128, output: b"three".to_vec() });
+        assert_eq!(parse_results(&stream[..stream.len() - 1]).unwrap().len(), 2);
+        assert!(parse_results(b"nonsense\n").is_err());
+    }
+
+    #[test]
+    fn a_native_run_tells_status_and_output() {
+        let run = |path: &str, judge| {
+            run_natively(&Program { name: path.into(), path: path.into(), judge }).unwrap()
+        };
+        assert_eq!(run("/bin/false", Judge::Native).status, 1);
+        assert_eq!(run("/bin/pwd", Judge::Native), Run { status: 0, output: b"/tmp\n".to_vec() });
+    }
+}

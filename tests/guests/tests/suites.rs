@@ -1,0 +1,90 @@
+//! Suites that others wrote, inside a Linux guest on every software engine. Each
+//! program that passes natively must pass in the guest, outside [`KNOWN`].
+
+use std::time::Instant;
+
+use anyhow::Result;
+use guest_image::Flavour;
+use guests::SOFTWARE_ENGINES;
+use guests::machine::stock_guest;
+use guests::runner::run_in_guest;
+use guests::suites::{Native, Suite, qemu_tcg, selftests, valgrind, verdict};
+
+/// Failures with their reasons: (engine or `*`, suite, program, reason).
+const KNOWN: &[(&str, &str, &str, &str)] = &[];
+
+fn known(engine: &str, suite: &str, program: &str) -> Option<&'static str> {
+    let found = KNOWN.iter().find(|k| (k.0 == "*" || k.0 == engine) && (k.1, k.2) == (suite, program));
+    found.map(|k| k.3)
+}
+
+/// Engines under test: `STRATA_ENGINES`, a list with commas, or all.
+fn engines() -> Vec<String> {
+    match std::env::var("STRATA_ENGINES") {
+        Ok(list) => list.split(',').map(str::to_string).collect(),
+        Err(_) => SOFTWARE_ENGINES.map(str::to_string).to_vec(),
+    }
+}
+
+fn check(name: &str, make: fn() -> Result<Suite>) {
+    let Some(guest) = stock_guest(Flavour::Cloud) else { return };
+    let suite = match make() {
+        Ok(suite) => suite,
+        Err(e) => return println!("skipped: {name}: {e:#}"),
+    };
+    let start = Instant::now();
+    let native: Vec<Native> = suite.programs.iter().map(|p| Native::of(p).expect("the shell runs")).collect();
+    let passes: Vec<bool> =
+        suite.programs.iter().zip(&native).map(|(p, n)| n.passes(p).expect("references are there")).collect();
+    let good = passes.iter().filter(|p| **p).count();
+    let total = suite.programs.len();
+    println!("{name}: native {good} of {total} in {:.0?}; not built: {:?}", start.elapsed(), suite.unbuilt);
+    for (p, _) in suite.programs.iter().zip(&passes).filter(|p| !*p.1) {
+        println!("{name}: native does not pass {}", p.name);
+    }
+    let mut wrong = Vec::new();
+    for engine in engines() {
+        let result = run_in_guest(&engine, &guest, name, &suite.programs).expect("a guest can be made");
+        let mut passed = 0;
+        for (i, program) in suite.programs.iter().enumerate() {
+            let judged = match result.runs.get(&i) {
+                Some(run) => verdict(program, run, &native[i]).expect("references are there"),
+                None => Err("did not come back".to_string()),
+            };
+            let Err(why) = judged else {
+                passed += 1;
+                continue;
+            };
+            let reason = known(&engine, name, &program.name);
+            let note =
+                reason.unwrap_or(if passes[i] { "natively it passes" } else { "natively it fails too" });
+            println!("{name}: {engine}: {}: {why} ({note})", program.name);
+            if passes[i] && reason.is_none() {
+                wrong.push(format!("{engine} {}", program.name));
+            }
+        }
+        println!("{name}: {engine} {passed} of {total} in {:.0?}", result.took);
+        if result.runs.len() < total {
+            println!("{}", result.console);
+        }
+    }
+    assert!(wrong.is_empty(), "natively these pass: {wrong:?}");
+}
+
+#[test]
+#[ignore = "fetches a suite and boots stock kernels"]
+fn linux_selftests() {
+    check("selftests", selftests::suite);
+}
+
+#[test]
+#[ignore = "fetches a suite and boots stock kernels"]
+fn valgrind_instruction_tests() {
+    check("valgrind", valgrind::suite);
+}
+
+#[test]
+#[ignore = "fetches a suite and boots stock kernels"]
+fn qemu_translator_tests() {
+    check("qemu-tcg", qemu_tcg::suite);
+}

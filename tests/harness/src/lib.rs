@@ -1,1 +1,0 @@
-//! Drives whole guests in tests.
