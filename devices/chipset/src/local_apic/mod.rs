@@ -150,7 +150,14 @@ impl LocalApics {
     /// WRMSR of the same; `None` means #GP(0).
     pub fn msr_write(&self, vcpu: usize, index: u32, value: u64) -> Option<()> {
         let now = self.clock.now();
-        let effect = self.with(vcpu, |a| a.msr_write(index, value, now))?;
+        let effect = self.with(vcpu, |a| {
+            let effect = a.msr_write(index, value, now);
+            if index == x86_state::msr_index::TSC_DEADLINE {
+                // A deadline in the past fires at once, not when a timer thread wakes.
+                a.expire(now);
+            }
+            effect
+        })?;
         self.carry_out(vcpu, effect);
         Some(())
     }

@@ -397,6 +397,23 @@ fn timer_modes() {
 }
 
 #[test]
+fn deadline_of_the_past_needs_no_timer_thread_and_ended_counts_stay_zero() {
+    let m = Machine::enabled(1);
+    m.write(0, LVT + LVT_TIMER, 0x4_0042);
+    m.clock.advance(1_000);
+    m.apics.msr_write(0, TSC_DEADLINE, 5).unwrap();
+    assert_eq!(m.apics.acknowledge(0), Some(0x42));
+    assert_eq!(m.apics.msr_read(0, TSC_DEADLINE), Some(0));
+
+    m.write(0, LVT + LVT_TIMER, 0x43);
+    m.write(0, INITIAL_COUNT, 1);
+    m.clock.advance(100_000);
+    m.apics.expire(m.clock.now());
+    m.write(0, LVT + LVT_TIMER, 0x2_0043);
+    assert_eq!(m.apics.next_deadline(), None, "periodic mode waits for an initial count");
+}
+
+#[test]
 fn state_goes_round_and_bad_state_is_refused() {
     let m = Machine::x2apic(2);
     m.apics.msr_write(1, 0x832, 0x2_0050).unwrap();

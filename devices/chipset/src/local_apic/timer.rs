@@ -63,7 +63,7 @@ impl Timer {
             TimerMode::OneShot if self.initial != 0 && !self.over => {
                 Some(self.start.wrapping_add(self.period_ns()))
             }
-            TimerMode::Periodic if self.initial != 0 => {
+            TimerMode::Periodic if self.initial != 0 && !self.over => {
                 Some(self.start.wrapping_add(self.period_ns().max(MIN_PERIOD_NS)))
             }
             _ => None,
@@ -77,7 +77,9 @@ impl Timer {
         let ticks = now.wrapping_sub(self.start) / self.tick_ns();
         match mode {
             TimerMode::TscDeadline => 0,
-            TimerMode::OneShot if self.over => 0,
+            // A one-shot count that has ended stays at zero until the next initial
+            // count, in periodic mode too.
+            TimerMode::OneShot | TimerMode::Periodic if self.over => 0,
             TimerMode::OneShot => self.initial - ticks.min(u64::from(self.initial)) as u32,
             TimerMode::Periodic => self.initial - (ticks % u64::from(self.initial)) as u32,
         }
