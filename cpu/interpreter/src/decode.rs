@@ -123,11 +123,13 @@ fn convert(model: &CpuModel, instruction: &Instruction, code_bits: u8) -> Insn {
         insn.bits |= Insn::VEX;
     }
     operands(instruction, &mut insn, code_bits);
-    let handler = integer::handler(instruction, &mut insn)
-        .or_else(|| system::handler(instruction, &mut insn))
-        .or_else(|| fpu::handler(instruction, &mut insn))
-        .or_else(|| vector::handler(instruction, &mut insn));
-    insn.handler = handler.unwrap_or(undefined);
+    let plain = integer::handler(instruction, &mut insn).or_else(|| system::handler(instruction, &mut insn));
+    insn.handler = plain.unwrap_or_else(|| {
+        insn.bits |= Insn::FPU;
+        let handler =
+            fpu::handler(instruction, &mut insn).or_else(|| vector::handler(instruction, &mut insn));
+        handler.unwrap_or(undefined)
+    });
     insn
 }
 
@@ -294,6 +296,10 @@ fn available(model: &CpuModel, instruction: &Instruction) -> Availability {
     );
     if hint {
         return Availability::Hint;
+    }
+    if matches!(instruction.mnemonic(), Mnemonic::Vmcall | Mnemonic::Vmmcall) {
+        // The hypercalls of the hypervisor that CPUID reports.
+        return if model.has(Feature::Hypervisor) { Availability::Yes } else { Availability::No };
     }
     let all = instruction.cpuid_features().iter().all(|f| match requirement(*f) {
         Requirement::None => true,

@@ -162,6 +162,7 @@ fn register_handler(i: &Instruction, insn: &mut Insn) -> Option<Handler> {
             Mnemonic::Hlt => processor::halt,
             Mnemonic::Invd | Mnemonic::Wbinvd => processor::invalidate_caches,
             Mnemonic::Invlpg => processor::invalidate_page,
+            Mnemonic::Vmcall | Mnemonic::Vmmcall => processor::hypercall,
             Mnemonic::Invpcid => processor::invalidate_context,
             _ => return None,
         },

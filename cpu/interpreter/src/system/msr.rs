@@ -69,10 +69,25 @@ const MISC_ENABLE_WRITABLE: u64 = 1 << 0 | 1 << 3 | 1 << 16 | 1 << 18 | 1 << 22 
 /// MISC_ENABLE: branch trace and PEBS are unavailable.
 const MISC_ENABLE_FIXED: u64 = 1 << 11 | 1 << 12;
 
+/// The platform's timer counts the clock's ticks, the guest's deadline this
+/// processor's TSC. Zero means disarmed in both.
+fn to_clock_ticks(cpu: &mut Cpu, deadline: u64) -> u64 {
+    if deadline == 0 {
+        return 0;
+    }
+    let passed = deadline <= cpu.time_stamp();
+    if passed { 1 } else { deadline.wrapping_sub(cpu.tsc_offset) }
+}
+
+fn from_clock_ticks(cpu: &Cpu, deadline: u64) -> u64 {
+    if deadline == 0 { 0 } else { deadline.wrapping_add(cpu.tsc_offset) }
+}
+
 fn read(cpu: &mut Cpu, number: u32) -> Option<u64> {
     if is_platform(number) {
         cpu.sync_time();
-        return cpu.bus.platform_msr_read(cpu.index, number);
+        let value = cpu.bus.platform_msr_read(cpu.index, number)?;
+        return Some(if number == index::TSC_DEADLINE { from_clock_ticks(cpu, value) } else { value });
     }
     if let Some(n) = fixed_mtrr(number) {
         return cpu.msrs.mtrr_fixed.get(n).copied();
@@ -151,6 +166,7 @@ fn write_mtrr(cpu: &mut Cpu, number: u32, value: u64) -> Option<Option<()>> {
 /// `None` means #GP(0).
 fn write(cpu: &mut Cpu, number: u32, value: u64) -> Option<()> {
     if is_platform(number) {
+        let value = if number == index::TSC_DEADLINE { to_clock_ticks(cpu, value) } else { value };
         cpu.sync_time();
         return cpu.bus.platform_msr_write(cpu.index, number, value);
     }

@@ -1,7 +1,7 @@
 //! Instructions about the processor itself: CPUID, time stamps, XCR0, HLT,
 //! caches and translations (SDM volume 2).
 
-use x86_state::{Feature, cr4, reg, xcr0};
+use x86_state::{Feature, cr4, msr_index, reg, xcr0};
 
 use crate::cpu::{Cpu, Step, Stop};
 use crate::insn::Insn;
@@ -11,11 +11,35 @@ pub(super) fn cpuid(cpu: &mut Cpu, _: &Insn) -> Step {
     let leaf = cpu.regs[reg::RAX] as u32;
     let subleaf = cpu.regs[reg::RCX] as u32;
     let osxsave = cpu.cr4 & cr4::OSXSAVE != 0;
-    let r = cpu.model.cpuid(leaf, subleaf, cpu.topology, osxsave, cpu.xcr0);
+    let mut r = cpu.model.cpuid(leaf, subleaf, cpu.topology, osxsave, cpu.xcr0);
+    if leaf == 1 && cpu.apic_disabled() {
+        r.edx &= !(1 << 9);
+    }
     cpu.regs[reg::RAX] = r.eax.into();
     cpu.regs[reg::RBX] = r.ebx.into();
     cpu.regs[reg::RCX] = r.ecx.into();
     cpu.regs[reg::RDX] = r.edx.into();
+    Ok(())
+}
+
+impl Cpu {
+    /// IA32_APIC_BASE says that the local APIC is off, which CPUID reflects.
+    fn apic_disabled(&self) -> bool {
+        const ENABLE: u64 = 1 << 11;
+        let base = self.bus.platform_msr_read(self.index, msr_index::APIC_BASE);
+        base.is_some_and(|base| base & ENABLE == 0)
+    }
+}
+
+/// VMCALL and VMMCALL: hypercalls of the paravirtual interface that the model's
+/// hypervisor leaves announce. None is needed for what they announce; the answer
+/// says so (Linux `Documentation/virt/kvm/x86/hypercalls.rst`).
+pub(super) fn hypercall(cpu: &mut Cpu, _: &Insn) -> Step {
+    const NOT_PERMITTED: i64 = -1;
+    const UNKNOWN: i64 = -1000;
+    let answer = if cpu.cpl == 0 { UNKNOWN } else { NOT_PERMITTED };
+    let size = if cpu.long64() { 8 } else { 4 };
+    cpu.set_register(reg::RAX as u8, size, answer as u64);
     Ok(())
 }
 
