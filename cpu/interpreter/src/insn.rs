@@ -63,6 +63,8 @@ impl Insn {
     pub const LONG: u8 = 1 << 4;
     /// VEX-encoded.
     pub const VEX: u8 = 1 << 5;
+    /// Uses x87, MMX or vector state.
+    pub const FPU: u8 = 1 << 6;
 
     /// True if all of `bits` are set.
     #[inline(always)]

@@ -35,10 +35,10 @@ mod vector;
 
 use engine::{Engine, EngineError, LocalInterrupts, Vcpu, VcpuConfig};
 
-pub use cpu::{Cpu, Privilege, Stop, Step};
+pub use cpu::{Cpu, Privilege, Step, Stop};
 pub use insn::{Handler, Insn};
 pub use memory::Flush;
-pub use run::InterpreterVcpu;
+pub use run::{InterpreterVcpu, StepEnd};
 
 /// The interpreter as an engine.
 #[derive(Debug, Clone, Copy, Default)]

@@ -5,8 +5,19 @@ use x86_state::{Activity, CpuState, Exception, InterruptShadow, dr6, rflags, vec
 
 use crate::blocks::Blocks;
 use crate::cpu::{Cpu, Stop};
-use crate::insn::REG_RIP;
+use crate::insn::{Insn, REG_RIP};
 use crate::system::exception;
+
+/// How a single step ended.
+#[derive(Debug)]
+pub enum StepEnd {
+    /// One instruction has retired, or an event was delivered instead.
+    Done,
+    /// The instruction needs the x87 or vector registers; it has not executed.
+    NeedsFpu,
+    /// As [`Vcpu::run`] would return.
+    Halted(Halt),
+}
 
 /// One vCPU of the interpreter.
 pub struct InterpreterVcpu {
@@ -25,17 +36,45 @@ impl InterpreterVcpu {
         &mut self.cpu
     }
 
+    /// Deliver what is pending and execute one instruction. With `fpu_elsewhere`
+    /// the x87 and vector registers of [`Cpu`] are stale: an instruction that uses
+    /// them is left alone, at its boundary.
+    pub fn step(&mut self, fpu_elsewhere: bool) -> StepEnd {
+        self.cpu.limit_at = self.cpu.retired.saturating_add(1);
+        let end = match self.boundary() {
+            Some(Halt::Limit) => StepEnd::Done,
+            Some(halt) => StepEnd::Halted(halt),
+            None if fpu_elsewhere && self.next_uses_fpu() => StepEnd::NeedsFpu,
+            None => {
+                self.advance();
+                StepEnd::Done
+            }
+        };
+        self.cpu.sync_time();
+        end
+    }
+
+    fn next_uses_fpu(&mut self) -> bool {
+        let insns = self.blocks.find(&mut self.cpu);
+        insns.is_ok_and(|i| i.first().is_some_and(|i| i.has(Insn::FPU)))
+    }
+
     fn run_to_halt(&mut self) -> Halt {
         loop {
             if let Some(halt) = self.boundary() {
                 return halt;
             }
-            let single = self.cpu.system_flags & rflags::TF != 0 || self.cpu.code_breakpoints;
-            let outcome = if single { self.run_one() } else { self.run_blocks() };
-            // A fault has been delivered; only its failure ends the machine.
-            if outcome == Err(Stop::Shutdown) {
-                self.cpu.activity = Activity::Shutdown;
-            }
+            self.advance();
+        }
+    }
+
+    /// Execute blocks, or one instruction where each must be watched.
+    fn advance(&mut self) {
+        let single = self.cpu.system_flags & rflags::TF != 0 || self.cpu.code_breakpoints;
+        let outcome = if single { self.run_one() } else { self.run_blocks() };
+        // A fault has been delivered; only its failure ends the machine.
+        if outcome == Err(Stop::Shutdown) {
+            self.cpu.activity = Activity::Shutdown;
         }
     }
 

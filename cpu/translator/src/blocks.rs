@@ -40,11 +40,24 @@ impl Hasher for AddressHasher {
 pub(crate) type AddressMap<K, V> = HashMap<K, V, BuildHasherDefault<AddressHasher>>;
 
 /// What identifies a block: place in RAM, linear address, mode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Key {
     pub ram: u64,
     pub va: u64,
     pub mode: Mode,
+}
+
+impl std::hash::Hash for Key {
+    fn hash<H: Hasher>(&self, h: &mut H) {
+        let m = &self.mode;
+        let mode = u64::from(m.longest) << 4
+            | u64::from(m.x87)
+            | u64::from(m.sse) << 1
+            | u64::from(m.avx) << 2
+            | u64::from(m.user) << 3;
+        h.write_u64(self.ram | mode << 52);
+        h.write_u64(self.va);
+    }
 }
 
 /// One translated block.
@@ -81,17 +94,19 @@ pub(crate) struct Blocks {
 }
 
 impl Blocks {
-    pub fn new() -> Result<Self, CodeCacheError> {
+    /// No blocks; `features` may be used by translated guest instructions.
+    pub fn new(features: HostFeatures) -> Result<Self, CodeCacheError> {
         let mut cache = CodeCache::new(CODE_CAP)?;
         let at = cache.next_offset();
-        let (code, thunks) = thunks::assemble(cache.exec_base(), at).expect("the thunks assemble: they are constant");
+        let (code, thunks) =
+            thunks::assemble(cache.exec_base(), at).expect("the thunks assemble: they are constant");
         cache.append(&code).expect("the thunks fit");
         let floor = cache.used();
         Ok(Blocks {
             cache,
             thunks,
             floor,
-            features: HostFeatures::detect(),
+            features,
             list: Vec::new(),
             by_key: AddressMap::default(),
             by_page: AddressMap::default(),
@@ -137,9 +152,10 @@ impl Blocks {
         (within < b.len).then_some((id as u32, i))
     }
 
-    /// Translate the block at `key`. `None`: its first instruction is the
-    /// interpreter's. The caller has marked the page as code.
-    pub fn translate(&mut self, key: Key, bytes: &[u8]) -> Option<u32> {
+    /// Translate the block at `key` from the bytes up to its page's end. `None`: its
+    /// first instruction is the interpreter's, or `confirm`, called with the number
+    /// of bytes translated, says that they have changed meanwhile.
+    pub fn translate(&mut self, key: Key, bytes: &[u8], confirm: impl FnOnce(u64) -> bool) -> Option<u32> {
         let id = self.list.len() as u32;
         let at = self.cache.next_offset();
         let t = block::translate(&Request {
@@ -152,9 +168,10 @@ impl Blocks {
             thunks: &self.thunks.exits,
             features: &self.features,
         })?;
-        if self.cache.append(&t.code).is_none() {
+        if !confirm(u64::from(t.guest_len)) {
             return None;
         }
+        self.cache.append(&t.code)?;
         self.links.extend(t.links.into_iter().map(|link| LinkRecord { link }));
         self.list.push(Block {
             key,
@@ -199,11 +216,6 @@ impl Blocks {
         }
         let entry = self.list[to as usize].entry;
         self.cache.patch_u32(l.patch, entry.wrapping_sub(l.patch + 4));
-    }
-
-    /// Pages that hold translated code, with nothing else known of them.
-    pub fn pages(&self) -> Vec<u32> {
-        self.by_page.keys().copied().collect()
     }
 
     /// Drop the blocks of a page: their entries lead out, whoever still jumps there.

@@ -1,8 +1,6 @@
 //! An emitter for the few instructions that glue translated code together.
 //! Guest instructions themselves are re-encoded by iced.
 
-use crate::layout::host::TEMP;
-
 /// A memory operand `[base + index * 2^scale + disp]`.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Mem {
@@ -53,7 +51,13 @@ impl Emitter {
             }
             (Some(b), index) => {
                 // RBP and R13 as base need a displacement; RSP and R12 a SIB byte.
-                let mode = if m.disp == 0 && b & 7 != 5 { 0 } else if short { 0x40 } else { 0x80 };
+                let mode = if m.disp == 0 && b & 7 != 5 {
+                    0
+                } else if short {
+                    0x40
+                } else {
+                    0x80
+                };
                 match index {
                     Some((i, s)) => self.bytes(&[mode | reg | 4, s << 6 | (i & 7) << 3 | b & 7]),
                     None if b & 7 == 4 => self.bytes(&[mode | reg | 4, 0x24]),
@@ -164,10 +168,6 @@ impl Emitter {
         let from = here.wrapping_add(self.len() as u32 + 4);
         self.u32(target.wrapping_sub(from));
     }
-    /// TEMP = TEMP + disp, flags untouched.
-    pub fn add_temp(&mut self, disp: i32) {
-        self.lea(TEMP, Mem::base(TEMP, disp));
-    }
 }
 
 #[cfg(test)]
@@ -187,13 +187,22 @@ mod tests {
 
     #[test]
     fn every_form_is_what_its_name_says() {
-        check(|e| e.lea(7, Mem { base: Some(14), index: Some((13, 2)), disp: 0x12345, gs: false }), "lea rdi,[r14+r13*4+12345h]");
+        check(
+            |e| e.lea(7, Mem { base: Some(14), index: Some((13, 2)), disp: 0x12345, gs: false }),
+            "lea rdi,[r14+r13*4+12345h]",
+        );
         check(|e| e.lea(7, Mem::base(13, 0)), "lea rdi,[r13]");
         check(|e| e.lea(7, Mem::base(12, 8)), "lea rdi,[r12+8]");
         check(|e| e.load(1, Mem::gs(-0x100)), "mov rcx,gs:[0FFFFFFFFFFFFFF00h]");
-        check(|e| e.load(1, Mem { gs: true, base: None, index: Some((1, 3)), disp: 0 }), "mov rcx,gs:[rcx*8]");
+        check(
+            |e| e.load(1, Mem { gs: true, base: None, index: Some((1, 3)), disp: 0 }),
+            "mov rcx,gs:[rcx*8]",
+        );
         check(|e| e.load(1, Mem::indexed(15, 1, 3)), "mov rcx,[r15+rcx*8]");
-        check(|e| e.load_byte(1, Mem { gs: true, base: Some(1), index: None, disp: -0x2000 + 7 }), "movzx ecx,byte ptr gs:[rcx-1FF9h]");
+        check(
+            |e| e.load_byte(1, Mem { gs: true, base: Some(1), index: None, disp: -0x2000 + 7 }),
+            "movzx ecx,byte ptr gs:[rcx-1FF9h]",
+        );
         check(|e| e.pext(1, 7, 14), "pext rcx,rdi,r14");
         check(|e| e.pext_gs(1, 9, -8), "pext rcx,r9,gs:[0FFFFFFFFFFFFFFF8h]");
         check(|e| e.mov(8, 1), "mov r8,rcx");

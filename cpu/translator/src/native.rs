@@ -39,8 +39,10 @@ pub(crate) fn save_x87(to: &mut FpuState) {
         let r = &b[32 + 16 * i..];
         let mut significand = [0; 8];
         significand.copy_from_slice(&r[..8]);
-        to.regs[(top + i) & 7] =
-            F80 { significand: u64::from_le_bytes(significand), sign_exponent: u16::from_le_bytes([r[8], r[9]]) };
+        to.regs[(top + i) & 7] = F80 {
+            significand: u64::from_le_bytes(significand),
+            sign_exponent: u16::from_le_bytes([r[8], r[9]]),
+        };
     }
 }
 

@@ -98,7 +98,13 @@ impl Spaces {
         let found = self.contexts.iter().position(|c| c.pcid == pcid);
         let at = found.unwrap_or_else(|| {
             if self.contexts.len() < CONTEXTS {
-                self.contexts.push(Context { pcid, view: None, code: AddressMap::default(), number: 0, used: 0 });
+                self.contexts.push(Context {
+                    pcid,
+                    view: None,
+                    code: AddressMap::default(),
+                    number: 0,
+                    used: 0,
+                });
                 self.contexts.len() - 1
             } else {
                 let oldest = self.contexts.iter().enumerate().min_by_key(|(_, c)| c.used);
@@ -107,7 +113,8 @@ impl Spaces {
         });
         self.current = at;
         let stale = found.is_none() || !keep;
-        let number = if self.contexts[at].number == 0 { self.fresh_number() } else { self.contexts[at].number };
+        let number =
+            if self.contexts[at].number == 0 { self.fresh_number() } else { self.contexts[at].number };
         let clock = self.clock;
         let c = &mut self.contexts[at];
         c.used = clock;
@@ -188,7 +195,12 @@ impl Spaces {
 
     /// The same for upper-half code pages; true if one moved. `globals`: global
     /// pages were flushed too.
-    pub fn verify_upper(&mut self, only: Option<u64>, globals: bool, walk: impl FnMut(u64) -> Option<u64>) -> bool {
+    pub fn verify_upper(
+        &mut self,
+        only: Option<u64>,
+        globals: bool,
+        walk: impl FnMut(u64) -> Option<u64>,
+    ) -> bool {
         (globals || self.upper_local) && moved(&mut self.upper_code, only, walk)
     }
 
@@ -213,7 +225,11 @@ impl Spaces {
 }
 
 /// Drop the code pages that are no longer where they were; whether any was.
-fn moved(map: &mut AddressMap<u64, u64>, only: Option<u64>, mut walk: impl FnMut(u64) -> Option<u64>) -> bool {
+fn moved(
+    map: &mut AddressMap<u64, u64>,
+    only: Option<u64>,
+    mut walk: impl FnMut(u64) -> Option<u64>,
+) -> bool {
     let before = map.len();
     match only {
         Some(va) => {

@@ -41,7 +41,14 @@ impl StateMemory {
         ftruncate(&file, STATE_BYTES as u64)?;
         // SAFETY: a fresh mapping at an address of the kernel's choice.
         let p = unsafe {
-            mmap(std::ptr::null_mut(), STATE_BYTES, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &file, 0)
+            mmap(
+                std::ptr::null_mut(),
+                STATE_BYTES,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                &file,
+                0,
+            )
         }?;
         Ok(StateMemory { file, base: NonNull::new(p.cast()).expect("mmap never returns null on success") })
     }
@@ -105,8 +112,19 @@ impl Table {
             let flags = MapFlags::SHARED | MapFlags::FIXED;
             // SAFETY: replaces the first pages of the mapping just made.
             unsafe {
-                mmap(mapping.cast(), STATE_BYTES, ProtFlags::READ | ProtFlags::WRITE, flags, s.file.as_fd(), 0)?;
-                mprotect(mapping.add(REGION - GUARD / 2).cast(), GUARD / 2, rustix::mm::MprotectFlags::empty())?;
+                mmap(
+                    mapping.cast(),
+                    STATE_BYTES,
+                    ProtFlags::READ | ProtFlags::WRITE,
+                    flags,
+                    s.file.as_fd(),
+                    0,
+                )?;
+                mprotect(
+                    mapping.add(REGION - GUARD / 2).cast(),
+                    GUARD / 2,
+                    rustix::mm::MprotectFlags::empty(),
+                )?;
             }
         }
         Ok(t)
@@ -270,7 +288,9 @@ mod tests {
 
     #[test]
     fn indices_and_addresses_convert_both_ways() {
-        for linear in [0, 0x1000, 0x7fff_ffff_f000, 0xffff_8000_0000_0000, 0xffff_ffff_8100_0000, 0xffff_ffff_ffff_f000] {
+        for linear in
+            [0, 0x1000, 0x7fff_ffff_f000, 0xffff_8000_0000_0000, 0xffff_ffff_8100_0000, 0xffff_ffff_ffff_f000]
+        {
             assert_eq!(linear_of(index_of(linear)), linear, "{linear:#x}");
         }
     }

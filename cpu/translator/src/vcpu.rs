@@ -8,12 +8,12 @@ use std::sync::Arc;
 use code_cache::CodeCacheError;
 use engine::{EngineError, Halt, Vcpu, VcpuConfig, attention_bits};
 use guest_memory::{CodeEvent, RamOffset};
-use interpreter::{Cpu, Flush, InterpreterVcpu};
+use interpreter::{Cpu, Flush, InterpreterVcpu, StepEnd};
 use x86_mmu::Access;
 use x86_semantics::flags::Flags;
 use x86_state::{Activity, CpuState, Feature, InterruptShadow, cr0, cr4, rflags, xcr0};
 
-use crate::block::{MAX_INSTRUCTIONS, Mode};
+use crate::block::{HostFeatures, MAX_INSTRUCTIONS, Mode};
 use crate::blocks::{AddressMap, Blocks, Key};
 use crate::layout::{BIAS, Exit, JUMP_CACHE, State};
 use crate::native;
@@ -49,8 +49,11 @@ pub struct TranslatorVcpu {
     state: Arc<StateMemory>,
     blocks: Blocks,
     spaces: Spaces,
-    /// Places whose first instruction is the interpreter's.
-    foreign: AddressMap<Key, ()>,
+    /// Places whose first instruction is the interpreter's, with the generation of
+    /// the page's code that says so.
+    foreign: AddressMap<Key, u32>,
+    /// Where control went lately: see [`Recent`].
+    recent: Box<[Recent; RECENT]>,
     /// Code events of guest memory seen so far.
     seen: u64,
     /// The interpreter must execute the next instruction.
@@ -65,6 +68,31 @@ pub struct TranslatorVcpu {
     counters: Counters,
 }
 
+/// Entries of the table of recent targets.
+const RECENT: usize = 4096;
+/// Most places remembered as the interpreter's.
+const FOREIGN_CAP: usize = 1 << 16;
+
+/// A block that control went to, and when that is still right: the same address
+/// in the same mode, and in the lower half the same code mapping.
+#[derive(Clone, Copy)]
+struct Recent {
+    va: u64,
+    space: u32,
+    mode: Mode,
+    id: u32,
+}
+
+impl Recent {
+    /// Matches nothing: no code starts at the last byte of the space.
+    const NONE: Recent = Recent {
+        va: u64::MAX,
+        space: 0,
+        mode: Mode { x87: false, sse: false, avx: false, user: false, longest: 0 },
+        id: 0,
+    };
+}
+
 /// What to do after an exit.
 enum Then {
     /// Enter translated code at this cache offset; guest registers are in the state.
@@ -77,7 +105,7 @@ impl TranslatorVcpu {
     pub(crate) fn new(config: VcpuConfig) -> Result<Self, SetupError> {
         let attention = config.attention.clone();
         let mut memory = StateMemory::new()?;
-        let blocks = Blocks::new()?;
+        let blocks = Blocks::new(HostFeatures::detect().within(&config.model))?;
         let state = memory.get();
         state.page_offset_mask = PAGE - 1;
         state.qword_offset_mask = 7;
@@ -96,6 +124,7 @@ impl TranslatorVcpu {
             blocks,
             spaces,
             foreign: AddressMap::default(),
+            recent: Box::new([Recent::NONE; RECENT]),
             seen: 0,
             pending_step: false,
             ends_at: None,
@@ -143,7 +172,10 @@ impl TranslatorVcpu {
         Mode {
             x87: !no_coprocessor,
             sse,
-            avx: sse && cpu.cr4 & cr4::OSXSAVE != 0 && cpu.xcr0 & avx_state == avx_state && cpu.model.has(Feature::Avx),
+            avx: sse
+                && cpu.cr4 & cr4::OSXSAVE != 0
+                && cpu.xcr0 & avx_state == avx_state
+                && cpu.model.has(Feature::Avx),
             user: cpu.cpl == 3,
             longest,
         }
@@ -160,13 +192,7 @@ impl TranslatorVcpu {
     }
 
     fn access(cpu: &Cpu, write: bool, fetch: bool) -> Access {
-        Access {
-            write,
-            fetch,
-            user: cpu.cpl == 3,
-            system: false,
-            ac: cpu.system_flags & rflags::AC != 0,
-        }
+        Access { write, fetch, user: cpu.cpl == 3, system: false, ac: cpu.system_flags & rflags::AC != 0 }
     }
 
     /// Host address of a page of the backing.
@@ -240,6 +266,7 @@ impl TranslatorVcpu {
     fn drop_blocks(&mut self) {
         self.blocks.drop_all();
         self.foreign.clear();
+        self.recent.fill(Recent::NONE);
         let indirect = self.blocks.address(self.blocks.thunks.indirect);
         self.state().jump_cache.fill(indirect);
     }
@@ -261,10 +288,7 @@ impl TranslatorVcpu {
                 for e in events {
                     match e {
                         CodeEvent::Marked(page) => self.spaces.forbid_stores(page),
-                        CodeEvent::Changed(page) => {
-                            self.blocks.drop_page(page);
-                            self.foreign.retain(|k, ()| (k.ram >> 12) as u32 != page);
-                        }
+                        CodeEvent::Changed(page) => self.blocks.drop_page(page),
                     }
                 }
             }
@@ -281,11 +305,12 @@ impl TranslatorVcpu {
             (regs, cpu.flags.to_rflags(), cpu.segments[4].base, cpu.segments[5].base)
         };
         if !self.fpu_in_host {
-            let fpu = self.interp.cpu().fpu.clone();
-            native::load_x87(&fpu);
+            let fpu = &self.interp.cpu().fpu;
+            native::load_x87(fpu);
+            let (ymm, mxcsr) = (fpu.ymm, fpu.mxcsr);
             let s = self.state();
-            s.ymm = fpu.ymm;
-            s.mxcsr = fpu.mxcsr;
+            s.ymm = ymm;
+            s.mxcsr = mxcsr;
             self.fpu_in_host = true;
         }
         let s = self.state();
@@ -323,25 +348,55 @@ impl TranslatorVcpu {
 
     /// Execute `n` instructions on the interpreter. Some: return to the caller.
     fn interpret(&mut self, n: u64) -> Option<Halt> {
-        self.import_fpu();
         self.counters.interpreted += 1;
         let until = self.interp.cpu().retired.saturating_add(n);
-        let halt = self.interp.run(n);
-        self.after_step();
-        match halt {
-            Halt::Limit => {
-                // Faults count towards the limit without retiring anything.
-                let faults = until.saturating_sub(self.interp.cpu().retired);
-                self.ends_at = self.ends_at.map(|end| end.saturating_sub(faults));
-                None
+        let halted = if n == 1 {
+            self.step()
+        } else {
+            self.import_fpu();
+            match self.interp.run(n) {
+                Halt::Limit => None,
+                other => Some(other),
             }
-            other => Some(other),
+        };
+        self.after_step();
+        if halted.is_none() {
+            // Faults count towards the limit without retiring anything.
+            let faults = until.saturating_sub(self.interp.cpu().retired);
+            self.ends_at = self.ends_at.map(|end| end.saturating_sub(faults));
+        }
+        halted
+    }
+
+    /// One instruction; x87 and vector registers move only if it needs them.
+    fn step(&mut self) -> Option<Halt> {
+        let mut end = self.interp.step(self.fpu_in_host);
+        if matches!(end, StepEnd::NeedsFpu) {
+            self.import_fpu();
+            end = self.interp.step(false);
+        }
+        match end {
+            StepEnd::Halted(halt) => Some(halt),
+            StepEnd::Done | StepEnd::NeedsFpu => None,
         }
     }
 
     /// The block at `va`, translated if need be. `None`: the interpreter's turn
     /// (a fault on fetch, or an instruction for it).
     fn block_at(&mut self, va: u64) -> Option<u32> {
+        let mode = self.mode();
+        let space = if va >> 63 == 0 { self.space() } else { u32::from(mode.user) };
+        let slot = (va ^ va >> 12) as usize & (RECENT - 1);
+        let r = self.recent[slot];
+        if r.va == va && r.space == space && r.mode == mode && !self.blocks.get(r.id).dead {
+            return Some(r.id);
+        }
+        let id = self.block_at_slowly(va, mode)?;
+        self.recent[slot] = Recent { va, space, mode, id };
+        Some(id)
+    }
+
+    fn block_at_slowly(&mut self, va: u64, mode: Mode) -> Option<u32> {
         let user = self.interp.cpu().cpl == 3;
         let page = match self.spaces.code_page(va, user) {
             Some(page) => page,
@@ -355,26 +410,36 @@ impl TranslatorVcpu {
             }
         };
         let ram = page | va & (PAGE - 1);
-        let key = Key { ram, va, mode: self.mode() };
+        let key = Key { ram, va, mode };
         if let Some(id) = self.blocks.find(&key) {
             return Some(id);
         }
-        if self.foreign.contains_key(&key) {
+        let memory = self.interp.cpu().memory.clone();
+        let generation = memory.marks().code_generation(RamOffset(ram));
+        if self.foreign.get(&key) == Some(&generation) {
             return None;
         }
         if self.blocks.nearly_full() {
             self.drop_blocks();
         }
-        let cpu = self.interp.cpu();
-        let len = PAGE - ram % PAGE;
-        cpu.memory.marks().mark_code(RamOffset(ram), len);
         let mut bytes = [0; PAGE as usize];
-        let bytes = &mut bytes[..len as usize];
-        cpu.memory.read_bytes(RamOffset(ram), bytes);
+        let bytes = &mut bytes[..(PAGE - ram % PAGE) as usize];
+        memory.read_bytes(RamOffset(ram), bytes);
+        // The page is marked once it is known how much of it is code; bytes that
+        // changed before the mark are seen by reading again.
+        let id = self.blocks.translate(key, bytes, |len| {
+            memory.marks().mark_code(RamOffset(ram), len);
+            let mut now = [0; PAGE as usize];
+            let now = &mut now[..len as usize];
+            memory.read_bytes(RamOffset(ram), now);
+            *now == bytes[..len as usize]
+        });
         self.code_events();
-        let id = self.blocks.translate(key, bytes);
         if id.is_none() {
-            self.foreign.insert(key, ());
+            if self.foreign.len() >= FOREIGN_CAP {
+                self.foreign.clear();
+            }
+            self.foreign.insert(key, generation);
         }
         id
     }

@@ -56,9 +56,17 @@ impl Builder<'_> {
                 scale,
             )),
         };
-        if narrow || segment.is_some() || (base.is_some() && index.is_some()) || index.is_some_and(|(_, s)| s != 0) {
+        if narrow
+            || segment.is_some()
+            || (base.is_some() && index.is_some())
+            || index.is_some_and(|(_, s)| s != 0)
+        {
             let m = Mem { gs: false, base, index, disp };
-            if narrow { self.e.lea32(host::ADDRESS, m) } else { self.e.lea(host::ADDRESS, m) };
+            if narrow {
+                self.e.lea32(host::ADDRESS, m)
+            } else {
+                self.e.lea(host::ADDRESS, m)
+            };
             if !self.add_segment(segment) {
                 return false;
             }

@@ -2,6 +2,8 @@
 
 use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind, Register};
 
+use x86_state::{CpuModel, Feature};
+
 use super::Builder;
 
 /// What the host processor can execute.
@@ -43,6 +45,26 @@ impl HostFeatures {
         }
     }
 
+    /// Those that the guest's model has too.
+    pub fn within(self, model: &CpuModel) -> Self {
+        use Feature as F;
+        HostFeatures {
+            avx: self.avx && model.has(F::Avx),
+            avx2: self.avx2 && model.has(F::Avx2),
+            fma: self.fma && model.has(F::Fma),
+            bmi: self.bmi && model.has(F::Bmi1) && model.has(F::Bmi2),
+            f16c: self.f16c && model.has(F::F16c),
+            aes: self.aes && model.has(F::Aes),
+            pclmul: self.pclmul && model.has(F::Pclmulqdq),
+            sha: self.sha && model.has(F::Sha),
+            movbe: self.movbe && model.has(F::Movbe),
+            adx: self.adx && model.has(F::Adx),
+            lzcnt: self.lzcnt && model.has(F::Abm),
+            popcnt: self.popcnt && model.has(F::Popcnt),
+            sse42: self.sse42 && model.has(F::Sse42) && model.has(F::Sse41) && model.has(F::Ssse3),
+        }
+    }
+
     /// Whether translated code can run at all: PEXT is part of every access.
     pub fn sufficient(&self) -> bool {
         self.bmi && self.avx && self.sse42
@@ -76,7 +98,8 @@ impl HostFeatures {
 impl Builder<'_> {
     /// Whether an instruction belongs to the guest's model, the current mode and
     /// the host, and is none of those that must never run natively.
-    pub(super) fn supported(&mut self, i: &Instruction) -> bool {
+    pub(super) fn supported(&mut self, i: &mut Instruction) -> bool {
+        self.without_count_instructions(i);
         if !i.cpuid_features().iter().all(|f| self.r.features.has(*f)) || i.is_privileged() {
             return false;
         }
@@ -85,7 +108,8 @@ impl Builder<'_> {
         let x87 = f.iter().any(|f| {
             use CpuidFeature as F;
             matches!(f, F::FPU | F::FPU287 | F::FPU387 | F::MMX)
-        }) || (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_mm());
+        }) || (0..i.op_count())
+            .any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_mm());
         let mode = &self.r.mode;
         if x87 && !mode.x87 || vector && !mode.sse {
             return false;
@@ -96,9 +120,34 @@ impl Builder<'_> {
         !never_native(i)
     }
 
+    /// TZCNT and LZCNT are BSF and BSR on a model without them.
+    fn without_count_instructions(&self, i: &mut Instruction) {
+        let (f, code) = (self.r.features, i.code());
+        let plain = match code {
+            Code::Tzcnt_r16_rm16 if !f.bmi => Code::Bsf_r16_rm16,
+            Code::Tzcnt_r32_rm32 if !f.bmi => Code::Bsf_r32_rm32,
+            Code::Tzcnt_r64_rm64 if !f.bmi => Code::Bsf_r64_rm64,
+            Code::Lzcnt_r16_rm16 if !f.lzcnt => Code::Bsr_r16_rm16,
+            Code::Lzcnt_r32_rm32 if !f.lzcnt => Code::Bsr_r32_rm32,
+            Code::Lzcnt_r64_rm64 if !f.lzcnt => Code::Bsr_r64_rm64,
+            other => other,
+        };
+        i.set_code(plain);
+    }
+
     fn uses_vector(&self, i: &Instruction) -> bool {
-        let named = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_vector_register());
-        named || matches!(i.mnemonic(), Mnemonic::Ldmxcsr | Mnemonic::Stmxcsr | Mnemonic::Vldmxcsr | Mnemonic::Vstmxcsr | Mnemonic::Vzeroupper | Mnemonic::Vzeroall)
+        let named = (0..i.op_count())
+            .any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_vector_register());
+        named
+            || matches!(
+                i.mnemonic(),
+                Mnemonic::Ldmxcsr
+                    | Mnemonic::Stmxcsr
+                    | Mnemonic::Vldmxcsr
+                    | Mnemonic::Vstmxcsr
+                    | Mnemonic::Vzeroupper
+                    | Mnemonic::Vzeroall
+            )
     }
 }
 
@@ -109,30 +158,121 @@ fn never_native(i: &Instruction) -> bool {
     if i.is_string_instruction() || i.is_save_restore_instruction() || i.is_vsib() {
         return true;
     }
-    let odd_register = |r: Register| r.is_segment_register() || r.is_cr() || r.is_dr() || r.is_tr() || r.is_k() || r.is_zmm();
+    let odd_register = |r: Register| {
+        r.is_segment_register() || r.is_cr() || r.is_dr() || r.is_tr() || r.is_k() || r.is_zmm()
+    };
     if (0..i.op_count()).any(|n| match i.op_kind(n) {
         OpKind::Register => odd_register(i.op_register(n)),
         OpKind::Memory | OpKind::NearBranch64 => false,
-        k => k >= OpKind::NearBranch16 && k <= OpKind::FarBranch32 || k >= OpKind::MemorySegSI && k <= OpKind::MemoryESRDI,
+        k => {
+            k >= OpKind::NearBranch16 && k <= OpKind::FarBranch32
+                || k >= OpKind::MemorySegSI && k <= OpKind::MemoryESRDI
+        }
     }) {
         return true;
     }
-    if i.encoding() == EncodingKind::EVEX || i.encoding() == EncodingKind::XOP || i.encoding() == EncodingKind::D3NOW {
+    if i.encoding() == EncodingKind::EVEX
+        || i.encoding() == EncodingKind::XOP
+        || i.encoding() == EncodingKind::D3NOW
+    {
         return true;
     }
     // x87 environment and its pointers are the interpreter's business; so are
     // instructions whose native results are not the model's.
     matches!(
         i.mnemonic(),
-        M::Cpuid | M::Rdtsc | M::Rdtscp | M::Rdpmc | M::Rdpid | M::Xgetbv | M::Rdrand | M::Rdseed | M::In | M::Out
-            | M::Syscall | M::Sysenter | M::Sysexit | M::Sysret | M::Sysexitq | M::Sysretq | M::Int | M::Int1 | M::Int3 | M::Into
-            | M::Iret | M::Iretd | M::Iretq | M::Cli | M::Sti | M::Std | M::Cld | M::Pushf | M::Pushfd | M::Pushfq | M::Popf
-            | M::Popfd | M::Popfq | M::Sgdt | M::Sidt | M::Sldt | M::Str | M::Smsw | M::Lar | M::Lsl | M::Verr | M::Verw
-            | M::Rdfsbase | M::Rdgsbase | M::Wrfsbase | M::Wrgsbase | M::Enter | M::Xlatb | M::Ud0 | M::Ud1 | M::Ud2
-            | M::Fnstenv | M::Fstenv | M::Fnsave | M::Fsave | M::Fldenv | M::Frstor | M::Fxsave | M::Fxsave64 | M::Fxrstor
-            | M::Fxrstor64 | M::Maskmovq | M::Maskmovdqu | M::Vmaskmovdqu | M::Monitor | M::Mwait | M::Clflush | M::Clflushopt
-            | M::Clwb | M::Loop | M::Loope | M::Loopne | M::Swapgs | M::Hlt | M::Xbegin | M::Xend | M::Xabort | M::Xtest
-            | M::Bound | M::Wait | M::Fnstsw | M::Fstsw | M::Fnclex | M::Fclex | M::Fninit | M::Finit
-            | M::Serialize | M::Rdsspd | M::Rdsspq | M::Lahf | M::Sahf | M::Clts | M::Salc
+        M::Cpuid
+            | M::Rdtsc
+            | M::Rdtscp
+            | M::Rdpmc
+            | M::Rdpid
+            | M::Xgetbv
+            | M::Rdrand
+            | M::Rdseed
+            | M::In
+            | M::Out
+            | M::Syscall
+            | M::Sysenter
+            | M::Sysexit
+            | M::Sysret
+            | M::Sysexitq
+            | M::Sysretq
+            | M::Int
+            | M::Int1
+            | M::Int3
+            | M::Into
+            | M::Iret
+            | M::Iretd
+            | M::Iretq
+            | M::Cli
+            | M::Sti
+            | M::Std
+            | M::Cld
+            | M::Pushf
+            | M::Pushfd
+            | M::Pushfq
+            | M::Popf
+            | M::Popfd
+            | M::Popfq
+            | M::Sgdt
+            | M::Sidt
+            | M::Sldt
+            | M::Str
+            | M::Smsw
+            | M::Lar
+            | M::Lsl
+            | M::Verr
+            | M::Verw
+            | M::Rdfsbase
+            | M::Rdgsbase
+            | M::Wrfsbase
+            | M::Wrgsbase
+            | M::Enter
+            | M::Xlatb
+            | M::Ud0
+            | M::Ud1
+            | M::Ud2
+            | M::Fnstenv
+            | M::Fstenv
+            | M::Fnsave
+            | M::Fsave
+            | M::Fldenv
+            | M::Frstor
+            | M::Fxsave
+            | M::Fxsave64
+            | M::Fxrstor
+            | M::Fxrstor64
+            | M::Maskmovq
+            | M::Maskmovdqu
+            | M::Vmaskmovdqu
+            | M::Monitor
+            | M::Mwait
+            | M::Clflush
+            | M::Clflushopt
+            | M::Clwb
+            | M::Loop
+            | M::Loope
+            | M::Loopne
+            | M::Swapgs
+            | M::Hlt
+            | M::Xbegin
+            | M::Xend
+            | M::Xabort
+            | M::Xtest
+            | M::Bound
+            | M::Wait
+            | M::Fnstsw
+            | M::Fstsw
+            | M::Fnclex
+            | M::Fclex
+            | M::Fninit
+            | M::Finit
+            | M::Serialize
+            | M::Rdsspd
+            | M::Rdsspq
+            | M::Lahf
+            | M::Sahf
+            | M::Clts
+            | M::Salc
     ) && !matches!(i.code(), Code::Fnstsw_AX | Code::Lahf | Code::Sahf)
 }

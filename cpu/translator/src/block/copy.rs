@@ -61,9 +61,18 @@ fn writes(a: OpAccess) -> bool {
 impl Builder<'_> {
     /// Emit one instruction. False: the interpreter's.
     pub(super) fn copy(&mut self, i: &Instruction) -> bool {
-        if matches!(i.mnemonic(), Mnemonic::Nop | Mnemonic::Endbr64 | Mnemonic::Endbr32 | Mnemonic::Prefetcht0
-            | Mnemonic::Prefetcht1 | Mnemonic::Prefetcht2 | Mnemonic::Prefetchnta | Mnemonic::Prefetchw | Mnemonic::Prefetch)
-        {
+        if matches!(
+            i.mnemonic(),
+            Mnemonic::Nop
+                | Mnemonic::Endbr64
+                | Mnemonic::Endbr32
+                | Mnemonic::Prefetcht0
+                | Mnemonic::Prefetcht1
+                | Mnemonic::Prefetcht2
+                | Mnemonic::Prefetchnta
+                | Mnemonic::Prefetchw
+                | Mnemonic::Prefetch
+        ) {
             return true;
         }
         if i.is_stack_instruction() {
@@ -77,9 +86,21 @@ impl Builder<'_> {
         if uses.hidden {
             return false;
         }
-        let bit_string = matches!(i.code(), Code::Bt_rm16_r16 | Code::Bt_rm32_r32 | Code::Bt_rm64_r64 | Code::Bts_rm16_r16
-            | Code::Bts_rm32_r32 | Code::Bts_rm64_r64 | Code::Btr_rm16_r16 | Code::Btr_rm32_r32 | Code::Btr_rm64_r64
-            | Code::Btc_rm16_r16 | Code::Btc_rm32_r32 | Code::Btc_rm64_r64);
+        let bit_string = matches!(
+            i.code(),
+            Code::Bt_rm16_r16
+                | Code::Bt_rm32_r32
+                | Code::Bt_rm64_r64
+                | Code::Bts_rm16_r16
+                | Code::Bts_rm32_r32
+                | Code::Bts_rm64_r64
+                | Code::Btr_rm16_r16
+                | Code::Btr_rm32_r32
+                | Code::Btr_rm64_r64
+                | Code::Btc_rm16_r16
+                | Code::Btc_rm32_r32
+                | Code::Btc_rm64_r64
+        );
         if bit_string && memory.is_some() {
             return false;
         }
@@ -158,7 +179,8 @@ impl Builder<'_> {
         for used in info.used_registers() {
             let Some(g) = gpr_number(used.register()) else { continue };
             let named = u.explicit.iter().any(|(_, e, _)| *e == g);
-            let address = [i.memory_base(), i.memory_index()].iter().any(|r| gpr_number(*r) == Some(g)) && (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
+            let address = [i.memory_base(), i.memory_index()].iter().any(|r| gpr_number(*r) == Some(g))
+                && (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
             if named || PINNED[g] == Some(g as u8) {
                 continue;
             }
@@ -206,11 +228,13 @@ impl Builder<'_> {
         }
         let target = PINNED[to].unwrap_or(host::TEMP);
         let emit = |b: &mut Self, m: Mem| if wide == 8 { b.e.lea(target, m) } else { b.e.lea32(target, m) };
-        if i.memory_base() == Register::RIP || i.memory_base() == Register::None && i.memory_index() == Register::None {
+        if i.memory_base() == Register::RIP
+            || i.memory_base() == Register::None && i.memory_index() == Register::None
+        {
             let v = i.memory_displacement64();
             self.e.mov_imm(target, if wide == 8 { v } else { v & 0xffff_ffff });
         } else {
-            let mut place = |b: &mut Self, r: Register, scratch: u8| {
+            let place = |b: &mut Self, r: Register, scratch: u8| {
                 let n = gpr_number(r)?;
                 Some(PINNED[n].unwrap_or_else(|| {
                     b.e.load(scratch, Mem::gs(gpr_home(n)));
@@ -220,13 +244,20 @@ impl Builder<'_> {
             let base = place(self, i.memory_base(), host::ADDRESS);
             let index = place(self, i.memory_index(), host::TEMP);
             let scale = i.memory_index_scale().trailing_zeros() as u8;
-            let m = Mem { gs: false, base, index: index.map(|x| (x, scale)), disp: i.memory_displacement64() as i32 };
+            let m = Mem {
+                gs: false,
+                base,
+                index: index.map(|x| (x, scale)),
+                disp: i.memory_displacement64() as i32,
+            };
             emit(self, m);
         }
         match PINNED[to] {
             None => self.e.store(Mem::gs(gpr_home(to)), host::TEMP),
             Some(SP) => {
-                let by = i.memory_displacement64() % 8 == 0 && i.memory_base() == Register::RSP && i.memory_index() == Register::None;
+                let by = i.memory_displacement64() % 8 == 0
+                    && i.memory_base() == Register::RSP
+                    && i.memory_index() == Register::None;
                 self.stack_aligned &= by && wide == 8;
             }
             Some(_) => {}
@@ -246,8 +277,19 @@ fn keeps_alignment(i: &Instruction) -> bool {
 fn is_shift_by_cl(i: &Instruction) -> bool {
     let last = i.op_count().wrapping_sub(1);
     i.encoding() == EncodingKind::Legacy
-        && matches!(i.mnemonic(), Mnemonic::Shl | Mnemonic::Shr | Mnemonic::Sar | Mnemonic::Sal | Mnemonic::Rol | Mnemonic::Ror
-            | Mnemonic::Rcl | Mnemonic::Rcr | Mnemonic::Shld | Mnemonic::Shrd)
+        && matches!(
+            i.mnemonic(),
+            Mnemonic::Shl
+                | Mnemonic::Shr
+                | Mnemonic::Sar
+                | Mnemonic::Sal
+                | Mnemonic::Rol
+                | Mnemonic::Ror
+                | Mnemonic::Rcl
+                | Mnemonic::Rcr
+                | Mnemonic::Shld
+                | Mnemonic::Shrd
+        )
         && i.op_count() > 1
         && i.op_kind(last) == OpKind::Register
         && i.op_register(last) == Register::CL

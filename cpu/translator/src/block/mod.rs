@@ -8,9 +8,9 @@
 //! Nothing but guest instructions touches the host's flags.
 
 mod access;
+mod classify;
 mod control;
 mod copy;
-mod classify;
 mod stack;
 
 use iced_x86::{Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory};
@@ -148,7 +148,7 @@ fn attempt(r: &Request<'_>, reach: usize) -> Result<Option<Translated>, OutOfRea
     let mut guest_len = 0;
     while map.len() < longest && decoder.can_decode() {
         decoder.decode_out(&mut i);
-        if i.is_invalid() || !b.supported(&i) {
+        if i.is_invalid() || !b.supported(&mut i) {
             break;
         }
         let before = (b.e.len(), b.pending.len(), b.links.len());
