@@ -15,6 +15,7 @@ mod power;
 mod reset_control;
 mod rtc;
 mod serial;
+mod test_device;
 
 pub use acpi_pm::{AcpiPm, AcpiPmState};
 pub use debug_ports::{DebugConsole, DebugExit};
@@ -30,3 +31,4 @@ pub use power::PowerEvents;
 pub use reset_control::{ResetControl, ResetControlState};
 pub use rtc::{Rtc, RtcConfig, RtcState};
 pub use serial::{BufferedOutput, Serial, SerialInput, SerialOutput, SerialState};
+pub use test_device::{TestDevice, TestDeviceState};

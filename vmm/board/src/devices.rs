@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use chipset::{
     AcpiPm, DebugExit, FwCfg, Hpet, HpetLines, I8042, IoApic, IrqRouter, Pic, Pit, PowerEvents, ResetControl,
 };
-use chipset::{Rtc, RtcConfig, Serial, SerialInput, SerialOutput, fw_cfg_key};
+use chipset::{Rtc, RtcConfig, Serial, SerialInput, SerialOutput, TestDevice, fw_cfg_key};
 use device_model::{Clock, Device, IrqLine, PortRange};
 use guest_memory::GuestMemory;
 use pci::{PciBus, PciBusConfig};
@@ -161,6 +161,7 @@ fn panic_notifier(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
     vec![attach(PanicNotifier::new(c.events.clone())).at_port(PanicNotifier::PORT, 1)]
 }
 
+/// What test programs end with, and the device they test interrupts with.
 fn debug_exit(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
     let Some(port) = c.spec.debug_exit else { return Vec::new() };
     let events = c.events.clone();
@@ -168,7 +169,11 @@ fn debug_exit(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
     let exit = DebugExit::new(Box::new(move |value| {
         events.post(MachineEvent::DebugExit((value << 1) as u8 | 1));
     }));
-    vec![attach(exit).at_port(port, DEBUG_EXIT_PORTS)]
+    let test = TestDevice::new((0..IoApic::PINS).map(|gsi| c.line(gsi)).collect());
+    vec![
+        attach(exit).at_port(port, DEBUG_EXIT_PORTS),
+        attach(test).ports(TestDevice::PORTS).mmio(TestDevice::BASE, TestDevice::SIZE),
+    ]
 }
 
 /// What firmware and test programs ask about the machine.
