@@ -550,12 +550,14 @@ impl Cpu {
             return (0, 0);
         }
         let s = &self.segments[n];
-        let flat = s.base == 0 && s.limit == u32::MAX;
+        // Outside IA-32e mode no page lies above 4 GiB, so that a sum that would
+        // wrap finds no translation and is wrapped by the complete checks.
+        let flat = s.limit == u32::MAX && (s.base == 0 || self.efer & efer::LMA == 0);
         if !flat {
             return (NEVER, NEVER);
         }
         if !self.protected() {
-            return (0, 0);
+            return (s.base, s.base);
         }
         let (code, down_or_conforming, writable_or_readable) =
             (s.kind() & 8 != 0, s.kind() & 4 != 0, s.kind() & 2 != 0);
@@ -563,9 +565,9 @@ impl Cpu {
             return (NEVER, NEVER);
         }
         match (code, down_or_conforming, writable_or_readable) {
-            (true, _, true) => (0, NEVER),
-            (false, false, true) => (0, 0),
-            (false, false, false) => (0, NEVER),
+            (true, _, true) => (s.base, NEVER),
+            (false, false, true) => (s.base, s.base),
+            (false, false, false) => (s.base, NEVER),
             _ => (NEVER, NEVER),
         }
     }
@@ -582,20 +584,17 @@ impl Cpu {
 
     /// 64 bits of entropy for RDRAND and RDSEED: the one place where host
     /// entropy enters. In virtual time the numbers are a function of the time, so
-    /// that runs repeat.
-    pub fn entropy(&mut self) -> u64 {
+    /// that runs repeat. `None`: the host has none to give now.
+    pub fn entropy(&mut self) -> Option<u64> {
         if self.clock.is_virtual() {
             self.sync_time();
             // SplitMix64's output function: distinct inputs give distinct outputs.
-            let mut z = (self.clock.now() << 8 | self.index as u64 & 0xff).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let mut z =
+                (self.clock.now() << 8 | self.index as u64 & 0xff).wrapping_mul(0x9e37_79b9_7f4a_7c15);
             z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
             z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-            return z ^ z >> 31;
+            return Some(z ^ z >> 31);
         }
-        use std::hash::{BuildHasher, Hasher};
-        // Each RandomState carries fresh host-seeded SipHash keys.
-        let mut h = std::collections::hash_map::RandomState::new().build_hasher();
-        h.write_u64(self.retired);
-        h.finish()
+        host_sys::entropy()
     }
 }

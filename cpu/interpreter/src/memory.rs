@@ -369,6 +369,7 @@ impl Cpu {
 
     /// Translate one linear address, filling the TLB.
     pub(crate) fn translate(&mut self, linear: u64, intent: Intent, p: Privilege) -> Result<Place, Stop> {
+        let linear = if self.efer & efer::LMA == 0 { linear & 0xffff_ffff } else { linear };
         let user = self.cpl == 3 && p == Privilege::Current;
         let ac = self.system_flags & x86_state::rflags::AC != 0 && p == Privilege::Current;
         let set = match (user, ac) {

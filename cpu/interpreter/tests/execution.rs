@@ -421,6 +421,29 @@ fn segment_limits_hold_in_protected_mode() {
 }
 
 #[test]
+fn addresses_wrap_at_4_gib_in_a_segment_with_a_base() {
+    let mut m = Machine::new(16 << 20, "x86-64-v2");
+    let mut s = m.protected_mode();
+    s.segments[5].base = 0x20_1000;
+    let code = assemble(32, FREE, |a| {
+        a.mov(eax, dword_ptr(ebx).gs())?;
+        a.mov(ecx, dword_ptr(ebx + 0x18).gs())?;
+        a.mov(dword_ptr(edx).gs(), eax)?;
+        a.hlt()
+    });
+    m.write(FREE, &code);
+    m.write(0x20_0ff0, &[1]);
+    m.write(0x20_1008, &[2]);
+    s.rip = FREE;
+    s.gpr[reg::RBX] = 0xffff_fff0;
+    s.gpr[reg::RDX] = 0x10;
+    let (end, halt) = m.run(&s, 100);
+    assert!(matches!(halt, Halt::Idle));
+    assert_eq!((end.gpr[reg::RAX], end.gpr[reg::RCX], end.rip), (1, 2, FREE + code.len() as u64));
+    assert_eq!(m.memory.read::<u32>(RamOffset(0x20_1010)), 1);
+}
+
+#[test]
 fn real_mode_wraps_and_faults_at_64_kib() {
     let mut m = Machine::new(16 << 20, "x86-64-v2");
     let mut s = m.real_mode();

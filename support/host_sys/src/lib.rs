@@ -1,11 +1,13 @@
 //! The one home of raw host system calls that no library wraps safely.
 
 mod barrier;
+mod entropy;
 mod signals;
 mod terminal;
 mod thread;
 
 pub use barrier::process_memory_barrier;
+pub use entropy::entropy;
 pub use signals::TerminationSignals;
 pub use terminal::{RawTerminal, restore as restore_terminal};
 pub use thread::set_thread_timer_slack;

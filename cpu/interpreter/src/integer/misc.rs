@@ -42,11 +42,12 @@ fn flush_line(cpu: &mut Cpu, i: &Insn) -> Step {
     Ok(())
 }
 
-/// CF says that the value is valid; the other status flags are cleared.
+/// CF says that the value is valid; the other status flags are cleared, and
+/// without a value the destination too.
 fn random<T: Width>(cpu: &mut Cpu, i: &Insn) -> Step {
     debug_assert!(T::SIZE > 1);
     let v = cpu.entropy();
-    T::set_reg(cpu, i.ops[0], T::from_u64(v));
-    cpu.flags = Flags::from_rflags(rflags::CF);
+    T::set_reg(cpu, i.ops[0], T::from_u64(v.unwrap_or(0)));
+    cpu.flags = Flags::from_rflags(if v.is_some() { rflags::CF } else { 0 });
     Ok(())
 }
