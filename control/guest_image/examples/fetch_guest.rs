@@ -10,9 +10,15 @@ impl Progress for Lines {
     }
 }
 
-fn main() -> Result<(), guest_image::GuestImageError> {
+fn main() -> std::process::ExitCode {
     let generic = std::env::args().nth(1).is_some_and(|a| a == "generic");
-    let files = ensure_guest(if generic { Flavour::Generic } else { Flavour::Cloud }, &Lines)?;
+    let files = match ensure_guest(if generic { Flavour::Generic } else { Flavour::Cloud }, &Lines) {
+        Ok(files) => files,
+        Err(e) => {
+            eprintln!("{e}");
+            return std::process::ExitCode::FAILURE;
+        }
+    };
     println!(
         "{}\n{}\n{}\n{}",
         files.description,
@@ -20,5 +26,5 @@ fn main() -> Result<(), guest_image::GuestImageError> {
         files.initrd.display(),
         files.busybox.display()
     );
-    Ok(())
+    std::process::ExitCode::SUCCESS
 }

@@ -22,8 +22,26 @@ pub(crate) fn fetch(
     cache: &Cache,
     progress: &dyn Progress,
 ) -> Result<Parts, GuestImageError> {
+    match fetch_by_lists(metapackage, cache, progress) {
+        // A fresh container has no package lists, an old one names versions that
+        // the archive no longer has. Root can get new ones.
+        Err(GuestImageError::UnknownPackage { .. } | GuestImageError::Command { .. }) if is_root() => {
+            progress.phase("running apt-get update");
+            run(Command::new("apt-get").args(["-q", "update"]), "apt-get", "")?;
+            fetch_by_lists(metapackage, cache, progress)
+        }
+        other => other,
+    }
+}
+
+/// Fetch what the package lists on this host name.
+fn fetch_by_lists(
+    metapackage: &str,
+    cache: &Cache,
+    progress: &dyn Progress,
+) -> Result<Parts, GuestImageError> {
     progress.phase("asking apt for the kernel's package");
-    let kernel_package = resolve_or_update(metapackage, progress)?;
+    let kernel_package = resolve(metapackage)?;
     let work = cache.work_directory()?;
     let packages = [kernel_package.as_str(), BUSYBOX_PACKAGE].map(|p| format!("{p}:{ARCHITECTURE}"));
     progress.phase(&format!("downloading {kernel_package} and {BUSYBOX_PACKAGE}"));
@@ -36,18 +54,6 @@ pub(crate) fn fetch(
 
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
-}
-
-fn resolve_or_update(metapackage: &str, progress: &dyn Progress) -> Result<String, GuestImageError> {
-    match resolve(metapackage) {
-        // Fresh containers have no package lists; root can get them.
-        Err(GuestImageError::UnknownPackage { .. }) if is_root() => {
-            progress.phase("running apt-get update");
-            run(Command::new("apt-get").args(["-q", "update"]), "apt-get", "")?;
-            resolve(metapackage)
-        }
-        other => other,
-    }
 }
 
 /// The versioned kernel package that a metapackage depends on.

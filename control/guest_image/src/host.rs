@@ -41,7 +41,9 @@ fn find_kernel() -> Result<PathBuf, String> {
 
 /// Files that match a path with one `*` in it.
 fn expand(pattern: &str) -> Vec<PathBuf> {
-    let Some((before, after)) = pattern.split_once('*') else { return vec![PathBuf::from(pattern)] };
+    let Some((before, after)) = pattern.split_once('*') else {
+        return [PathBuf::from(pattern)].into_iter().filter(|p| p.exists()).collect();
+    };
     let Some((directory, prefix)) = before.rsplit_once('/') else { return Vec::new() };
     let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
     let names = entries.flatten().filter_map(|e| e.file_name().into_string().ok());
