@@ -15,11 +15,13 @@ pub struct ApicState {
     /// IA32_TSC_DEADLINE, 0 when disarmed.
     pub tsc_deadline: u64,
     /// Guest nanoseconds when the current timer period began, valid while the
-    /// initial count is not zero.
+    /// initial count is not zero; [`ApicState::TIMER_OVER`] when the countdown is over.
     pub timer_start_ns: u64,
 }
 
 impl ApicState {
+    /// In `timer_start_ns`: a one-shot has counted down and nothing counts.
+    pub const TIMER_OVER: u64 = u64::MAX;
     /// Register count of an APIC page.
     pub const REGISTERS: usize = 64;
 }

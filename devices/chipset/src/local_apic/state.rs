@@ -33,7 +33,7 @@ impl Apic {
             registers,
             icr_high: self.icr_high,
             tsc_deadline: self.timer.tsc_deadline,
-            timer_start_ns: self.timer.start,
+            timer_start_ns: if self.timer.over { ApicState::TIMER_OVER } else { self.timer.start },
         }
     }
 
@@ -65,7 +65,9 @@ impl Apic {
         for at in [ISR, IRR] {
             check(r[at] & 0xffff == 0, "a reserved vector's pending or in-service bit", r[at])?;
         }
-        let mode = TimerMode::of(lvt[LVT_TIMER]);
+        // Other engines say so by the count alone; a periodic one may pass through 0.
+        let one_shot = TimerMode::of(lvt[LVT_TIMER]) == TimerMode::OneShot;
+        let one_shot_over = one_shot && r[INITIAL_COUNT] != 0 && r[CURRENT_COUNT] == 0;
         check(*tsc_deadline == 0 || self.tsc_deadline, "IA32_TSC_DEADLINE", *tsc_deadline)?;
 
         self.base = *base;
@@ -85,7 +87,7 @@ impl Apic {
             initial: r[INITIAL_COUNT],
             divide: r[DIVIDE],
             start: *timer_start_ns,
-            over: mode == TimerMode::OneShot && r[INITIAL_COUNT] != 0 && r[CURRENT_COUNT] == 0,
+            over: *timer_start_ns == ApicState::TIMER_OVER || one_shot_over,
             tsc_deadline: *tsc_deadline,
             tsc_offset: self.timer.tsc_offset,
         };
