@@ -56,7 +56,7 @@ fn check(tools: bool) -> Result<Report> {
     sources::check(&mut report)?;
     functions::check(&mut report)?;
     if tools {
-        report.tool("rustfmt", "cargo fmt", &["fmt", "--all", "--", "--check", "--files-with-diff"], "run cargo fmt");
+        report.tool("rustfmt", "cargo fmt", &["fmt", "--all", "--", "--check", "-l"], "run cargo fmt");
         let clippy = ["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
         report.tool("clippy", "cargo clippy", &clippy, "mend what it says");
     }
