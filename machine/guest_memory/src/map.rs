@@ -46,7 +46,9 @@ pub enum MemoryError {
     #[error("memory regions at {0:#x} and {1:#x} overlap")]
     Overlap(u64, u64),
     /// The host refused.
-    #[error("cannot reserve {size} bytes of guest memory ({what}): {source}; use less --memory or free some on the host")]
+    #[error(
+        "cannot reserve {size} bytes of guest memory ({what}): {source}; use less --memory or free some on the host"
+    )]
     Host {
         /// Bytes wanted.
         size: u64,

@@ -183,7 +183,11 @@ impl PageMarks {
             d.store(0, Ordering::SeqCst);
         }
         for m in &self.marks {
-            if on { m.fetch_or(LOG, Ordering::SeqCst) } else { m.fetch_and(!LOG, Ordering::SeqCst) };
+            if on {
+                m.fetch_or(LOG, Ordering::SeqCst)
+            } else {
+                m.fetch_and(!LOG, Ordering::SeqCst)
+            };
         }
         crate::access::heavy_barrier();
     }

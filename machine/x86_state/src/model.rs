@@ -237,8 +237,21 @@ impl CpuModel {
     pub fn arch_capabilities(&self) -> u64 {
         // RDCL_NO, IBRS_ALL, SKIP_L1DFL_VMENTRY, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO,
         // SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO, ITS_NO.
-        (1 << 0) | (1 << 1) | (1 << 3) | (1 << 4) | (1 << 5) | (1 << 6) | (1 << 8) | (1 << 13)
-            | (1 << 14) | (1 << 15) | (1 << 20) | (1 << 24) | (1 << 26) | (1 << 27) | (1 << 62)
+        (1 << 0)
+            | (1 << 1)
+            | (1 << 3)
+            | (1 << 4)
+            | (1 << 5)
+            | (1 << 6)
+            | (1 << 8)
+            | (1 << 13)
+            | (1 << 14)
+            | (1 << 15)
+            | (1 << 20)
+            | (1 << 24)
+            | (1 << 26)
+            | (1 << 27)
+            | (1 << 62)
     }
 
     /// XCR0 bits the model supports.
@@ -248,14 +261,23 @@ impl CpuModel {
     }
 
     fn feature_bits(&self, leaf: u32, sub: u32, reg: Register) -> u32 {
-        Feature::ALL.iter().filter(|f| self.has(**f)).map(|f| f.row()).fold(0, |m, r| {
-            if (r.1, r.2, r.3) == (leaf, sub, reg) { m | 1 << r.4 } else { m }
-        })
+        Feature::ALL
+            .iter()
+            .filter(|f| self.has(**f))
+            .map(|f| f.row())
+            .fold(0, |m, r| if (r.1, r.2, r.3) == (leaf, sub, reg) { m | 1 << r.4 } else { m })
     }
 
     /// CPUID for one vCPU. `osxsave` is CR4.OSXSAVE and `xcr0` the current XCR0,
     /// the two pieces of state that CPUID reflects.
-    pub fn cpuid(&self, leaf: u32, subleaf: u32, topology: Topology, osxsave: bool, xcr0: u64) -> CpuidResult {
+    pub fn cpuid(
+        &self,
+        leaf: u32,
+        subleaf: u32,
+        topology: Topology,
+        osxsave: bool,
+        xcr0: u64,
+    ) -> CpuidResult {
         const MAX_BASIC: u32 = 0x16;
         const MAX_EXTENDED: u32 = 0x8000_0008;
         let leaf = match leaf {
