@@ -11,8 +11,9 @@ use x86_state::msr_index;
 
 use crate::{NAME, msr, sys};
 
-/// How far, in ms, an immovable TSC may be from where a state wants it.
-const TOLERANCE_MS: u64 = 1;
+/// How far, in ms, an immovable TSC may be from where a state wants it: what
+/// the host's clock may drift from its TSC in a machine's life.
+const TOLERANCE_MS: u64 = 20;
 
 fn attribute() -> kvm_device_attr {
     kvm_device_attr { group: KVM_VCPU_TSC_CTRL, attr: u64::from(KVM_VCPU_TSC_OFFSET), ..Default::default() }

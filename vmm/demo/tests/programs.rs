@@ -543,6 +543,35 @@ fn a_triple_fault_ends_the_run() {
     }
 }
 
+/// Page tables that somebody else changed (another engine, between two turns)
+/// are what an engine uses when it takes the state back.
+#[test]
+fn page_tables_changed_by_others_are_used() {
+    const WINDOW: u64 = 0x60_0000;
+    const LARGE_PAGE: u64 = 0x87;
+    for engine in support::engines() {
+        let machine = support::machine(&engine, model());
+        let memory = machine.memory();
+        layout::write_tables(memory).unwrap();
+        memory.store(0x20_0000, &1u32.to_le_bytes()).unwrap();
+        memory.store(0x40_0000, &2u32.to_le_bytes()).unwrap();
+        let mut a = CodeAssembler::new(64).unwrap();
+        a.mov(ebx, dword_ptr(WINDOW)).unwrap();
+        value(&mut a, ebx).unwrap();
+        exit(&mut a).unwrap();
+        memory.store(address::USER_CODE, &a.assemble(address::USER_CODE).unwrap()).unwrap();
+        let made = (engine.make)(memory, machine.model(), machine.clock()).unwrap();
+        let mut vcpu = machine.vcpu(&*made).unwrap();
+        for page in [0x20_0000, 0x40_0000, 0x20_0000] {
+            let entry = address::LOW_DIRECTORY + (WINDOW >> 21) * 8;
+            memory.store(entry, &(page | LARGE_PAGE).to_le_bytes()).unwrap();
+            vcpu.set_state(&layout::long_mode(3)).unwrap();
+            machine.run(&mut *vcpu, support::PATIENCE).unwrap_or_else(|e| panic!("{}: {e}", engine.name));
+        }
+        assert_eq!(machine.notes().values, [1, 2, 1], "{}", engine.name);
+    }
+}
+
 /// A loop moves between engines many times and never notices.
 #[test]
 fn state_moves_between_engines_in_mid_loop() {
