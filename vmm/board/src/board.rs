@@ -193,6 +193,7 @@ impl Board {
             }
         };
         let attentions: Vec<_> = (0..spec.cpus).map(|_| Arc::new(Attention::new())).collect();
+        events.connect(&attentions);
         let Interrupts { apics, switch, pic, ioapic } = wire_interrupts(&model, &clock, &attentions);
         let mut context = Context {
             spec: &spec,
@@ -241,6 +242,7 @@ impl Board {
     /// # Errors
     /// When an image cannot be read or is not what it should be.
     pub fn power_on(&self) -> Result<CpuState, BoardError> {
+        self.events.release();
         for (slot, device) in self.devices.iter().enumerate() {
             let mut device = devices::lock(device);
             device.reset();

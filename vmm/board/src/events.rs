@@ -1,11 +1,12 @@
 //! What a machine tells its owner: power, resets, panics.
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use engine::EngineError;
+use engine::attention_bits::STOP;
+use engine::{Attention, EngineError};
 
 /// Something only the machine's owner can act on.
 #[derive(Debug)]
@@ -37,14 +38,50 @@ pub enum MachineEvent {
     Stop,
 }
 
-/// Where devices and vCPU threads post events. Posting never blocks.
+impl MachineEvent {
+    /// No vCPU may execute another instruction before the owner has acted.
+    fn holds(&self) -> bool {
+        use MachineEvent as E;
+        matches!(self, E::PowerOff | E::Reset | E::Panic | E::DebugExit(_))
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    sender: Mutex<Sender<MachineEvent>>,
+    /// An event that holds the machine has been posted and not been acted on.
+    held: AtomicBool,
+    attentions: OnceLock<Vec<Arc<Attention>>>,
+}
+
+/// Where devices and vCPU threads post events. Posting never blocks for long.
 #[derive(Debug, Clone)]
-pub struct EventPoster(Sender<MachineEvent>);
+pub struct EventPoster(Arc<Shared>);
 
 impl EventPoster {
     /// Post one event. An owner that is gone no longer cares.
     pub fn post(&self, event: MachineEvent) {
-        let _ = self.0.send(event);
+        let holds = event.holds();
+        let _ = self.0.sender.lock().unwrap_or_else(PoisonError::into_inner).send(event);
+        if holds {
+            self.0.held.store(true, Ordering::SeqCst);
+            self.0.attentions.get().into_iter().flatten().for_each(|a| a.raise(STOP));
+        }
+    }
+
+    /// The vCPUs that an event holds.
+    pub(crate) fn connect(&self, attentions: &[Arc<Attention>]) {
+        let _ = self.0.attentions.set(attentions.to_vec());
+    }
+
+    /// Whether vCPUs must wait for the owner.
+    pub fn held(&self) -> bool {
+        self.0.held.load(Ordering::SeqCst)
+    }
+
+    /// The owner has acted.
+    pub(crate) fn release(&self) {
+        self.0.held.store(false, Ordering::SeqCst);
     }
 }
 
@@ -55,8 +92,10 @@ pub struct EventQueue(Mutex<Receiver<MachineEvent>>);
 impl EventQueue {
     /// A channel.
     pub fn new() -> (EventPoster, EventQueue) {
-        let (tx, rx) = channel();
-        (EventPoster(tx), EventQueue(Mutex::new(rx)))
+        let (sender, receiver) = channel();
+        let shared =
+            Shared { sender: Mutex::new(sender), held: AtomicBool::new(false), attentions: OnceLock::new() };
+        (EventPoster(Arc::new(shared)), EventQueue(Mutex::new(receiver)))
     }
 
     /// Wait for the next event; `None` when `timeout` has passed.

@@ -23,6 +23,10 @@ pub(crate) struct Shared {
 /// The body of a vCPU thread in host time.
 pub(crate) fn main(shared: &Shared, index: usize) {
     while shared.gate.pass() {
+        if shared.events.held() {
+            stand_still(shared, index);
+            continue;
+        }
         let mut vcpu = shared.slots[index].lock().unwrap_or_else(PoisonError::into_inner);
         run_until_stopped(shared, index, vcpu.as_mut());
     }
@@ -60,7 +64,8 @@ fn fail(shared: &Shared, index: usize, error: EngineError) {
     stand_still(shared, index);
 }
 
-fn stand_still(shared: &Shared, index: usize) {
+/// Wait until the owner wants the vCPU at the gate.
+pub(crate) fn stand_still(shared: &Shared, index: usize) {
     let attention = shared.board.attention(index);
     attention.wait(STOP, None);
     attention.take(STOP);

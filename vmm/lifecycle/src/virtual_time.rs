@@ -8,7 +8,7 @@ use board::{Board, MachineEvent, NEVER};
 use engine::attention_bits::{INIT, INTERRUPT, NMI, STARTUP, STOP};
 use engine::{Halt, Vcpu};
 
-use crate::vcpu_thread::{Shared, take_attention, wake_mask};
+use crate::vcpu_thread::{Shared, stand_still, take_attention, wake_mask};
 
 /// Instructions a vCPU runs before the next one's turn, when there are several.
 const TURN: u64 = 20_000;
@@ -60,6 +60,10 @@ pub(crate) fn main(shared: &Shared) {
         }
     })));
     while shared.gate.pass() {
+        if shared.events.held() {
+            stand_still(shared, 0);
+            continue;
+        }
         let mut vcpus: Vec<_> =
             shared.slots.iter().map(|s| s.lock().unwrap_or_else(PoisonError::into_inner)).collect();
         Driver { shared, sleep: &sleep, running: &running }.run(&mut vcpus);
@@ -104,7 +108,7 @@ impl Driver<'_> {
             let limit = if vcpus.len() > 1 { limit.min(TURN) } else { limit };
             let halt = vcpus[index].run(limit);
             turns[index] = self.after(index, vcpus[index].as_mut(), halt);
-            if self.shared.gate.closed() {
+            if self.shared.gate.closed() || self.shared.events.held() {
                 return;
             }
         }
