@@ -15,7 +15,7 @@ use crate::memory::{Intent, Place};
 use crate::tlb::PAGE_MASK;
 
 /// Instructions kept; when they are used up, all blocks are dropped.
-const CAPACITY: usize = 64 * 1024;
+const CAPACITY: usize = 96 * 1024;
 /// Longest block, in instructions.
 const MAX_BLOCK: usize = 48;
 /// Most bytes looked at for one block.

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use crate::zeroed::zeroed;
 use crate::{PAGE_SIZE, RamOffset};
 
 const CODE: u8 = 1 << 0;
@@ -47,10 +48,6 @@ pub enum CodeEvent {
 
 /// Events kept for readers that lag behind.
 const RECENT: usize = 256;
-
-fn zeroed<T: Default>(n: u64) -> Box<[T]> {
-    std::iter::repeat_with(T::default).take(n as usize).collect()
-}
 
 impl PageMarks {
     pub(crate) fn new(size: u64) -> Self {
