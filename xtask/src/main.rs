@@ -57,7 +57,8 @@ fn check(tools: bool) -> Result<Report> {
     functions::check(&mut report)?;
     if tools {
         report.tool("rustfmt", "cargo fmt", &["fmt", "--all", "--", "--check", "-l"], "run cargo fmt");
-        let clippy = ["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
+        let clippy =
+            ["clippy", "--workspace", "--all-targets", "--keep-going", "--quiet", "--", "-D", "warnings"];
         report.tool("clippy", "cargo clippy", &clippy, "mend what it says");
     }
     Ok(report)
