@@ -28,6 +28,10 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Say what this host offers, what is missing, and how to get it
     Doctor(DoctorArgs),
+    /// Run a small guest of our own on every engine this host offers
+    ///
+    /// Needs nothing: no image, no network, no privilege.
+    Demo(DemoArgs),
     /// Run one guest on two engines in lock-step and report the first difference
     #[command(
         after_help = "Exit status:\n  0  no difference\n  1  Strata or the host failed\n  2  wrong command line or input\n  6  a difference was found"
@@ -153,6 +157,13 @@ pub struct DoctorArgs {
 }
 
 #[derive(Args)]
+pub struct DemoArgs {
+    /// How the result is printed
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+}
+
+#[derive(Args)]
 pub struct CompareArgs {
     #[command(flatten)]
     pub machine: MachineArgs,
@@ -204,6 +215,7 @@ mod tests {
             "strata run --engine interp --switch 500ms:kvm --switch 2s:interp",
             "strata run --cpu x86-64-v3,-avx2 --format json -- uname -a",
             "strata doctor --format json",
+            "strata demo",
             "strata compare --engines interp,kvm -n 1000 --kernel k",
             "strata completion bash",
         ] {

@@ -29,7 +29,7 @@ use std::time::Instant;
 
 use clap::{CommandFactory, Parser};
 
-use cli::{Cli, Command};
+use cli::{Cli, Command, DemoArgs, Format};
 
 fn main() -> ExitCode {
     let start = Instant::now();
@@ -37,6 +37,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(args) => run::command(*args, start),
         Command::Doctor(args) => doctor::command(&args),
+        Command::Demo(args) => show_demo(&args),
         Command::Compare(args) => lockstep::command(&args),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "strata", &mut std::io::stdout());
@@ -48,6 +49,16 @@ fn main() -> ExitCode {
         Ok(status) => ExitCode::from(status),
         Err(error) => failure::report(&error),
     }
+}
+
+/// Status 0 if the guest did all it should on every engine.
+fn show_demo(args: &DemoArgs) -> anyhow::Result<u8> {
+    let format = match args.format {
+        Format::Text => demo::Format::Table,
+        Format::Json => demo::Format::Json,
+    };
+    let all_right = demo::run(&demo::available_engines(), format, &mut std::io::stdout().lock())?;
+    Ok(u8::from(!all_right))
 }
 
 fn version() -> anyhow::Result<u8> {
