@@ -46,6 +46,7 @@ impl Env {
         if matches!(self.mode, Mode::Real | Mode::V86 | Mode::Protected16) { 2 } else { 4 }
     }
     /// Bytes PUSH and POP move.
+    #[allow(dead_code, reason = "not every test binary needs it")]
     pub fn slot(&self) -> u64 {
         if self.mode == Mode::Long { 8 } else { self.operand() }
     }
@@ -349,26 +350,55 @@ impl Machine {
         s
     }
 
-    /// Execute one instruction (and, after a fault, the handler's HLT).
-    pub fn step(&mut self, state: &CpuState) -> (Outcome, CpuState) {
+    /// Execute until HLT.
+    #[allow(dead_code, reason = "not every test binary needs it")]
+    pub fn run_to_halt(&mut self, state: &CpuState) -> CpuState {
         self.vcpu.set_state(state).expect("the state is legal");
-        let _ = self.vcpu.run(1);
+        let _ = self.vcpu.run(100);
+        let after = self.vcpu.state().unwrap();
+        assert_eq!(after.activity, Activity::Halted);
+        after
+    }
+
+    /// Execute one instruction, or deliver its fault, whose return address must
+    /// be the instruction.
+    pub fn step(&mut self, state: &CpuState) -> (Outcome, CpuState) {
+        let before = self.vcpu.retired();
+        let (outcome, after) = self.run(state, 1);
+        if after.activity != Activity::Shutdown && self.vcpu.retired() != before {
+            return (Outcome::Done, after);
+        }
+        if after.activity != Activity::Shutdown && state.cr0 & cr0::PE != 0 {
+            let size = if state.efer & efer::LMA != 0 { 8 } else { 4 };
+            let above_error = if Self::pushes_error(&after) { size } else { 0 };
+            let saved_ip = self.peek(after.gpr[reg::RSP] + above_error, size);
+            assert_eq!(saved_ip, CODE, "a fault's return address is the instruction");
+        }
+        (outcome, after)
+    }
+
+    /// The vector of the handler RIP is at.
+    fn handler_at(rip: u64) -> Option<u8> {
+        let n = rip.wrapping_sub(HANDLERS) / 16;
+        (rip >= HANDLERS && n < 32).then_some(n as u8)
+    }
+
+    fn pushes_error(after: &CpuState) -> bool {
+        Self::handler_at(after.rip).is_some_and(|v| matches!(v, 8 | 10..=14 | 17))
+    }
+
+    /// Execute `limit` instructions; a fault if that leads to an exception's handler.
+    pub fn run(&mut self, state: &CpuState, limit: u64) -> (Outcome, CpuState) {
+        self.vcpu.set_state(state).expect("the state is legal");
+        let _ = self.vcpu.run(limit);
         let after = self.vcpu.state().unwrap();
         if after.activity == Activity::Shutdown {
             return (Outcome::Fault(255, 0), after);
         }
-        if after.activity != Activity::Halted {
-            return (Outcome::Done, after);
-        }
-        let vector = ((after.rip - 1 - HANDLERS) / 16) as u8;
-        let has_code = matches!(vector, 8 | 10..=14 | 17) && state.cr0 & cr0::PE != 0;
+        let Some(vector) = Self::handler_at(after.rip) else { return (Outcome::Done, after) };
+        let has_code = Self::pushes_error(&after) && state.cr0 & cr0::PE != 0;
         let size = if state.efer & efer::LMA != 0 { 8 } else { 4 };
-        let sp = after.gpr[reg::RSP];
-        let error = if has_code { self.peek(sp, size) as u32 } else { 0 };
-        if state.cr0 & cr0::PE != 0 {
-            let saved_ip = self.peek(sp + if has_code { size } else { 0 }, size);
-            assert_eq!(saved_ip, CODE, "a fault's return address is the instruction");
-        }
+        let error = if has_code { self.peek(after.gpr[reg::RSP], size) as u32 } else { 0 };
         (Outcome::Fault(vector, error), after)
     }
 }
