@@ -2,9 +2,7 @@
 
 use x86_state::{CpuState, Exception, cr0, cr4, dr6, reg, rflags, vector};
 
-use super::machine::{
-    CODE, DATA, GDT, HANDLERS, IDT, INNER_STACK, Machine, Outcome, STACK, TARGET, TSS, gdt,
-};
+use super::machine::{CODE, GDT, HANDLERS, IDT, INNER_STACK, Machine, Outcome, STACK, TARGET, TSS, gdt};
 use super::{Env, Mode, long, protected, step};
 
 /// The IDT gate of a vector in 64-bit mode, to be patched at `offset`.
