@@ -3,18 +3,18 @@
 use crate::flags::Flags;
 use crate::int::Int;
 
-/// CF and OF together say that the upper half is significant; the others,
-/// undefined by the manual, come from the lower half.
+/// CF and OF together say that the upper half is significant. The others are
+/// undefined by the manual; AMD family 19h leaves them as they were.
 #[inline(always)]
-fn product_flags<T: Int>(lo: T, overflow: bool) -> Flags {
-    Flags { result: lo.sext(), aux: u32::from(overflow) << 31 }
+fn product_flags(f: Flags, overflow: bool) -> Flags {
+    f.with_cf(overflow).with_of(overflow)
 }
 
 /// MUL: unsigned `a * b` as (low, high).
 #[inline(always)]
-pub fn mul<T: Int>(a: T, b: T) -> (T, T, Flags) {
+pub fn mul<T: Int>(a: T, b: T, f: Flags) -> (T, T, Flags) {
     let (lo, hi) = mulx(a, b);
-    (lo, hi, product_flags(lo, hi != T::default()))
+    (lo, hi, product_flags(f, hi != T::default()))
 }
 
 /// MULX: as [`mul`], without flags.
@@ -31,7 +31,7 @@ pub fn mulx<T: Int>(a: T, b: T) -> (T, T) {
 
 /// IMUL, one-operand form: signed `a * b` as (low, high).
 #[inline(always)]
-pub fn imul<T: Int>(a: T, b: T) -> (T, T, Flags) {
+pub fn imul<T: Int>(a: T, b: T, f: Flags) -> (T, T, Flags) {
     let (lo, hi) = if T::BITS == 64 {
         let p = i128::from(a.sext() as i64).wrapping_mul(i128::from(b.sext() as i64));
         (T::from_u64(p as u64), T::from_u64((p >> 64) as u64))
@@ -40,14 +40,22 @@ pub fn imul<T: Int>(a: T, b: T) -> (T, T, Flags) {
         (T::from_u64(p), T::from_u64(p >> T::BITS))
     };
     let sign = if lo.msb() { T::MASK } else { 0 };
-    (lo, hi, product_flags(lo, hi.to_u64() != sign))
+    (lo, hi, product_flags(f, hi.to_u64() != sign))
 }
 
 /// IMUL, two- and three-operand forms: the low half of the signed product.
 #[inline(always)]
-pub fn imul_truncating<T: Int>(a: T, b: T) -> (T, Flags) {
-    let (lo, _, flags) = imul(a, b);
+pub fn imul_truncating<T: Int>(a: T, b: T, f: Flags) -> (T, Flags) {
+    let (lo, _, flags) = imul(a, b, f);
     (lo, flags)
+}
+
+/// Status flags after DIV or IDIV: all undefined by the manual; AMD family 19h
+/// keeps CF and OF, sets AF and clears the others.
+#[inline(always)]
+pub fn division_flags(f: Flags) -> Flags {
+    // Result 1: not zero, positive, odd parity. Bit 3 is AF.
+    Flags { result: 1, aux: f.aux & 0xc000_0000 | 8 }
 }
 
 /// DIV: `hi:lo / d` as (quotient, remainder); `None` is #DE.

@@ -197,15 +197,9 @@ fn shifts_and_rotates() {
 #[test]
 fn multiplication() {
     // MUL and IMUL write RDX: the operand comes from RDX, as binary! passes it.
-    binary!(@ u64 "imul", " rax, rdx", CF | OF, |a, b, f| keep_undefined(muldiv::imul_truncating(a, b), f));
-    binary!(@ u32 "imul", " eax, edx", CF | OF, |a, b, f| keep_undefined(muldiv::imul_truncating(a, b), f));
-    binary!(@ u16 "imul", " ax, dx", CF | OF, |a, b, f| keep_undefined(muldiv::imul_truncating(a, b), f));
-}
-
-/// A product's CF and OF with the other flags as before: the manual leaves those
-/// undefined and processors differ.
-fn keep_undefined<T>((r, new): (T, Flags), old: Flags) -> (T, Flags) {
-    (r, old.with_cf(new.cf()).with_of(new.of()))
+    binary!(@ u64 "imul", " rax, rdx", CF | OF, muldiv::imul_truncating);
+    binary!(@ u32 "imul", " eax, edx", CF | OF, muldiv::imul_truncating);
+    binary!(@ u16 "imul", " ax, dx", CF | OF, muldiv::imul_truncating);
 }
 
 /// One-operand multiplication and division: rdx:rax by rcx.
@@ -233,8 +227,7 @@ fn widening_multiplication() {
                 |_| CF | OF,
                 wide!($text),
                 |a, _, c, f| {
-                    let (lo, hi, new) = $ours(a as $t, c as $t);
-                    let ((), f) = keep_undefined(((), new), f);
+                    let (lo, hi, f) = $ours(a as $t, c as $t, f);
                     (lo as u64, hi as u64, f)
                 },
             );
@@ -248,14 +241,40 @@ fn widening_multiplication() {
     case!(u64, "imul rcx", muldiv::imul);
     for a in 0..=255u8 {
         for b in 0..=255u8 {
-            let (lo, hi, f) = muldiv::mul(a, b);
+            let (lo, hi, f) = muldiv::mul(a, b, Flags::default());
             assert_eq!(u16::from_le_bytes([lo, hi]), u16::from(a) * u16::from(b));
             assert_eq!((f.cf(), f.of()), (hi != 0, hi != 0));
-            let (lo, hi, f) = muldiv::imul(a, b);
+            let (lo, hi, f) = muldiv::imul(a, b, Flags::default());
             let product = i16::from(a as i8) * i16::from(b as i8);
             assert_eq!(i16::from_le_bytes([lo, hi]), product);
             assert_eq!((f.cf(), f.of()), (i8::try_from(product).is_err(), i8::try_from(product).is_err()));
         }
+    }
+}
+
+#[test]
+fn flags_of_division() {
+    if !same_vendor() {
+        return;
+    }
+    macro_rules! case {
+        ($text:literal, $f:expr) => {{
+            let mut flags: u64 = $f | 2;
+            // SAFETY: 0:99 / 7 does not trap; pushes are balanced.
+            unsafe {
+                asm!("push {f}", "popfq", $text, "pushfq", "pop {f}", f = inout(reg) flags,
+                    inout("rax") 99u64 => _, inout("rdx") 0u64 => _, in("rcx") 7u64);
+            }
+            let ours = muldiv::division_flags(Flags::from_rflags($f)).to_rflags();
+            assert_eq!(flags & ALL, ours, "{} from {:#x}", $text, $f);
+        }};
+    }
+    for f in [0, CF, OF, CF | OF, ALL, ALL & !CF, ALL & !OF] {
+        case!("div cx", f);
+        case!("div ecx", f);
+        case!("div rcx", f);
+        case!("idiv ecx", f);
+        case!("idiv rcx", f);
     }
 }
 

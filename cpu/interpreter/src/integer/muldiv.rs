@@ -44,7 +44,7 @@ fn operand<T: Width>(cpu: &mut Cpu, i: &Insn) -> Result<T, Stop> {
 
 fn mul<T: Width>(cpu: &mut Cpu, i: &Insn) -> Step {
     let b = operand::<T>(cpu, i)?;
-    let (lo, hi, f) = muldiv::mul(T::reg(cpu, RAX), b);
+    let (lo, hi, f) = muldiv::mul(T::reg(cpu, RAX), b, cpu.flags);
     T::set_reg(cpu, RAX, lo);
     T::set_reg(cpu, upper::<T>(), hi);
     cpu.flags = f;
@@ -53,7 +53,7 @@ fn mul<T: Width>(cpu: &mut Cpu, i: &Insn) -> Step {
 
 fn imul<T: Width>(cpu: &mut Cpu, i: &Insn) -> Step {
     let b = operand::<T>(cpu, i)?;
-    let (lo, hi, f) = muldiv::imul(T::reg(cpu, RAX), b);
+    let (lo, hi, f) = muldiv::imul(T::reg(cpu, RAX), b, cpu.flags);
     T::set_reg(cpu, RAX, lo);
     T::set_reg(cpu, upper::<T>(), hi);
     cpu.flags = f;
@@ -62,14 +62,14 @@ fn imul<T: Width>(cpu: &mut Cpu, i: &Insn) -> Step {
 
 fn imul_two<T: Width>(cpu: &mut Cpu, i: &Insn) -> Step {
     let b = if i.has(Insn::MEM) { cpu.load::<T>(i)? } else { T::reg(cpu, i.ops[1]) };
-    let (r, f) = muldiv::imul_truncating(T::reg(cpu, i.ops[0]), b);
+    let (r, f) = muldiv::imul_truncating(T::reg(cpu, i.ops[0]), b, cpu.flags);
     T::set_reg(cpu, i.ops[0], r);
     cpu.flags = f;
     Ok(())
 }
 
 fn imul_three_reg<T: Width>(cpu: &mut Cpu, i: &Insn) -> Step {
-    let (r, f) = muldiv::imul_truncating(T::reg(cpu, i.ops[1]), T::from_u64(i.imm));
+    let (r, f) = muldiv::imul_truncating(T::reg(cpu, i.ops[1]), T::from_u64(i.imm), cpu.flags);
     T::set_reg(cpu, i.ops[0], r);
     cpu.flags = f;
     Ok(())
@@ -77,7 +77,7 @@ fn imul_three_reg<T: Width>(cpu: &mut Cpu, i: &Insn) -> Step {
 
 fn imul_three_mem<T: Width>(cpu: &mut Cpu, i: &Insn) -> Step {
     let a = cpu.load::<T>(i)?;
-    let (r, f) = muldiv::imul_truncating(a, T::from_u64(i.imm));
+    let (r, f) = muldiv::imul_truncating(a, T::from_u64(i.imm), cpu.flags);
     T::set_reg(cpu, i.ops[0], r);
     cpu.flags = f;
     Ok(())
@@ -101,6 +101,7 @@ fn quotient<T: Width>(cpu: &mut Cpu, result: Option<(T, T)>) -> Step {
     };
     T::set_reg(cpu, RAX, q);
     T::set_reg(cpu, upper::<T>(), r);
+    cpu.flags = muldiv::division_flags(cpu.flags);
     Ok(())
 }
 
