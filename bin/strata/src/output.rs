@@ -129,11 +129,10 @@ impl Watch {
             self.phases.mark(Phase::Shell);
             self.shell = None;
         }
-        if let Some((number, receiver)) = &mut self.status {
-            if let Some(status) = number.next(byte) {
-                // The last command's status counts only once: the guest ends after it.
-                let _ = receiver.set(status);
-            }
+        let status = self.status.as_mut().and_then(|(number, receiver)| Some((number.next(byte)?, receiver)));
+        if let Some((status, receiver)) = status {
+            // The last command's status counts only once: the guest ends after it.
+            let _ = receiver.set(status);
         }
     }
 }

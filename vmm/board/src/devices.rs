@@ -85,7 +85,6 @@ type Make = fn(&mut Context<'_>, usize) -> Vec<Attachment>;
 pub(crate) const LIST: &[Make] = &[
     interrupt_controllers,
     timers,
-    real_time_clock,
     serial_ports,
     keyboard_controller,
     power_management,
@@ -107,21 +106,19 @@ fn interrupt_controllers(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
     vec![attach(c.pic.clone()).ports(Pic::PORTS), attach(c.ioapic.clone()).mmio(IoApic::BASE, IoApic::SIZE)]
 }
 
+/// The HPET can replace the PIT and the RTC: their lines go through it.
 fn timers(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
+    let (below, above) = crate::memory::split(c.spec.memory);
+    let config = RtcConfig { ram_below_4g: below, ram_above_4g: above };
     let hpet = Hpet::new(
         c.clock.clone(),
         HpetLines { gsi: (0..24).map(|g| c.line(g)).collect(), pit_irq0: c.line(0), rtc_irq8: c.line(8) },
     );
     vec![
         attach(Pit::new(c.clock.clone(), hpet.gate(c.line(0)))).ports(Pit::PORTS),
+        attach(Rtc::new(c.clock.clone(), hpet.gate(c.line(8)), config)).ports(Rtc::PORTS),
         attach(hpet).mmio(Hpet::BASE, Hpet::SIZE),
     ]
-}
-
-fn real_time_clock(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
-    let (below, above) = crate::memory::split(c.spec.memory);
-    let config = RtcConfig { ram_below_4g: below, ram_above_4g: above };
-    vec![attach(Rtc::new(c.clock.clone(), c.line(8), config)).ports(Rtc::PORTS)]
 }
 
 fn serial_ports(c: &mut Context<'_>, slot: usize) -> Vec<Attachment> {

@@ -1,7 +1,7 @@
 //! What a machine tells its owner: power, resets, panics.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -103,10 +103,7 @@ impl EventQueue {
         let rx = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match timeout {
             None => rx.recv().ok(),
-            Some(t) => match rx.recv_timeout(t) {
-                Ok(e) => Some(e),
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-            },
+            Some(t) => rx.recv_timeout(t).ok(),
         }
     }
 

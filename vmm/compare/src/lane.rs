@@ -79,7 +79,7 @@ impl Lane {
             match self.vcpu.run(limit) {
                 Halt::Limit => {}
                 Halt::Attention => {
-                    self.board.attention(0).take(u32::MAX & !(INTERRUPT | NMI));
+                    self.board.attention(0).take(!(INTERRUPT | NMI));
                 }
                 Halt::Idle if deadline == NEVER => return Ok(Some(End::Idle)),
                 Halt::Idle => {

@@ -20,13 +20,16 @@ pub use difference::{Difference, differences};
 pub use lane::{End, Lane};
 pub use locate::Instruction;
 
+/// Makes an engine for a board.
+pub type MakeEngine = dyn Fn(&Board) -> Result<Arc<dyn Engine>, EngineError> + Send + Sync;
+
 /// How an engine runs its side of the comparison.
 #[derive(Clone)]
 pub struct Side {
     /// For reports.
     pub name: String,
     /// Makes the engine for a board.
-    pub engine: Arc<dyn Fn(&Board) -> Result<Arc<dyn Engine>, EngineError> + Send + Sync>,
+    pub engine: Arc<MakeEngine>,
     /// Run in pieces of this many instructions; different pieces on both sides
     /// show whether anything depends on where a run is cut.
     pub piece: u64,
