@@ -364,6 +364,8 @@ fn requirement(f: CpuidFeature) -> Requirement {
         F::SSE4_2 => Feature::Sse42,
         F::SYSCALL => Feature::Syscall,
         F::TSC => Feature::Tsc,
+        F::VAES => Feature::Vaes,
+        F::VPCLMULQDQ => Feature::Vpclmulqdq,
         F::XSAVE => Feature::Xsave,
         F::XSAVEC => Feature::Xsavec,
         F::XSAVEOPT => Feature::Xsaveopt,

@@ -107,6 +107,8 @@ features! {
     Clwb "clwb" 7 0 Ebx 24 2;
     Sha "sha-ni" 7 0 Ebx 29 2;
     Umip "umip" 7 0 Ecx 2 2;
+    Vaes "vaes" 7 0 Ecx 9 9;
+    Vpclmulqdq "vpclmulqdq" 7 0 Ecx 10 9;
     La57 "la57" 7 0 Ecx 16 9;
     Rdpid "rdpid" 7 0 Ecx 22 3;
     Fsrm "fsrm" 7 0 Edx 4 2;
@@ -152,6 +154,8 @@ impl Feature {
             Feature::Avx => &[Feature::Xsave],
             Feature::Avx2 | Feature::Fma | Feature::F16c => &[Feature::Avx],
             Feature::Xsaveopt | Feature::Xsavec | Feature::Xgetbv1 => &[Feature::Xsave],
+            Feature::Vaes => &[Feature::Avx, Feature::Aes],
+            Feature::Vpclmulqdq => &[Feature::Avx, Feature::Pclmulqdq],
             Feature::Invpcid => &[Feature::Pcid],
             Feature::Aes | Feature::Pclmulqdq | Feature::Sha => &[Feature::Sse2],
             _ => &[],
@@ -448,6 +452,8 @@ mod tests {
         assert!(!masked.has(Feature::Avx2) && !masked.has(Feature::Fma));
         assert_eq!(masked.cpuid(1, 0, ONE, false, 1).ecx & (1 << 28 | 1 << 12), 0);
         assert_eq!(masked.cpuid(0xd, 0, ONE, true, 3).eax, 3);
+        let wide: CpuModel = "x86-64-v3,+vaes,+vpclmulqdq".parse().unwrap();
+        assert_eq!((wide.cpuid(7, 0, ONE, false, 1).ecx ^ v3.cpuid(7, 0, ONE, false, 1).ecx) >> 9, 3);
     }
 
     #[test]
