@@ -1,9 +1,11 @@
 //! The smallest machine around one vCPU.
 
 use std::sync::Arc;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Duration;
 
 use device_model::Clock;
-use engine::{Attention, Bus, Engine, Halt, Vcpu, VcpuConfig};
+use engine::{Attention, Bus, Engine, Halt, Vcpu, VcpuConfig, attention_bits};
 use guest_memory::GuestMemory;
 use x86_state::{CpuModel, CpuState, Topology};
 
@@ -36,7 +38,8 @@ impl Bus for Nobody {
 
 /// Every engine that needs no hardware, or those that `STRATA_ENGINES` names.
 pub fn software_engines() -> Vec<Box<dyn Engine>> {
-    let all: Vec<Box<dyn Engine>> = vec![Box::new(interpreter::Interpreter), Box::new(translator::Translator)];
+    let all: Vec<Box<dyn Engine>> =
+        vec![Box::new(interpreter::Interpreter), Box::new(translator::Translator)];
     let wanted = std::env::var("STRATA_ENGINES").unwrap_or_default();
     all.into_iter().filter(|e| wanted.is_empty() || wanted.split(',').any(|w| w == e.name())).collect()
 }
@@ -48,8 +51,6 @@ pub struct Rig {
     /// The model it was made with.
     pub model: Arc<CpuModel>,
     attention: Arc<Attention>,
-    /// The engine counts instructions only when asked to stop after some.
-    free_running: bool,
     vcpu: Box<dyn Vcpu>,
 }
 
@@ -61,19 +62,19 @@ impl Rig {
     pub fn new(engine: &dyn Engine, model: CpuModel, memory: GuestMemory) -> Self {
         let model = Arc::new(model);
         let attention = Arc::new(Attention::new());
-        let free_running = engine.name() == "jit";
         let khz = model.tsc_khz();
         let config = VcpuConfig {
             index: 0,
             model: model.clone(),
             topology: Topology { apic_id: 0, cpus: 1 },
             memory: memory.clone(),
-            clock: if free_running { Clock::host(khz) } else { Clock::virtual_time(khz, 0) },
+            // Virtual time would make translated code count instructions.
+            clock: Clock::host(khz),
             attention: attention.clone(),
             bus: Arc::new(Nobody),
         };
         let vcpu = engine.create_vcpu(config).expect("the engine makes a vCPU");
-        Rig { memory, model, attention, free_running, vcpu }
+        Rig { memory, model, attention, vcpu }
     }
 
     /// The reset state, to start a case from.
@@ -87,23 +88,26 @@ impl Rig {
     /// When the engine refuses the state or cannot give it back.
     pub fn run(&mut self, state: &CpuState, limit: u64) -> (Halt, CpuState) {
         self.vcpu.set_state(state).expect("the state is accepted");
-        let halt = if self.free_running { self.run_freely() } else { self.vcpu.run(limit) };
+        let halt = self.vcpu.run(limit);
         (halt, self.vcpu.state().expect("the state is readable"))
     }
 
-    /// Run without an instruction limit, for at most ten seconds.
-    fn run_freely(&mut self) -> Halt {
+    /// Run from `state` without counting instructions, for at most ten seconds.
+    ///
+    /// # Panics
+    /// As [`Rig::run`].
+    pub fn run_freely(&mut self, state: &CpuState) -> (Halt, CpuState) {
         let (done, waiting) = std::sync::mpsc::channel::<()>();
         let attention = self.attention.clone();
         let watchdog = std::thread::spawn(move || {
-            if waiting.recv_timeout(std::time::Duration::from_secs(10)).is_err_and(|e| e == std::sync::mpsc::RecvTimeoutError::Timeout) {
-                attention.raise(engine::attention_bits::STOP);
+            if waiting.recv_timeout(Duration::from_secs(10)) == Err(RecvTimeoutError::Timeout) {
+                attention.raise(attention_bits::STOP);
             }
         });
-        let halt = self.vcpu.run(u64::MAX);
+        let end = self.run(state, u64::MAX);
         drop(done);
         let _ = watchdog.join();
-        self.attention.take(engine::attention_bits::STOP);
-        halt
+        self.attention.take(attention_bits::STOP);
+        end
     }
 }
