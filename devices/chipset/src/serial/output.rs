@@ -122,8 +122,12 @@ impl SerialOutput for BufferedOutput {
             queue.dropped = queue.dropped.saturating_add(bytes.len() as u64);
             return;
         }
+        // A busy writer looks again when it is done: only an idle one needs waking.
+        let idle = queue.bytes.is_empty() && !queue.busy;
         queue.bytes.extend(bytes);
-        self.0.changed.notify_all();
+        if idle {
+            self.0.changed.notify_all();
+        }
     }
 }
 
