@@ -390,8 +390,10 @@ impl Cpu {
         self.flags = Flags::from_rflags(new);
         self.system_flags = new & !rflags::STATUS;
         let changed = before ^ self.system_flags;
-        if changed & (rflags::VM | rflags::AC) != 0 {
+        if changed & rflags::VM != 0 {
             self.mode_changed();
+        } else if changed & rflags::AC != 0 {
+            self.privilege_changed();
         }
         if changed & (rflags::IF | rflags::TF | rflags::RF | rflags::VM) != 0 {
             self.leave_at = 0;
@@ -442,17 +444,20 @@ impl Cpu {
         match n {
             CS => {
                 let same = before.base == s.base && before.limit == s.limit && before.access == s.access;
-                if !same {
+                // From 64-bit code to 64-bit code nothing derived changes.
+                if !same && !(self.code_bits == 64 && s.long()) {
                     self.mode_changed();
                 }
             }
             SS => {
-                let cpl = self.state_cpl();
-                if cpl != self.cpl {
-                    self.mode_changed();
-                } else {
+                if self.code_bits != 64 {
                     self.set_stack_mask();
                     self.set_bases(n);
+                }
+                let cpl = self.state_cpl();
+                if cpl != self.cpl {
+                    self.cpl = cpl;
+                    self.privilege_changed();
                 }
             }
             _ => self.set_bases(n),
@@ -475,6 +480,17 @@ impl Cpu {
             (_, true) => 0xffff_ffff,
             _ => 0xffff,
         };
+    }
+
+    /// Bring derived state up to date after a change of CPL or RFLAGS.AC alone.
+    fn privilege_changed(&mut self) {
+        let ac = self.system_flags & rflags::AC != 0;
+        if (self.cpl == 3 && ac && self.cr0 & cr0::AM != 0) != self.alignment_checks {
+            self.mode_changed();
+        }
+        self.tlb.select(self.cpl == 3, ac);
+        self.set_code_key();
+        self.leave_at = 0;
     }
 
     /// Bring derived state up to date after a change of CR0, CR3's mode bits,
