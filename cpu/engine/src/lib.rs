@@ -85,7 +85,8 @@ pub trait Bus: Send + Sync {
     /// RDMSR of an MSR the platform owns: APIC_BASE, TSC_DEADLINE, x2APIC
     /// (0x800-0x8ff) and the paravirtual clock's. `None` means #GP(0).
     fn platform_msr_read(&self, vcpu: usize, index: u32) -> Option<u64>;
-    /// WRMSR of such an MSR. `None` means #GP(0).
+    /// WRMSR of such an MSR. `None` means #GP(0). TSC_DEADLINE is in the machine
+    /// clock's ticks both ways: the engine takes its vCPU's offset off and adds it.
     fn platform_msr_write(&self, vcpu: usize, index: u32, value: u64) -> Option<()>;
     /// Interrupt acknowledge cycle: take the highest-priority deliverable vector
     /// from the local APIC (or, through ExtINT, the PIC). `None` if the request

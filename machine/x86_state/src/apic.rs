@@ -12,7 +12,7 @@ pub struct ApicState {
     pub registers: Vec<u32>,
     /// Upper half of the x2APIC ICR (destination).
     pub icr_high: u32,
-    /// IA32_TSC_DEADLINE, 0 when disarmed.
+    /// IA32_TSC_DEADLINE in the machine clock's ticks, 0 when disarmed.
     pub tsc_deadline: u64,
     /// Guest nanoseconds when the current timer period began, valid while the
     /// initial count is not zero; [`ApicState::TIMER_OVER`] when the countdown is over.

@@ -134,7 +134,7 @@ impl Apic {
             // platforms reset to: a kernel started without firmware expects the PIC to work.
             self.lvt[LVT_LINT0] = 7 << 8;
         }
-        self.timer = Timer { tsc_offset: self.timer.tsc_offset, ..Timer::default() };
+        self.timer = Timer::default();
     }
 
     pub(super) fn attention(&self) -> &Attention {
@@ -323,10 +323,6 @@ impl Apic {
             self.timer.expired(self.timer_mode(), now);
             self.local_interrupt(LVT_TIMER);
         }
-    }
-
-    pub(super) fn set_tsc_offset(&mut self, offset: u64) {
-        self.timer.tsc_offset = offset;
     }
 
     // Registers, as both interfaces see them.

@@ -147,7 +147,8 @@ impl LocalApics {
         self.with(vcpu, |a| a.msr_read(index, now))
     }
 
-    /// WRMSR of the same; `None` means #GP(0).
+    /// WRMSR of the same; `None` means #GP(0). TSC_DEADLINE is in the clock's ticks:
+    /// engines take their vCPU's offset off.
     pub fn msr_write(&self, vcpu: usize, index: u32, value: u64) -> Option<()> {
         let now = self.clock.now();
         let effect = self.with(vcpu, |a| {
@@ -195,11 +196,6 @@ impl LocalApics {
                 self.with(vcpu, |a| a.expire(now));
             }
         }
-    }
-
-    /// What a vCPU's TSC has beyond the clock's, for TSC-deadline mode.
-    pub fn set_tsc_offset(&self, vcpu: usize, offset: u64) {
-        self.with(vcpu, |a| a.set_tsc_offset(offset));
     }
 
     /// INIT: all registers but the ID and the mode return to their power-up state

@@ -89,7 +89,6 @@ impl Apic {
             start: *timer_start_ns,
             over: *timer_start_ns == ApicState::TIMER_OVER || one_shot_over,
             tsc_deadline: *tsc_deadline,
-            tsc_offset: self.timer.tsc_offset,
         };
         Ok(())
     }

@@ -37,10 +37,8 @@ pub(super) struct Timer {
     pub(super) start: Nanos,
     /// One-shot: it has counted down.
     pub(super) over: bool,
-    /// IA32_TSC_DEADLINE, 0 when disarmed.
+    /// IA32_TSC_DEADLINE in the clock's ticks, 0 when disarmed.
     pub(super) tsc_deadline: u64,
-    /// Guest TSC minus the clock's.
-    pub(super) tsc_offset: u64,
 }
 
 impl Timer {
@@ -56,10 +54,7 @@ impl Timer {
 
     pub(super) fn deadline(&self, mode: TimerMode, clock: &Clock) -> Option<Nanos> {
         match mode {
-            TimerMode::TscDeadline if self.tsc_deadline != 0 => {
-                let ticks = i128::from(self.tsc_deadline) - i128::from(self.tsc_offset as i64);
-                Some(clock.time_of_tsc(u64::try_from(ticks.max(0)).unwrap_or(u64::MAX)))
-            }
+            TimerMode::TscDeadline if self.tsc_deadline != 0 => Some(clock.time_of_tsc(self.tsc_deadline)),
             TimerMode::OneShot if self.initial != 0 && !self.over => {
                 Some(self.start.wrapping_add(self.period_ns()))
             }
