@@ -7,7 +7,7 @@ use anyhow::Result;
 use guest_image::Flavour;
 use guests::SOFTWARE_ENGINES;
 use guests::machine::stock_guest;
-use guests::runner::run_in_guest;
+use guests::runner::{Run, run_in_guest};
 use guests::suites::{Native, Suite, qemu_tcg, selftests, valgrind, verdict};
 
 /// Failures with their reasons: (engine or `*`, suite, program, reason).
@@ -23,6 +23,19 @@ fn engines() -> Vec<String> {
     match std::env::var("STRATA_ENGINES") {
         Ok(list) => list.split(',').map(str::to_string).collect(),
         Err(_) => SOFTWARE_ENGINES.map(str::to_string).to_vec(),
+    }
+}
+
+/// Keep both outputs in the directory `STRATA_KEEP` names, to look into a failure.
+fn keep(suite: &str, engine: &str, program: &str, guest: Option<&Run>, native: &Run) {
+    let Some(directory) = std::env::var_os("STRATA_KEEP") else { return };
+    let base = std::path::Path::new(&directory).join(format!("{suite}-{program}"));
+    let write = |side: &str, run: &Run| {
+        std::fs::write(format!("{}.{side}", base.display()), &run.output).expect("STRATA_KEEP is writable");
+    };
+    write("native", native);
+    if let Some(run) = guest {
+        write(engine, run);
     }
 }
 
@@ -51,6 +64,7 @@ fn check(name: &str, make: fn() -> Result<Suite>) {
                 Some(run) => verdict(program, run, &native[i]).expect("references are there"),
                 None => Err("did not come back".to_string()),
             };
+            keep(name, &engine, &program.name, result.runs.get(&i), &native[i].run);
             let Err(why) = judged else {
                 passed += 1;
                 continue;

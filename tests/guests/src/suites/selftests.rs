@@ -48,7 +48,8 @@ const HELPERS: [(&str, &str); 3] = [
 /// # Errors
 /// When the sources cannot be had.
 pub fn suite() -> Result<Suite> {
-    let wanted = ["tools/testing/selftests/x86", "tools/testing/selftests/*.h"];
+    let wanted =
+        ["tools/testing/selftests/x86", "tools/testing/selftests/*.h", "arch/x86/include/asm/desc_defs.h"];
     let directory =
         packages::source_in_binary("linux-source-6.1", &wanted)?.join("tools/testing/selftests/x86");
     let names = |width| match width {
