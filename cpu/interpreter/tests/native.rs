@@ -5,8 +5,11 @@
 
 mod machine;
 
-use engine::{Halt, Vcpu};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+
+use engine::Halt;
 use machine::Machine;
+use x86_state::CpuState;
 use x86_state::rflags::{AF, CF, OF, PF, SF, STATUS, ZF};
 
 /// Memory operands live here, at the same address on the host and in the guest.
@@ -319,18 +322,71 @@ fn encode(r: &mut Random, c: &Case) -> Vec<u8> {
     code
 }
 
+/// The host's processor and a guest of the same kind.
+struct Pair {
+    native: Native,
+    guest: Machine,
+    state: CpuState,
+}
+
+/// The one pair: its addresses are fixed.
+static PAIR: LazyLock<Mutex<Pair>> = LazyLock::new(|| {
+    let mut guest = Machine::new(0x2002_0000, "x86-64-v3");
+    let state = guest.long_mode();
+    Mutex::new(Pair { native: Native::new(), guest, state })
+});
+
+impl Pair {
+    /// Execute `code` on both with memory full of `fill`; everything must agree,
+    /// of the flags those in `mask`.
+    #[track_caller]
+    fn check(&mut self, n: usize, code: &[u8], before: &Registers, fill: u64, mask: u64) {
+        let Pair { native, guest, state } = self;
+        for (b, v) in native.data().iter_mut().zip(fill.to_le_bytes().iter().cycle()) {
+            *b = *v;
+        }
+        guest.write(DATA, native.data());
+        guest.write(CODE, code);
+        state.gpr.copy_from_slice(&before[..16]);
+        state.gpr[4] = machine::FREE;
+        state.rip = CODE;
+        state.rflags = before[16];
+        let (after, halt) = guest.run(state, 1);
+        let mut regs = *before;
+        native.run(code, &mut regs);
+        let context = || format!("case {n}, code {code:02x?}, before {before:x?}");
+        assert!(matches!(halt, Halt::Limit), "{halt:?}: {}", context());
+        assert_eq!(after.rip, CODE + code.len() as u64, "{}", context());
+        for k in (0..16).filter(|k| *k != 4) {
+            assert_eq!(after.gpr[k], regs[k], "register {k} (host right): {}", context());
+        }
+        assert_eq!(after.rflags & mask, regs[16] & mask, "flags (host right), mask {mask:x}: {}", context());
+        let mut memory = vec![0; DATA_LEN];
+        guest.memory.read_bytes(guest_memory::RamOffset(DATA), &mut memory);
+        assert!(memory == native.data(), "memory: {}", context());
+    }
+}
+
+fn pair() -> MutexGuard<'static, Pair> {
+    PAIR.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Random registers with RSI at the data and random status flags.
+fn registers(r: &mut Random) -> Registers {
+    let mut regs: Registers = std::array::from_fn(|_| r.value());
+    regs[6] = CENTRE;
+    regs[16] = 2 | r.next() & STATUS;
+    regs
+}
+
 #[test]
 fn random_instructions_do_what_the_host_does() {
-    let mut native = Native::new();
-    let mut guest = Machine::new(0x2002_0000, "x86-64-v3");
-    let mut state = guest.long_mode();
     let mut r = Random(0x9e37_79b9_7f4a_7c15);
     let cases = cases();
     for n in 0..CASES {
         let c = &cases[r.below(cases.len() as u64) as usize];
         let code = encode(&mut r, c);
-        let mut regs: Registers = std::array::from_fn(|_| r.value());
-        regs[6] = CENTRE;
+        let mut regs = registers(&mut r);
         if matches!(c.opcode, [0x0f, 0xa3 | 0xab | 0xb3 | 0xbb]) {
             // Bit-string indexes stay within the data pages.
             for v in regs.iter_mut().take(16) {
@@ -342,33 +398,161 @@ fn random_instructions_do_what_the_host_does() {
                 continue;
             }
         }
-        regs[16] = 2 | r.next() & STATUS;
-        let before = regs;
-        let fill = r.next().to_le_bytes();
-        for (b, v) in native.data().iter_mut().zip(fill.iter().cycle()) {
-            *b = *v;
-        }
-        guest.write(DATA, native.data());
-        guest.write(CODE, &code);
-        state.gpr.copy_from_slice(&regs[..16]);
-        state.gpr[4] = machine::FREE;
-        state.rip = CODE;
-        state.rflags = regs[16];
-        let (after, halt) = guest.run(&state, 1);
-        native.run(&code, &mut regs);
-        let context = || format!("case {n}, code {code:02x?}, before {before:x?}");
-        assert!(matches!(halt, Halt::Limit), "{halt:?}: {}", context());
-        assert_eq!(after.rip, CODE + code.len() as u64, "{}", context());
-        for k in (0..16).filter(|k| *k != 4) {
-            assert_eq!(after.gpr[k], regs[k], "register {k} (host right): {}", context());
-        }
-        let mask = shift_mask(c, &code, &before);
-        assert_eq!(after.rflags & mask, regs[16] & mask, "flags (host right), mask {mask:x}: {}", context());
-        let mut memory = vec![0; DATA_LEN];
-        guest.memory.read_bytes(guest_memory::RamOffset(DATA), &mut memory);
-        assert!(memory == native.data(), "memory: {}", context());
+        let mask = shift_mask(c, &code, &regs);
+        pair().check(n, &code, &regs, r.next(), mask);
     }
-    assert_eq!(guest.vcpu.retired(), Some(guest.vcpu.cpu().retired));
+}
+
+/// Divisors are odd and the dividend's upper half is less than the divisor, so
+/// that nothing faults; signed dividends are small.
+#[test]
+fn random_divisions_do_what_the_host_does() {
+    let mut r = Random(0x1234_5678_9abc_def1);
+    for n in 0..5000 {
+        let signed = r.below(2) == 1;
+        let (prefix, opcode, bits): (&[u8], u8, u32) =
+            r.pick(&[(&[], 0xf6, 8), (&[0x66], 0xf7, 16), (&[], 0xf7, 32), (&[0x48], 0xf7, 64)]);
+        let extension = if signed { 7 } else { 6 };
+        let mut regs = registers(&mut r);
+        let mask = u64::MAX >> (64 - bits);
+        let divisor = r.value() & mask | 1;
+        let high = if signed { 0 } else { r.next() % divisor };
+        let low = if signed { r.value() & mask >> 1 } else { r.value() & mask };
+        // A divisor of -1 or 1 leaves the quotient as large as the dividend.
+        match bits {
+            8 => regs[0] = regs[0] & !0xffff | high << 8 | low,
+            _ => {
+                regs[0] = regs[0] & !mask | low;
+                regs[2] = regs[2] & !mask | high;
+            }
+        }
+        regs[3] = regs[3] & !mask | divisor;
+        let memory = r.below(2) == 0;
+        let modrm = if memory { vec![0x06 | extension << 3] } else { vec![0xc3 | extension << 3] };
+        let code = [prefix, &[opcode], &modrm].concat();
+        // Memory is full of the divisor: its low bytes are what the operand is.
+        let fill =
+            if bits == 64 { divisor } else { (0..64 / bits).fold(0, |f, k| f | divisor << (k * bits)) };
+        pair().check(n, &code, &regs, fill, 0);
+    }
+}
+
+#[test]
+fn random_string_instructions_do_what_the_host_does() {
+    const DF: u64 = x86_state::rflags::DF;
+    let mut r = Random(0x0dd0_beef_1234_0001);
+    for n in 0..10_000 {
+        let operation = r.pick(&[0xa4, 0xa6, 0xaa, 0xac, 0xae]);
+        let width: (&[u8], u8) = r.pick(&[(&[], 0), (&[0x66], 1), (&[], 1), (&[0x48], 1)]);
+        let repeat: &[u8] = r.pick(&[&[], &[0xf3], &[0xf2]]);
+        // An address-size prefix truncates the registers to 32 bits.
+        let narrow: &[u8] = r.pick(&[&[], &[], &[0x67]]);
+        let code = [repeat, narrow, width.0, &[operation | width.1]].concat();
+        let mut regs = registers(&mut r);
+        let junk = if narrow.is_empty() { 0 } else { r.next() << 32 };
+        regs[6] = junk | (CENTRE + r.below(64));
+        regs[7] = junk | (CENTRE + r.below(64));
+        regs[1] = junk | r.below(70);
+        regs[16] |= if r.below(3) == 0 { DF } else { 0 };
+        // Few different bytes, so that comparisons go on for a while.
+        let any = r.next();
+        let fill = r.pick(&[0, 0x0101_0101_0101_0101, any & 0x0100_0000_0001_0000, any]);
+        regs[0] = r.pick(&[fill, fill.rotate_left(8), !any]);
+        pair().check(n, &code, &regs, fill, STATUS | DF);
+    }
+}
+
+/// An instruction of the BMI, ADX or MOVBE extensions.
+struct Newer {
+    /// VEX map and pp, or `None` for a legacy 0F 38 encoding with this prefix.
+    vex: Option<(u8, u8)>,
+    prefix: &'static [u8],
+    opcode: u8,
+    extension: Option<u8>,
+    immediate: bool,
+    flags: u64,
+}
+
+#[test]
+fn random_bmi_adx_and_movbe_do_what_the_host_does() {
+    let vex = |map, pp, opcode, extension, flags| Newer {
+        vex: Some((map, pp)),
+        prefix: &[],
+        opcode,
+        extension,
+        immediate: map == 3,
+        flags,
+    };
+    let legacy = |prefix, opcode| Newer {
+        vex: Option::None,
+        prefix,
+        opcode,
+        extension: Option::None,
+        immediate: false,
+        flags: STATUS,
+    };
+    let arithmetic = ZF | SF | CF | OF;
+    let cases = [
+        vex(2, 0, 0xf2, Option::None, arithmetic),   // ANDN
+        vex(2, 0, 0xf3, Some(1), arithmetic),        // BLSR
+        vex(2, 0, 0xf3, Some(2), arithmetic),        // BLSMSK
+        vex(2, 0, 0xf3, Some(3), arithmetic),        // BLSI
+        vex(2, 0, 0xf5, Option::None, arithmetic),   // BZHI
+        vex(2, 2, 0xf5, Option::None, STATUS),       // PEXT
+        vex(2, 3, 0xf5, Option::None, STATUS),       // PDEP
+        vex(2, 3, 0xf6, Option::None, STATUS),       // MULX
+        vex(2, 0, 0xf7, Option::None, ZF | CF | OF), // BEXTR
+        vex(2, 1, 0xf7, Option::None, STATUS),       // SHLX
+        vex(2, 2, 0xf7, Option::None, STATUS),       // SARX
+        vex(2, 3, 0xf7, Option::None, STATUS),       // SHRX
+        vex(3, 3, 0xf0, Option::None, STATUS),       // RORX
+        legacy(&[0x66], 0xf6),                       // ADCX
+        legacy(&[0xf3], 0xf6),                       // ADOX
+        legacy(&[], 0xf0),                           // MOVBE load
+        legacy(&[], 0xf1),                           // MOVBE store
+        legacy(&[0x66], 0xf0),
+        legacy(&[0x66], 0xf1),
+    ];
+    let mut r = Random(0xfeed_face_cafe_beef);
+    // Any register but RSP.
+    let register = |r: &mut Random| loop {
+        let n = r.below(16) as u8;
+        if n != 4 {
+            return n;
+        }
+    };
+    for n in 0..10_000 {
+        let c = &cases[r.below(cases.len() as u64) as usize];
+        let movbe = c.vex.is_none() && c.opcode != 0xf6;
+        let memory = movbe || r.below(3) == 0;
+        let (wide, reg, rm, other) = (r.below(2) as u8, register(&mut r), register(&mut r), register(&mut r));
+        let reg = c.extension.unwrap_or(reg);
+        let rm = if memory { 6 } else { rm };
+        let mut code = c.prefix.to_vec();
+        match c.vex {
+            Some((map, pp)) => {
+                let vvvv = if c.immediate { 15 } else { !other & 15 };
+                code.push(0xc4);
+                code.push((!reg >> 3 & 1) << 7 | 1 << 6 | (!rm >> 3 & 1) << 5 | map);
+                code.push(wide << 7 | vvvv << 3 | pp);
+            }
+            Option::None => {
+                code.push(0x40 | wide << 3 | (reg >> 3) << 2 | rm >> 3);
+                code.extend([0x0f, 0x38]);
+            }
+        }
+        code.push(c.opcode);
+        code.push(if memory { 0x46 } else { 0xc0 } | (reg & 7) << 3 | rm & 7);
+        if memory {
+            code.push(r.next() as u8);
+        }
+        if c.immediate {
+            code.push(r.next() as u8);
+        }
+        let regs = registers(&mut r);
+        let fill = r.value();
+        pair().check(n, &code, &regs, fill, c.flags);
+    }
 }
 
 /// The flags to compare: of 16-bit SHLD and SHRD with a count above 16 nothing
