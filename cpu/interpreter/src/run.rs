@@ -182,6 +182,8 @@ fn deliver_pending(cpu: &mut Cpu, bits: u32) -> Result<bool, Stop> {
         return Ok(true);
     }
     if cpu.pending_debug != 0 && cpu.shadow != InterruptShadow::MovSs {
+        // Its own delivery may meet a data breakpoint, for ever.
+        count_fault(cpu);
         exception::deliver_debug_trap(cpu)?;
         return Ok(true);
     }

@@ -360,6 +360,16 @@ impl Machine {
         after
     }
 
+    /// Run for a while; false if the state is not one a processor can be in.
+    #[allow(dead_code, reason = "not every test binary needs it")]
+    pub fn survives(&mut self, state: &CpuState, limit: u64) -> bool {
+        if self.vcpu.set_state(state).is_err() {
+            return false;
+        }
+        let _ = self.vcpu.run(limit);
+        true
+    }
+
     /// Execute one instruction, or deliver its fault, whose return address must
     /// be the instruction.
     pub fn step(&mut self, state: &CpuState) -> (Outcome, CpuState) {

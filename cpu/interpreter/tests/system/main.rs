@@ -6,6 +6,7 @@ mod machine;
 
 mod delivery;
 mod registers;
+mod survival;
 
 use machine::{DATA, Env, Machine, Mode, Outcome, environments};
 use x86_state::{CpuState, cr4, reg, rflags, vector};
