@@ -1,6 +1,6 @@
 //! A guest started by the command, watched, and ended.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -160,6 +160,15 @@ impl Running {
             }
             std::thread::sleep(POLL);
         }
+    }
+
+    /// Type on the guest's console.
+    ///
+    /// # Errors
+    /// When the command is gone.
+    pub fn type_in(&mut self, text: &str) -> Result<()> {
+        let input = self.child.stdin.as_mut().context("no input")?;
+        input.write_all(text.as_bytes()).context("the command takes no input")
     }
 
     /// Wait for the end.

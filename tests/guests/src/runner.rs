@@ -14,11 +14,18 @@ use flate2::read::MultiGzDecoder;
 use guest_image::{ExtraFile, GuestFiles};
 
 use crate::machine::Guest;
+use crate::slow_tests;
 
 /// Seconds a program may take, natively and in the guest.
-const PROGRAM_LIMIT: u32 = 100;
+fn program_limit() -> u32 {
+    if slow_tests() { 1200 } else { 100 }
+}
+
 /// A guest with all programs of a suite ends in this time.
-const SUITE_LIMIT: Duration = Duration::from_secs(900);
+fn suite_limit() -> Duration {
+    Duration::from_secs(if slow_tests() { 3600 } else { 900 })
+}
+
 /// Output beyond this is cut off, equally natively and in the guest.
 const OUTPUT_CAP: u64 = 64 << 20;
 
@@ -59,8 +66,9 @@ pub struct Run {
 /// How shells of both sides run program `$0`: within limits, and with the
 /// wanted streams.
 fn command_line(program: &Program) -> String {
+    let limit = program_limit();
     let errors = if matches!(program.judge, Judge::Selftest) { "2>&1" } else { "2>/dev/null" };
-    format!("timeout {PROGRAM_LIMIT} \"$0\" </dev/null {errors}")
+    format!("timeout {limit} \"$0\" </dev/null {errors}")
 }
 
 /// Run a program on the host.
@@ -161,7 +169,7 @@ pub fn run_in_guest(engine: &str, guest: &GuestFiles, name: &str, programs: &[Pr
         .with(&["--cpu", "x86-64-v3,+vaes,+vpclmulqdq", "--memory", "1G", "--kernel", &text(&guest.kernel)])
         .with(&["--initrd", &text(&initrd), "--append", &append])
         .with(&["--serial", "stdio", "--serial", &format!("file:{}", text(&results))])
-        .limit(SUITE_LIMIT)
+        .limit(suite_limit())
         .run()?;
     let runs = parse_results(&fs::read(&results).unwrap_or_default())?;
     fs::remove_dir_all(&work)?;
