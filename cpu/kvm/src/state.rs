@@ -1,6 +1,6 @@
 //! Export and import of the complete architectural state.
 
-use engine::EngineError;
+use engine::{EngineError, attention_bits};
 use kvm_bindings::{kvm_debugregs, kvm_xcrs};
 use x86_state::{
     Activity, CpuState, InterruptShadow, Segment, SegmentIndex, TableRegister, dr6, efer, reg, rflags, vector,
@@ -68,6 +68,9 @@ impl KvmVcpu {
         if result.is_err() {
             self.confined = None;
             self.load(&before)?;
+        } else if s.nmi_pending {
+            // KVM has it now.
+            self.config.attention.take(attention_bits::NMI);
         }
         result
     }

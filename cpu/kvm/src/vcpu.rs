@@ -355,7 +355,9 @@ impl KvmVcpu {
         if self.home == Home::Assistant {
             return Ok(());
         }
-        let state = self.export()?;
+        let mut state = self.export()?;
+        // An NMI that has not reached KVM yet is part of the state, too.
+        state.nmi_pending |= self.config.attention.bits() & attention_bits::NMI != 0;
         // KVM writes guest memory without leaving marks.
         self.shared.memory.marks().forget_all_code();
         self.assistant_mut()?.set_state(&state)?;
@@ -381,6 +383,10 @@ impl KvmVcpu {
         match self.assistant_mut()?.run(burst) {
             Halt::Limit => {}
             other => return Ok(Some(other)),
+        }
+        if self.shared.options.confine_user && self.config.attention.bits() & DELIVERABLE != 0 {
+            // It would come straight back to have that delivered.
+            return Ok(None);
         }
         let state = self.assistant_mut()?.state()?;
         if self.policy.after_burst(state.cpl()) == Next::Kvm {

@@ -152,7 +152,8 @@ fn pending_events_and_activity_survive_kvm() {
     let mut r = Random(77);
     let base = random_state(&mut r, 2);
     let exception = |vector, error_code, payload| Some(Exception { vector, error_code, payload });
-    let cases: [(&str, fn(&mut CpuState)); 5] = [
+    type Change = fn(&mut CpuState);
+    let cases: [(&str, Change); 5] = [
         ("halted", |s| s.activity = Activity::Halted),
         ("waiting for a startup IPI", |s| s.activity = Activity::WaitForSipi),
         ("NMI blocked", |s| s.nmi_blocked = true),

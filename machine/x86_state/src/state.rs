@@ -52,7 +52,8 @@ pub enum InterruptShadow {
 /// A fault, trap or abort with what is delivered with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exception {
-    /// Vector, 0-31.
+    /// Vector, 0-31; as a pending event also 32-255, an external interrupt that
+    /// was acknowledged but not delivered yet.
     pub vector: u8,
     /// Error code, for the vectors that push one.
     pub error_code: Option<u32>,

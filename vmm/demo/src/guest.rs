@@ -55,12 +55,15 @@ pub struct Piece {
     pub bytes: Vec<u8>,
 }
 
+/// Interrupt vectors and the addresses of their handlers.
+pub type Handlers = Vec<(u8, u64)>;
+
 /// The demo guest.
 pub struct Guest {
     /// All its pieces.
     pub pieces: Vec<Piece>,
     /// Handler of each interrupt vector it uses.
-    pub handlers: Vec<(u8, u64)>,
+    pub handlers: Handlers,
 }
 
 /// Assemble the guest.
@@ -153,7 +156,7 @@ fn write_msr(a: &mut CodeAssembler, index: u32, value: u64) -> Result<(), IcedEr
 }
 
 /// Long mode, ring 0.
-fn kernel() -> Result<(Vec<u8>, Vec<(u8, u64)>), IcedError> {
+fn kernel() -> Result<(Vec<u8>, Handlers), IcedError> {
     let mut a = CodeAssembler::new(64)?;
     let mut exceptions: Vec<CodeLabel> = (0..32).map(|_| a.create_label()).collect();
     let mut tick = a.create_label();
