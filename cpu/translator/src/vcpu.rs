@@ -586,6 +586,10 @@ impl TranslatorVcpu {
     fn fill(&mut self, va: u64, write: bool) -> bool {
         let kind = Self::kind(self.interp.cpu());
         let cpu = self.interp.cpu();
+        // The tables are indexed without the uppermost bits.
+        if !cpu.canonical(va) {
+            return false;
+        }
         let access = Self::access(cpu, write, false);
         let Ok(t) = x86_mmu::walk(&cpu.memory, &cpu.paging_params(), va, access) else { return false };
         let Some(hit) = cpu.memory.translate(t.physical) else { return false };

@@ -191,6 +191,12 @@ fn never_native(i: &Instruction) -> bool {
             | M::Rdseed
             | M::In
             | M::Out
+            // The segment register is not among the operands.
+            | M::Lfs
+            | M::Lgs
+            | M::Lss
+            // From memory it enters MMX state on the model, but not on every host.
+            | M::Cvtpi2ps
             | M::Syscall
             | M::Sysenter
             | M::Sysexit
