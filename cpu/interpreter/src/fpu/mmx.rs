@@ -1,8 +1,8 @@
 //! MMX: eight 64-bit registers that alias the significands of R0-R7, and every
 //! instruction that touches one, those with an XMM operand included.
 //!
-//! Any of them but EMMS makes TOP zero and all tags valid; a write also sets the
-//! register's sign and exponent to ones (SDM volume 3, 13.2).
+//! Any of them makes TOP zero and all tags valid (EMMS: empty); a write also sets
+//! the register's sign and exponent to ones (SDM volume 3, table 13-2).
 
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 use x86_semantics::simd::{self, mmx};
@@ -157,6 +157,7 @@ fn set_xmm(cpu: &mut Cpu, n: u8, v: u128) {
 fn emms(cpu: &mut Cpu, _: &Insn) -> Step {
     cpu.mmx_available()?;
     cpu.fpu.ftw = 0;
+    cpu.fpu.fsw &= !status::TOP;
     Ok(())
 }
 
