@@ -11,7 +11,9 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 /// Why code memory could not be made.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot map {size} bytes of code memory ({what}): {source}; the interpreter needs none: --engine interp")]
+#[error(
+    "cannot map {size} bytes of code memory ({what}): {source}; the interpreter needs none: --engine interp"
+)]
 pub struct CodeCacheError {
     size: usize,
     what: &'static str,
@@ -49,7 +51,8 @@ impl CodeCache {
         };
         let write = map(ProtFlags::READ | ProtFlags::WRITE, "mmap for writing")?;
         let exec = map(ProtFlags::READ | ProtFlags::EXEC, "mmap for execution")?;
-        let pointer = |p: *mut core::ffi::c_void| NonNull::new(p.cast()).expect("mmap never returns null on success");
+        let pointer =
+            |p: *mut core::ffi::c_void| NonNull::new(p.cast()).expect("mmap never returns null on success");
         Ok(CodeCache { write: pointer(write), exec: pointer(exec), size, used: 0 })
     }
 
@@ -117,7 +120,9 @@ impl CodeCache {
         let first = keep.next_multiple_of(4096);
         if self.used > first {
             // SAFETY: the range lies within the write mapping; its content is no longer needed.
-            let _ = unsafe { madvise(self.write.as_ptr().add(first).cast(), self.used - first, Advice::LinuxRemove) };
+            let _ = unsafe {
+                madvise(self.write.as_ptr().add(first).cast(), self.used - first, Advice::LinuxRemove)
+            };
         }
         self.used = self.used.min(keep);
     }
