@@ -1,7 +1,7 @@
 //! Whatever a guest puts into its code, registers and tables, `run` comes back:
 //! no panic, no endless loop inside the engine.
 
-use x86_state::{CpuState, Segment, cr0, cr4};
+use x86_state::{CpuState, Segment, cr0, cr4, reg};
 
 use super::machine::{CODE, GDT, IDT, Machine, TSS, environments};
 
@@ -84,6 +84,8 @@ fn disturb(r: &mut Random, s: &mut CpuState) {
             *g = r.value();
         }
     }
+    // A repeated instruction of 2^32 elements is right, but takes its time.
+    s.gpr[reg::RCX] &= 0xf_ffff;
     for index in 0..6 {
         if r.below(8) == 0 {
             let access = (s.segments[index].access ^ 1 << r.below(16)) | u32::from(index == 2) << 4;
