@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use board::{Board, BoardError, MachineEvent, TimerQueue};
+use board::{Board, BoardError, EventPoster, MachineEvent, TimerQueue};
 use engine::attention_bits::STOP;
 use engine::{Engine, EngineError, Vcpu};
 use x86_state::{ApicState, CpuState};
@@ -123,11 +123,17 @@ impl Vm {
         let board = &self.shared.board;
         if board.clock().is_virtual() {
             let shared = self.shared.clone();
-            self.threads.push(spawn("vcpus", move || virtual_time::main(&shared))?);
+            self.threads.push(spawn("vcpus", move || {
+                let _told = DeathNotice::new(&shared, 0);
+                virtual_time::main(&shared);
+            })?);
         } else {
             for index in 0..self.shared.slots.len() {
                 let shared = self.shared.clone();
-                self.threads.push(spawn(&format!("vcpu{index}"), move || vcpu_thread::main(&shared, index))?);
+                self.threads.push(spawn(&format!("vcpu{index}"), move || {
+                    let _told = DeathNotice::new(&shared, index);
+                    vcpu_thread::main(&shared, index);
+                })?);
             }
             let (queue, owner) = (board.timers().clone(), Arc::downgrade(board));
             self.timer = Some(spawn("timers", move || {
@@ -355,6 +361,32 @@ impl Vm {
 impl Drop for Vm {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+/// Tells the owner when a vCPU thread dies of a defect of ours: nobody would
+/// otherwise end the machine.
+struct DeathNotice {
+    events: EventPoster,
+    vcpu: usize,
+}
+
+impl DeathNotice {
+    fn new(shared: &Shared, vcpu: usize) -> Self {
+        DeathNotice { events: shared.events.clone(), vcpu }
+    }
+}
+
+impl Drop for DeathNotice {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let error = EngineError::Host {
+                engine: "vcpu thread",
+                what: "execute the guest".to_string(),
+                source: std::io::Error::other("a defect in Strata; please report the message above"),
+            };
+            self.events.post(MachineEvent::Failed { vcpu: self.vcpu, error });
+        }
     }
 }
 

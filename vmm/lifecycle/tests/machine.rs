@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use board::{Board, BoardIo, MachineSpec, SerialSpec, TimeSource};
+use engine::{Engine, EngineError, Halt, LocalInterrupts, Vcpu, VcpuConfig};
 use iced_x86::code_asm::*;
 use lifecycle::{Outcome, Policy, Stage, Vm, interpreter};
+use x86_state::CpuState;
 
 /// Where a counter of the guest's is.
 const COUNTER: u64 = 0x1000;
@@ -257,5 +259,55 @@ fn a_timer_wakes_a_halted_processor() {
         if time == TimeSource::Host {
             assert!(start.elapsed() >= Duration::from_millis(19));
         }
+    }
+}
+
+/// An engine with a defect: its vCPU panics.
+struct Defective;
+
+struct DefectiveVcpu(Box<dyn Vcpu>);
+
+impl Engine for Defective {
+    fn name(&self) -> &'static str {
+        "defective"
+    }
+    fn create_vcpu(&self, config: VcpuConfig) -> Result<Box<dyn Vcpu>, EngineError> {
+        Ok(Box::new(DefectiveVcpu(interpreter().create_vcpu(config)?)))
+    }
+    fn local_interrupts(&self) -> Option<Arc<dyn LocalInterrupts>> {
+        None
+    }
+}
+
+impl Vcpu for DefectiveVcpu {
+    fn run(&mut self, _limit: u64) -> Halt {
+        panic!("a defect, for the test");
+    }
+    fn state(&mut self) -> Result<CpuState, EngineError> {
+        self.0.state()
+    }
+    fn set_state(&mut self, state: &CpuState) -> Result<(), EngineError> {
+        self.0.set_state(state)
+    }
+    fn retired(&self) -> Option<u64> {
+        self.0.retired()
+    }
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+}
+
+#[test]
+fn a_vcpu_thread_that_dies_ends_the_machine_with_an_error() {
+    for time in [TimeSource::Host, TimeSource::Virtual] {
+        let firmware = Firmware::new(count_for_ever);
+        let mut spec = MachineSpec { memory: 2 << 20, time, ..MachineSpec::default() };
+        spec.boot.firmware = Some(firmware.0.clone());
+        spec.serial = vec![SerialSpec::Null];
+        let board = Board::build(spec, BoardIo::new()).unwrap();
+        let mut vm = Vm::new(board, Arc::new(Defective), Policy { reboot: true }).unwrap();
+        let outcome = run(&mut vm);
+        assert!(matches!(outcome, Outcome::Error { vcpu: 0, .. }), "{outcome:?}");
+        assert_eq!(outcome.status(), 1);
     }
 }
