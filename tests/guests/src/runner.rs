@@ -16,8 +16,11 @@ use guest_image::{ExtraFile, GuestFiles};
 use crate::machine::Guest;
 use crate::slow_tests;
 
-/// Seconds a program may take, natively and in the guest.
-fn program_limit() -> u32 {
+/// Seconds a program may take natively, where some of the selftests hang.
+const NATIVE_LIMIT: u32 = 20;
+
+/// Seconds a program may take in the guest.
+fn guest_limit() -> u32 {
     if slow_tests() { 1200 } else { 100 }
 }
 
@@ -63,10 +66,9 @@ pub struct Run {
     pub output: Vec<u8>,
 }
 
-/// How shells of both sides run program `$0`: within limits, and with the
-/// wanted streams.
-fn command_line(program: &Program) -> String {
-    let limit = program_limit();
+/// How shells of both sides run program `$0`: within so many seconds, and with
+/// the wanted streams.
+fn command_line(program: &Program, limit: u32) -> String {
     let errors = if matches!(program.judge, Judge::Selftest) { "2>&1" } else { "2>/dev/null" };
     format!("timeout {limit} \"$0\" </dev/null {errors}")
 }
@@ -76,8 +78,10 @@ fn command_line(program: &Program) -> String {
 /// # Errors
 /// When it cannot be started.
 pub fn run_natively(program: &Program) -> Result<Run> {
-    let script =
-        format!("cd /tmp; {{ {}; echo $? >&3; }} 3>&2 | head -c {OUTPUT_CAP}", command_line(program));
+    let script = format!(
+        "cd /tmp; {{ {}; echo $? >&3; }} 3>&2 | head -c {OUTPUT_CAP}",
+        command_line(program, NATIVE_LIMIT)
+    );
     let output = Command::new("sh")
         .args(["-c", &script])
         .arg(&program.path)
@@ -124,7 +128,7 @@ fn guest_script(programs: &[Program]) -> String {
     );
     for (i, p) in programs.iter().enumerate() {
         // The status travels through a file: a pipe tells that of its last part.
-        let line = format!("{{ {}; echo $? > /run/status; }}", command_line(p));
+        let line = format!("{{ {}; echo $? > /run/status; }}", command_line(p, guest_limit()));
         script += &format!("echo '{}'; run {i} /programs/bin/{i} '{line}' {OUTPUT_CAP}\n", p.name);
         script += &format!("echo \"{i} $(cat /run/status) $(wc -c < /run/out)\" >&3; cat /run/out >&3\n");
     }

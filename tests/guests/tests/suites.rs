@@ -11,7 +11,12 @@ use guests::runner::{Run, run_in_guest};
 use guests::suites::{Native, Suite, qemu_tcg, selftests, valgrind, verdict};
 
 /// Failures with their reasons: (engine or `*`, suite, program, reason).
-const KNOWN: &[(&str, &str, &str, &str)] = &[];
+const KNOWN: &[(&str, &str, &str, &str)] = &[(
+    "interp",
+    "valgrind",
+    "amd64-avx_estimate_insn",
+    "RCP and RSQRT are approximations within the manual's bound",
+)];
 
 fn known(engine: &str, suite: &str, program: &str) -> Option<&'static str> {
     let found = KNOWN.iter().find(|k| (k.0 == "*" || k.0 == engine) && (k.1, k.2) == (suite, program));
@@ -58,6 +63,7 @@ fn check(name: &str, make: fn() -> Result<Suite>) {
     let mut wrong = Vec::new();
     for engine in engines() {
         let result = run_in_guest(&engine, &guest, name, &suite.programs).expect("a guest can be made");
+        assert!(!result.runs.is_empty(), "{engine}: no program came back:\n{}", result.console);
         let mut passed = 0;
         for (i, program) in suite.programs.iter().enumerate() {
             let judged = match result.runs.get(&i) {
