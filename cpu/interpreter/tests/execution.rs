@@ -439,6 +439,27 @@ fn segment_limits_hold_in_protected_mode() {
 }
 
 #[test]
+fn a_branch_out_of_the_canonical_range_faults_itself() {
+    let top = 0x7fff_ffff_fff0;
+    for code in [&[0xeb, 0x20][..], &[0xe8, 0x20, 0, 0, 0], &[0x74, 0x20], &[0xff, 0xe3], &[0xff, 0xd3]] {
+        let (mut m, mut s) = long(|a| a.hlt());
+        // The last 2 MiB of the lower half are the page at 2 MiB.
+        for (at, entry) in
+            [(0x1000 + 8 * 255, 0x2007), (0x2000 + 8 * 511, 0x4007), (0x4000 + 8 * 511, 0x20_0087)]
+        {
+            m.memory.write::<u64>(RamOffset(at), entry);
+        }
+        m.write(0x3f_fff0, code);
+        s.rip = top;
+        s.rflags |= rflags::ZF;
+        s.gpr[reg::RBX] = 1 << 47;
+        let (end, halt) = m.run(&s, 10);
+        let [error, rip, _] = expect_vector(&m, &end, &halt, vector::GP);
+        assert_eq!((error, rip), (0, top), "{code:02x?}");
+    }
+}
+
+#[test]
 fn addresses_wrap_at_4_gib_in_a_segment_with_a_base() {
     let mut m = Machine::new(16 << 20, "x86-64-v2");
     let mut s = m.protected_mode();

@@ -123,7 +123,9 @@ impl Cpu {
 
 #[inline(always)]
 fn jump_64(cpu: &mut Cpu, i: &Insn) -> Step {
-    cpu.set_rip(cpu.rip().wrapping_add(i.imm));
+    let target = cpu.rip().wrapping_add(i.imm);
+    cpu.check_near_target(target)?;
+    cpu.set_rip(target);
     Ok(())
 }
 
@@ -135,10 +137,7 @@ fn jump_narrow(cpu: &mut Cpu, i: &Insn) -> Step {
 }
 
 fn jump_if_64<const C: u8>(cpu: &mut Cpu, i: &Insn) -> Step {
-    if int::condition(C, cpu.flags) {
-        cpu.set_rip(cpu.rip().wrapping_add(i.imm));
-    }
-    Ok(())
+    if int::condition(C, cpu.flags) { jump_64(cpu, i) } else { Ok(()) }
 }
 
 fn jump_if_narrow<const C: u8>(cpu: &mut Cpu, i: &Insn) -> Step {
@@ -183,8 +182,10 @@ fn jump_if_zero_count(cpu: &mut Cpu, i: &Insn) -> Step {
 
 fn call_64(cpu: &mut Cpu, i: &Insn) -> Step {
     let next = cpu.rip();
+    let target = next.wrapping_add(i.imm);
+    cpu.check_near_target(target)?;
     cpu.push(8, next)?;
-    cpu.set_rip(next.wrapping_add(i.imm));
+    cpu.set_rip(target);
     Ok(())
 }
 
