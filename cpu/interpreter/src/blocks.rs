@@ -195,7 +195,23 @@ impl Blocks {
         let next = next_page(cpu, linear)?;
         let second = match cpu.translate(next, Intent::Fetch, Privilege::Current)? {
             Place::Ram(second) => second,
-            Place::Bus(_) => return Err(cpu.gp(0)),
+            Place::Bus(_) => {
+                let (start, _) = self.decode_uncached(cpu, linear, allowed)?;
+                // Its second page is none of RAM, so that it is not found again.
+                let second = Some(u64::MAX);
+                let code_bits = cpu.code_bits;
+                let (generation, second_generation) = (0, 0);
+                return Ok(Block {
+                    at,
+                    second,
+                    generation,
+                    second_generation,
+                    start,
+                    len: 1,
+                    bytes: 0,
+                    code_bits,
+                });
+            }
         };
         let n = MAX_LENGTH.min(allowed as usize);
         let rip = cpu.regs[REG_RIP as usize];

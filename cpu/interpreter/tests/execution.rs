@@ -367,6 +367,23 @@ fn device_memory_is_reached_in_natural_pieces_and_rom_writes_go_to_the_bus() {
 }
 
 #[test]
+fn device_memory_executes_also_from_the_middle_of_an_instruction() {
+    // Reads of device memory give the address's low byte. MOV EAX, imm32 has its
+    // last two bytes there.
+    let mut m = Machine::new(16 << 20, "x86-64-v2");
+    let mut s = m.long_mode();
+    m.write((16 << 20) - 3, &[0xb8, 0x55, 0x66]);
+    s.rip = (16 << 20) - 3;
+    let (end, halt) = m.run(&s, 1);
+    assert!(matches!(halt, Halt::Limit));
+    assert_eq!((end.gpr[reg::RAX], end.rip), (0x0100_6655, (16 << 20) + 2));
+    let (end, halt) = m.run(&CpuState { gpr: [FREE; 16], ..end }, 1);
+    assert!(matches!(halt, Halt::Limit));
+    // 02 03: ADD AL, [RBX].
+    assert_eq!(end.rip, (16 << 20) + 4);
+}
+
+#[test]
 fn rom_executes_and_its_writes_go_to_the_bus() {
     let map = MemoryMap::new([Region::ram(0, 1 << 20), Region::rom(0xffff_0000, 0x1_0000)]).unwrap();
     let mut m = Machine::with_memory(GuestMemory::new(map).unwrap(), "x86-64-v2", 1);
