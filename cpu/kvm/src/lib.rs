@@ -4,11 +4,22 @@
 //! the platform's, reached through [`engine::Bus`], so that a machine is the
 //! same on every engine. There is no in-kernel interrupt controller.
 //!
+//! # Hosts that only look like hardware assist
+//!
 //! Some hosts have a /dev/kvm that executes supervisor code with the kernel's
-//! instruction emulator, slowly, and gives up at instructions it does not know.
-//! For those an *assistant*, another engine given by [`Options`], completes what
-//! KVM cannot, from the exported state; then KVM goes on. [`probe()`] tells what
-//! a host's /dev/kvm is worth.
+//! instruction emulator: a thousand times slower than a processor, and it gives
+//! up at instructions it does not know. [`probe()`] tells such a host from a
+//! good one by running a tiny guest. What was found on them, and what is done:
+//!
+//! | the host's KVM | this engine |
+//! | --- | --- |
+//! | cannot emulate an instruction | an *assistant*, another engine given by [`Options`], completes it from the exported state |
+//! | reports a shutdown for events it cannot deliver | the assistant executes the instruction again; a real triple fault comes back |
+//! | executes SYSCALL in ring 3 by rules of its own | user code is confined: every event ends in a shutdown before its instruction, and the assistant takes over |
+//! | shadows page tables and misses writes of other engines | it is made to forget them when the state comes back |
+//! | lets guests read the host's TSC | the machine's clock starts there ([`HostTsc::clock`]) |
+//! | shows guests features the model lacks | the assistant executes all code, unless told otherwise |
+//! | does not see CR8 writes and interrupts until some instructions later | nothing: this is the host's precision |
 //!
 //! | module | what |
 //! | --- | --- |

@@ -12,7 +12,8 @@ use engine::{Attention, Bus, Engine, EngineError, Halt, VcpuConfig, attention_bi
 use guest_memory::GuestMemory;
 use x86_state::{CpuModel, CpuState, Segment, Topology, cr0, cr4, efer, reg, rflags};
 
-use crate::vm::{HostTsc, KvmEngine, MissingFeatures, Options, host_tsc};
+use crate::cpuid;
+use crate::vm::{self, HostTsc, KvmEngine, MissingFeatures, Options, host_tsc};
 
 /// What [`probe()`] found.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,6 +28,8 @@ pub struct ProbeResult {
     pub ring0_native: bool,
     /// User code runs at the processor's speed.
     pub ring3_native: bool,
+    /// Guests see the CPUID they are given; else KVM adds features of the host's.
+    pub cpuid_exact: bool,
     /// Nanoseconds for one instruction in ring 0 and in ring 3; 0 if unknown.
     pub instruction_ns: [f64; 2],
     /// TSC frequency of guests in kHz, if known.
@@ -188,6 +191,14 @@ fn long_mode(cpl: u32) -> CpuState {
     s
 }
 
+/// Whether a vCPU of the default model shows what the model says.
+fn cpuid_is_exact() -> Option<bool> {
+    let vcpu = vm::open().ok()?.create_vm().ok()?.create_vcpu(0).ok()?;
+    let table = cpuid::table(&CpuModel::default_model(), Topology { apic_id: 0, cpus: 1 });
+    vcpu.set_cpuid2(&table).ok()?;
+    Some(cpuid::altered(&vcpu, &table).ok()?.is_empty())
+}
+
 /// Measure this host's /dev/kvm. Takes a few milliseconds where it is good, at
 /// most a few seconds where it is not.
 pub fn probe() -> ProbeResult {
@@ -198,6 +209,7 @@ pub fn probe() -> ProbeResult {
         exit_cost_ns: 0,
         ring0_native: false,
         ring3_native: false,
+        cpuid_exact: cpuid_is_exact().unwrap_or(false),
         instruction_ns: [0.0; 2],
         tsc_khz: tsc.map(|t| t.khz),
         tsc,
@@ -229,6 +241,11 @@ pub fn probe() -> ProbeResult {
         "{:.1} us an exit, {ring0:.1} ns an instruction in ring 0, {ring3:.1} ns in ring 3",
         result.exit_cost_ns as f64 / 1000.0
     );
+    let figures = if result.cpuid_exact {
+        figures
+    } else {
+        format!("{figures}; it shows guests features of the host's, so models are not exact")
+    };
     result.reason = match failure {
         Some(e) => format!("KVM is present but restricted ({e}); a software engine serves better"),
         None if result.ring0_native => format!("KVM runs guests on the processor ({figures})"),

@@ -459,6 +459,42 @@ fn vector_and_x87_registers_work() {
 }
 
 #[test]
+fn the_assistant_completes_what_kvm_cannot() {
+    let engines = support::engines();
+    let Some(kvm) = engines.iter().find(|e| e.name == "kvm") else { return };
+    let machine = support::machine(kvm, model());
+    layout::write_tables(machine.memory()).unwrap();
+    let mut a = CodeAssembler::new(64).unwrap();
+    let mut again = a.create_label();
+    a.xor(ebx, ebx).unwrap();
+    a.mov(ecx, 100).unwrap();
+    a.set_label(&mut again).unwrap();
+    a.popcnt(eax, ecx).unwrap();
+    a.cvtsi2sd(xmm0, eax).unwrap();
+    a.cvttsd2si(eax, xmm0).unwrap();
+    a.add(ebx, eax).unwrap();
+    a.dec(ecx).unwrap();
+    a.jnz(again).unwrap();
+    value(&mut a, ebx).unwrap();
+    exit(&mut a).unwrap();
+    machine.memory().store(address::CODE, &a.assemble(address::CODE).unwrap()).unwrap();
+    let made = (kvm.make)(machine.memory(), machine.model(), machine.clock()).unwrap();
+    let mut vcpu = machine.vcpu(&*made).unwrap();
+    vcpu.set_state(&layout::long_mode(0)).unwrap();
+    machine.run(&mut *vcpu, support::PATIENCE).unwrap();
+    let bits: u32 = (1..=100u32).map(u32::count_ones).sum();
+    assert_eq!(machine.notes().values, [bits]);
+    let counters = vcpu.counters();
+    let count = |name: &str| counters.iter().find(|(n, _)| *n == name).map_or(0, |(_, v)| *v);
+    if kvm::probe().ring0_native {
+        assert_eq!(count("kvm_assists"), 0, "a processor executes all of it");
+    } else {
+        // Failures come thick here, so bursts grow: far fewer hand-overs than the 300 failures.
+        assert!((1..100).contains(&count("kvm_assists")), "{counters:?}");
+    }
+}
+
+#[test]
 fn system_calls_go_to_ring_0_and_back() {
     check(&Program {
         name: "SYSCALL and SYSRET",
