@@ -445,7 +445,7 @@ impl Cpu {
             CS => {
                 let same = before.base == s.base && before.limit == s.limit && before.access == s.access;
                 // From 64-bit code to 64-bit code nothing derived changes.
-                if !same && !(self.code_bits == 64 && s.long()) {
+                if !(same || self.code_bits == 64 && s.long()) {
                     self.mode_changed();
                 }
             }
