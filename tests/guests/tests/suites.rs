@@ -76,8 +76,13 @@ fn check(name: &str, make: fn() -> Result<Suite>) {
                 continue;
             };
             let reason = known(&engine, name, &program.name);
-            let note =
-                reason.unwrap_or(if passes[i] { "natively it passes" } else { "natively it fails too" });
+            let same = result.runs.get(&i) == Some(&native[i].run);
+            let otherwise = match (passes[i], same) {
+                (true, _) => "natively it passes",
+                (false, true) => "just as natively",
+                (false, false) => "natively it fails too",
+            };
+            let note = reason.unwrap_or(otherwise);
             println!("{name}: {engine}: {}: {why} ({note})", program.name);
             if passes[i] && reason.is_none() {
                 wrong.push(format!("{engine} {}", program.name));
