@@ -380,6 +380,59 @@ fn user_code_takes_exceptions_and_interrupts() {
     });
 }
 
+#[test]
+fn x2apic_registers_are_msrs_of_the_platform() {
+    check(&Program {
+        name: "x2APIC",
+        mode: Mode::Long,
+        code: |a| {
+            a.mov(ecx, 0x1b)?;
+            a.rdmsr()?;
+            a.or(eax, 0xc00)?;
+            a.wrmsr()?;
+            // The task priority, then a reserved register, then one that cannot be written.
+            a.mov(ecx, 0x808)?;
+            a.mov(eax, 0x30)?;
+            a.xor(edx, edx)?;
+            a.wrmsr()?;
+            a.xor(eax, eax)?;
+            a.rdmsr()?;
+            a.mov(ebx, eax)?;
+            value(a, ebx)?;
+            a.mov(rbx, cr8)?;
+            value(a, ebx)?;
+            a.mov(ecx, 0x801)?;
+            a.rdmsr()?;
+            a.mov(ecx, 0x803)?;
+            a.xor(edx, edx)?;
+            a.wrmsr()?;
+            exit(a)
+        },
+        handlers: &[(13, report_protection)],
+        values: &[0x30, 3, 0xd0_0000, 0xd0_0000],
+        ..Program::EMPTY
+    });
+}
+
+#[test]
+fn a_limit_counts_instructions() {
+    for engine in support::engines() {
+        let machine = support::machine(&engine, model());
+        layout::write_tables(machine.memory()).unwrap();
+        machine.memory().store(address::PROTECTED_CODE, &[0x90; 64]).unwrap();
+        let made = (engine.make)(machine.memory(), machine.model(), machine.clock()).unwrap();
+        let mut vcpu = machine.vcpu(&*made).unwrap();
+        vcpu.set_state(&layout::protected_mode()).unwrap();
+        let mut at = address::PROTECTED_CODE;
+        for limit in [0, 1, 7, 20] {
+            let halt = vcpu.run(limit);
+            at += limit;
+            assert!(matches!(halt, engine::Halt::Limit), "{}: {halt:?}", engine.name);
+            assert_eq!(vcpu.state().unwrap().rip, at, "{} after {limit} more", engine.name);
+        }
+    }
+}
+
 /// Leaves and subleaves whose results depend on the model alone.
 const LEAVES: [(u32, u32); 16] = [
     (0, 0),
