@@ -177,6 +177,10 @@ fn never_native(i: &Instruction) -> bool {
     {
         return true;
     }
+    // AMD processors let SHA instructions have misaligned operands, the model does not.
+    if i.cpuid_features().contains(&CpuidFeature::SHA) && i.op_count() > 1 && i.op1_kind() == OpKind::Memory {
+        return true;
+    }
     // x87 environment and its pointers are the interpreter's business; so are
     // instructions whose native results are not the model's.
     matches!(
@@ -195,8 +199,12 @@ fn never_native(i: &Instruction) -> bool {
             | M::Lfs
             | M::Lgs
             | M::Lss
-            // From memory it enters MMX state on the model, but not on every host.
+            // Whether memory operands and unmasked exceptions enter MMX state is each processor's own.
             | M::Cvtpi2ps
+            | M::Cvtps2pi
+            | M::Cvttps2pi
+            | M::Cvtpd2pi
+            | M::Cvttpd2pi
             | M::Syscall
             | M::Sysenter
             | M::Sysexit
