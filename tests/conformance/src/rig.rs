@@ -60,16 +60,29 @@ impl Rig {
     /// # Panics
     /// When the engine cannot make a vCPU: there is nothing to test then.
     pub fn new(engine: &dyn Engine, model: CpuModel, memory: GuestMemory) -> Self {
+        // Virtual time would make translated code count instructions.
+        let clock = Clock::host(model.tsc_khz());
+        Self::with_clock(engine, model, memory, clock)
+    }
+
+    /// The same machine in virtual time, in which every run is repeatable.
+    ///
+    /// # Panics
+    /// As [`Rig::new`].
+    pub fn repeatable(engine: &dyn Engine, model: CpuModel, memory: GuestMemory) -> Self {
+        let clock = Clock::virtual_time(model.tsc_khz(), 0);
+        Self::with_clock(engine, model, memory, clock)
+    }
+
+    fn with_clock(engine: &dyn Engine, model: CpuModel, memory: GuestMemory, clock: Clock) -> Self {
         let model = Arc::new(model);
         let attention = Arc::new(Attention::new());
-        let khz = model.tsc_khz();
         let config = VcpuConfig {
             index: 0,
             model: model.clone(),
             topology: Topology { apic_id: 0, cpus: 1 },
             memory: memory.clone(),
-            // Virtual time would make translated code count instructions.
-            clock: Clock::host(khz),
+            clock,
             attention: attention.clone(),
             bus: Arc::new(Nobody),
         };

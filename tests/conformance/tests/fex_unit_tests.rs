@@ -158,7 +158,7 @@ fn start(rig: &Rig, bits: u64) -> CpuState {
     // The 32-bit tests load selector 0x17, which their runner makes by modify_ldt.
     store(LDT + 16, 0x00cf_f300_0000_ffff);
     // One page-directory-pointer table of 1 GiB identity pages.
-    store(TABLES, TABLES + 0x1000 | 7);
+    store(TABLES, (TABLES + 0x1000) | 7);
     for i in 0..512u64 {
         store(TABLES + 0x1000 + i * 8, i << 30 | 0x87);
     }

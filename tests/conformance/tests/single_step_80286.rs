@@ -188,7 +188,7 @@ fn differences(rig: &mut Rig, undefined: u16, c: &Case) -> Vec<String> {
     }
     // The suite rounds the address of the pushed flags down to even ones.
     let last = |i: usize| u32::from(c.last.registers[i].or(c.initial.registers[i]).unwrap_or(0));
-    let flags_at = c.exception.map(|_| (last(5) << 4) + (last(8) + 4 & 0xffff));
+    let flags_at = c.exception.map(|_| (last(5) << 4) + ((last(8) + 4) & 0xffff));
     let mut expected: std::collections::BTreeMap<u32, u8> = c.initial.memory.iter().copied().collect();
     expected.extend(c.last.memory.iter().copied());
     for (a, want) in &expected {

@@ -1,0 +1,317 @@
+//! Random instructions on random states: all software engines end in the same
+//! state with the same memory, and none panics.
+//!
+//! The first engine is the reference. `STRATA_RANDOM_CASES` says how many cases
+//! (of up to eight instructions each) are run, `STRATA_RANDOM_SEED` where they begin;
+//! `STRATA_RANDOM_VERBOSE` lists each before it runs.
+
+use conformance::{Rig, software_engines};
+use engine::Halt;
+use guest_memory::{GuestMemory, MemoryMap, Region};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
+use x86_state::{CpuModel, CpuState, F80, Segment, TableRegister, cr0, cr4, efer, rflags, xcr0};
+
+const MEMORY: usize = 0x2_0000;
+/// Outside what they map, so that no case changes them.
+const TABLES: u64 = 0x20_0000;
+const GDT: u64 = 0x4000;
+const IDT: u64 = 0x5000;
+const TSS: u64 = 0x6000;
+/// A HLT for each vector.
+const HANDLERS: u64 = 0x7000;
+const KERNEL_STACK: u64 = 0xa000;
+const CODE: u64 = 0xb000;
+const DATA: u64 = 0x1_0000;
+const LIMIT: u64 = 40;
+const CODE_MAX: usize = 200;
+
+/// SplitMix64: any seed is as good as any other.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+
+    /// A number that finds corners: small, near a power of two, an address of data, or anything.
+    fn number(&mut self) -> u64 {
+        match self.below(8) {
+            0 => self.below(4),
+            1 => (1u64 << self.below(64)).wrapping_sub(self.below(3)),
+            2..5 => DATA + 0x4000 + self.below(0x8000),
+            5 => self.next() as i32 as u64,
+            _ => self.next(),
+        }
+    }
+}
+
+/// Instructions whose result is each engine's own, or that would end the case at once.
+fn left_out(i: &Instruction) -> bool {
+    use Mnemonic as M;
+    // Approximations, and x87 functions without a prescribed last bit.
+    let approximate = matches!(
+        i.mnemonic(),
+        M::Rcpps
+            | M::Rcpss
+            | M::Rsqrtps
+            | M::Rsqrtss
+            | M::Vrcpps
+            | M::Vrcpss
+            | M::Vrsqrtps
+            | M::Vrsqrtss
+            | M::Fsin
+            | M::Fcos
+            | M::Fsincos
+            | M::Fptan
+            | M::Fpatan
+            | M::F2xm1
+            | M::Fyl2x
+            | M::Fyl2xp1
+    );
+    // To an address that is not canonical: the branch faults by the manual, its
+    // target in translated code.
+    let indirect = matches!(
+        i.flow_control(),
+        FlowControl::Return | FlowControl::IndirectBranch | FlowControl::IndirectCall
+    );
+    // They leave C1 alone on some processors, which the manual clears.
+    let keeps_c1 = matches!(i.mnemonic(), M::Fcomi | M::Fcomip | M::Fucomi | M::Fucomip);
+    // They show where the last x87 instruction was, which translated code does not follow.
+    let pointers = matches!(i.mnemonic(), M::Fnsave | M::Fnstenv) || i.is_save_restore_instruction();
+    let time_or_chance = matches!(i.mnemonic(), M::Rdtsc | M::Rdtscp | M::Rdpmc | M::Rdrand | M::Rdseed);
+    approximate
+        || indirect
+        || keeps_c1
+        || pointers
+        || time_or_chance
+        || i.is_privileged()
+        || matches!(i.flow_control(), FlowControl::Interrupt | FlowControl::Exception)
+}
+
+/// Bytes that are likely to be one instruction.
+fn candidate(r: &mut Random) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if r.below(4) == 0 {
+        bytes.push([0x66, 0xf2, 0xf3, 0x66, 0xf0, 0x64][r.below(6) as usize]);
+    }
+    match r.below(8) {
+        0 | 1 => {
+            // VEX: no inverted register bits more often than not.
+            bytes.clear();
+            bytes.extend([0xc4, 0xe0 & r.next() as u8 | 1 + r.below(3) as u8, r.next() as u8]);
+        }
+        2 | 3 => bytes.push(0x40 | r.below(16) as u8),
+        _ => {}
+    }
+    if bytes.first() != Some(&0xc4) {
+        match r.below(8) {
+            0..3 => bytes.push(0x0f),
+            3 => bytes.extend([0x0f, 0x38]),
+            4 => bytes.extend([0x0f, 0x3a]),
+            5 => bytes.push(0xd8 | r.below(8) as u8),
+            _ => {}
+        }
+    }
+    bytes.extend((0..14).map(|_| r.next() as u8));
+    bytes
+}
+
+/// Up to eight instructions and a HLT.
+fn code(r: &mut Random) -> Vec<u8> {
+    let mut code = Vec::new();
+    for _ in 0..1 + r.below(8) {
+        let bytes = loop {
+            let bytes = candidate(r);
+            let i = Decoder::with_ip(64, &bytes, CODE, DecoderOptions::NONE).decode();
+            if !i.is_invalid() && !left_out(&i) {
+                break bytes[..i.len()].to_vec();
+            }
+        };
+        code.extend(bytes);
+    }
+    code.push(0xf4);
+    code
+}
+
+fn memory() -> GuestMemory {
+    let regions = [Region::ram(0, MEMORY as u64), Region::ram(TABLES, 0x3000)];
+    GuestMemory::new(MemoryMap::new(regions).expect("regions")).expect("memory")
+}
+
+/// One 2 MiB page. Accessed and dirty: who sets those bits when is not compared.
+fn store_page_tables(memory: &GuestMemory) {
+    for (at, entry) in
+        [(TABLES, TABLES + 0x1027), (TABLES + 0x1000, TABLES + 0x2027), (TABLES + 0x2000, 0xe7)]
+    {
+        memory.store(at, &entry.to_le_bytes()).expect("page tables");
+    }
+}
+
+/// Descriptors and handlers; data pages are filled from `r`.
+fn memory_image(r: &mut Random, code: &[u8]) -> Vec<u8> {
+    let mut m = vec![0; MEMORY];
+    let mut put = |at: u64, v: u64| m[at as usize..at as usize + 8].copy_from_slice(&v.to_le_bytes());
+    let descriptors =
+        [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0, 0x00cf_f300_0000_ffff, 0x00af_fb00_0000_ffff];
+    for (i, d) in descriptors.into_iter().enumerate() {
+        put(GDT + i as u64 * 8, d);
+    }
+    for v in 0..256 {
+        put(IDT + v * 16, HANDLERS + v | 0x10 << 16 | 0x8e00 << 32);
+    }
+    put(TSS + 4, KERNEL_STACK);
+    m[HANDLERS as usize..HANDLERS as usize + 256].fill(0xf4);
+    for word in m[DATA as usize..].chunks_exact_mut(8) {
+        word.copy_from_slice(&r.next().to_le_bytes());
+    }
+    m[CODE as usize..CODE as usize + code.len()].copy_from_slice(code);
+    m
+}
+
+fn random_fpu(r: &mut Random, s: &mut CpuState) {
+    let unmasked = if r.below(8) == 0 { r.below(64) as u16 } else { 0 };
+    s.fpu.fcw = 0x37f & !unmasked | (r.below(4) as u16) << 10;
+    s.fpu.fsw = (r.below(8) as u16) << 11;
+    s.fpu.ftw = r.next() as u8;
+    let unmasked = if r.below(8) == 0 { r.next() as u32 } else { 0 };
+    s.fpu.mxcsr = 0x1f80 & !unmasked | r.next() as u32 & 0xe040;
+    for f in &mut s.fpu.regs {
+        let exponent = match r.below(4) {
+            0 => r.next() as u16,
+            1 => 0x7fff,
+            _ => 0x3fff - 64 + r.below(128) as u16,
+        };
+        *f = F80 { significand: r.next() | 1 << 63, sign_exponent: exponent };
+    }
+    for lane in s.fpu.ymm.iter_mut().flatten() {
+        let single = |r: &mut Random| (r.next() as u32 & 0x807f_ffff) as u64 | (120 + r.below(16)) << 23;
+        *lane = match r.below(4) {
+            0 => r.next(),
+            1 => r.number(),
+            2 => single(r) | single(r) << 32,
+            _ => (r.next() & 0x800f_ffff_ffff_ffff) | (1015 + r.below(16)) << 52,
+        };
+    }
+}
+
+/// A 64-bit program's state at CPL 0 or 3.
+fn state(r: &mut Random, reset: CpuState) -> CpuState {
+    let mut s = reset;
+    let user = r.below(2) == 0;
+    let dpl = if user { 0x60 } else { 0 };
+    let data =
+        Segment { selector: if user { 0x2b } else { 0x18 }, base: 0, limit: u32::MAX, access: 0xc093 | dpl };
+    s.segments = [data; 6];
+    s.segments[1] =
+        Segment { selector: if user { 0x33 } else { 0x10 }, base: 0, limit: u32::MAX, access: 0xa09b | dpl };
+    s.segments[4].base = DATA + 0x100;
+    s.gdtr = TableRegister { base: GDT, limit: 0x37 };
+    s.idtr = TableRegister { base: IDT, limit: 0xfff };
+    s.tr = Segment { selector: 0x40, base: TSS, limit: 0x67, access: 0x8b };
+    s.cr0 = cr0::PG | cr0::WP | cr0::PE | cr0::ET | cr0::NE | cr0::MP | cr0::AM;
+    s.cr4 = cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE | cr4::FSGSBASE | cr4::PAE;
+    s.xcr0 = xcr0::X87 | xcr0::SSE | xcr0::AVX;
+    s.cr3 = TABLES;
+    s.efer = efer::LME | efer::LMA | efer::NXE;
+    s.rip = CODE;
+    s.rflags = rflags::FIXED | r.next() & rflags::STATUS;
+    s.rflags |= if r.below(16) == 0 { r.next() & (rflags::DF | rflags::AC | rflags::TF) } else { 0 };
+    for g in &mut s.gpr {
+        *g = r.number();
+    }
+    s.gpr[4] = DATA + 0xc000 + r.below(64);
+    random_fpu(r, &mut s);
+    s
+}
+
+/// Run a case on one engine.
+fn run(rig: &mut Rig, seed: u64, limit: u64) -> (CpuState, Vec<u8>) {
+    let mut r = Random(seed);
+    let code = code(&mut r);
+    assert!(code.len() < CODE_MAX, "{} bytes of code", code.len());
+    rig.memory.store(0, &memory_image(&mut r, &code)).expect("memory");
+    store_page_tables(&rig.memory);
+    let start = state(&mut r, rig.reset_state());
+    // Whether it ends by its limit or by HLT does not matter where both are due.
+    let (halt, mut end) = rig.run(&start, limit);
+    assert!(!matches!(halt, Halt::Failed(_)), "seed {seed}: {halt:?}");
+    // Of the last x87 instruction only what FNSTENV shows is architectural, and
+    // processors differ in when they record it.
+    (end.fpu.fop, end.fpu.fip, end.fpu.fdp, end.fpu.fcs, end.fpu.fds) = (0, 0, 0, 0, 0);
+    let mut memory = vec![0; MEMORY];
+    rig.memory.load(0, &mut memory).expect("memory");
+    (end, memory)
+}
+
+fn list(a: &CpuState, b: &CpuState) -> String {
+    let lines = |s: &CpuState| format!("{s:#x?}").lines().map(str::to_string).collect::<Vec<_>>();
+    let (a, b) = (lines(a), lines(b));
+    a.iter()
+        .zip(&b)
+        .enumerate()
+        .filter(|(_, (x, y))| x != y)
+        .map(|(n, (x, y))| format!("line {n}: {} | {}", x.trim(), y.trim()))
+        .collect::<Vec<_>>()
+        .join("\n    ")
+}
+
+/// The instructions of a case.
+fn listing(seed: u64) -> String {
+    let code = code(&mut Random(seed));
+    let mut text = String::new();
+    for i in &mut Decoder::with_ip(64, &code, CODE, DecoderOptions::NONE) {
+        let at = (i.ip() - CODE) as usize;
+        text += &format!("    {:x}: {i} {:02x?}\n", i.ip(), &code[at..at + i.len()]);
+    }
+    text
+}
+
+/// The difference after as few instructions as show one.
+fn explain(a: &mut Rig, b: &mut Rig, seed: u64) -> String {
+    let listing = listing(seed);
+    for limit in 1..=LIMIT {
+        let ((x, mx), (y, my)) = (run(a, seed, limit), run(b, seed, limit));
+        if x != y || mx != my {
+            let at = mx.iter().zip(&my).position(|(p, q)| p != q);
+            let bytes =
+                at.map(|p| format!("memory at {p:#x}: {:02x} | {:02x}", mx[p], my[p])).unwrap_or_default();
+            return format!("seed {seed}, step {limit}\n{listing}    {}\n    {bytes}", list(&x, &y));
+        }
+    }
+    format!("seed {seed}: only at the end\n{listing}")
+}
+
+#[test]
+fn engines_agree_on_random_instructions() {
+    let number =
+        |name, default| std::env::var(name).map_or(default, |s: String| s.parse().expect("a number"));
+    let (cases, first) = (number("STRATA_RANDOM_CASES", 3000), number("STRATA_RANDOM_SEED", 1));
+    let verbose = std::env::var_os("STRATA_RANDOM_VERBOSE").is_some();
+    let engines = software_engines();
+    let model: CpuModel = "x86-64-v3".parse().expect("the model exists");
+    let mut rigs: Vec<Rig> = engines.iter().map(|e| Rig::repeatable(&**e, model.clone(), memory())).collect();
+    let (reference, others) = rigs.split_first_mut().expect("an engine");
+    let mut wrong = Vec::new();
+    for seed in first..first + cases {
+        if verbose {
+            println!("seed {seed}\n{}", listing(seed));
+        }
+        let (end, memory) = run(reference, seed, LIMIT);
+        for (n, other) in others.iter_mut().enumerate() {
+            let (e, m) = run(other, seed, LIMIT);
+            let same = e == end && m == memory;
+            if !same && wrong.len() < 20 {
+                wrong.push(format!("{}: {}", engines[n + 1].name(), explain(reference, other, seed)));
+            }
+        }
+    }
+    println!("{cases} cases from seed {first} on {} engines", engines.len());
+    assert!(wrong.is_empty(), "{} cases differ\n{}", wrong.len(), wrong.join("\n"));
+}
