@@ -39,8 +39,9 @@ fn step(
 
 #[test]
 fn privileged_instructions_fault_outside_level_0() {
-    // (name, code with [BX] as memory operand, needs protected mode)
-    let table: [(&str, fn(&Env) -> Vec<u8>, bool); 17] = [
+    /// Name, code with [BX] as memory operand, needs protected mode.
+    type Row = (&'static str, fn(&Env) -> Vec<u8>, bool);
+    let table: [Row; 17] = [
         ("CLTS", |_| vec![0x0f, 0x06], false),
         ("INVD", |_| vec![0x0f, 0x08], false),
         ("WBINVD", |_| vec![0x0f, 0x09], false),

@@ -154,7 +154,6 @@ impl Builder<'_> {
 /// Instructions that see or change what translated code does not hold: system
 /// state, code addresses, implicit operands in moved registers.
 fn never_native(i: &Instruction) -> bool {
-    use Mnemonic as M;
     if i.is_string_instruction() || i.is_save_restore_instruction() || i.is_vsib() {
         return true;
     }
@@ -181,10 +180,47 @@ fn never_native(i: &Instruction) -> bool {
     if i.cpuid_features().contains(&CpuidFeature::SHA) && i.op_count() > 1 && i.op1_kind() == OpKind::Memory {
         return true;
     }
-    // x87 environment and its pointers are the interpreter's business; so are
-    // instructions whose native results are not the model's.
+    let m = i.mnemonic();
+    system_state(m) || foreign_x87(m) && i.code() != Code::Fnstsw_AX
+}
+
+/// Instructions of the x87 environment, whose pointers are the interpreter's
+/// business, and those whose MMX transition is each processor's own.
+fn foreign_x87(m: Mnemonic) -> bool {
+    use Mnemonic as M;
     matches!(
-        i.mnemonic(),
+        m,
+        M::Fnstenv
+            | M::Fstenv
+            | M::Fnsave
+            | M::Fsave
+            | M::Fldenv
+            | M::Frstor
+            | M::Fxsave
+            | M::Fxsave64
+            | M::Fxrstor
+            | M::Fxrstor64
+            | M::Wait
+            | M::Fnstsw
+            | M::Fstsw
+            | M::Fnclex
+            | M::Fclex
+            | M::Fninit
+            | M::Finit
+            | M::Cvtpi2ps
+            | M::Cvtps2pi
+            | M::Cvttps2pi
+            | M::Cvtpd2pi
+            | M::Cvttpd2pi
+    )
+}
+
+/// Instructions that see or change system state, or have operands in registers
+/// that translated code holds elsewhere.
+fn system_state(m: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(
+        m,
         M::Cpuid
             | M::Rdtsc
             | M::Rdtscp
@@ -195,16 +231,9 @@ fn never_native(i: &Instruction) -> bool {
             | M::Rdseed
             | M::In
             | M::Out
-            // The segment register is not among the operands.
             | M::Lfs
             | M::Lgs
             | M::Lss
-            // Whether memory operands and unmasked exceptions enter MMX state is each processor's own.
-            | M::Cvtpi2ps
-            | M::Cvtps2pi
-            | M::Cvttps2pi
-            | M::Cvtpd2pi
-            | M::Cvttpd2pi
             | M::Syscall
             | M::Sysenter
             | M::Sysexit
@@ -246,16 +275,6 @@ fn never_native(i: &Instruction) -> bool {
             | M::Ud0
             | M::Ud1
             | M::Ud2
-            | M::Fnstenv
-            | M::Fstenv
-            | M::Fnsave
-            | M::Fsave
-            | M::Fldenv
-            | M::Frstor
-            | M::Fxsave
-            | M::Fxsave64
-            | M::Fxrstor
-            | M::Fxrstor64
             | M::Maskmovq
             | M::Maskmovdqu
             | M::Vmaskmovdqu
@@ -274,19 +293,10 @@ fn never_native(i: &Instruction) -> bool {
             | M::Xabort
             | M::Xtest
             | M::Bound
-            | M::Wait
-            | M::Fnstsw
-            | M::Fstsw
-            | M::Fnclex
-            | M::Fclex
-            | M::Fninit
-            | M::Finit
             | M::Serialize
             | M::Rdsspd
             | M::Rdsspq
-            | M::Lahf
-            | M::Sahf
             | M::Clts
             | M::Salc
-    ) && !matches!(i.code(), Code::Fnstsw_AX | Code::Lahf | Code::Sahf)
+    )
 }

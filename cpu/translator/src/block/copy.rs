@@ -61,18 +61,7 @@ fn writes(a: OpAccess) -> bool {
 impl Builder<'_> {
     /// Emit one instruction. False: the interpreter's.
     pub(super) fn copy(&mut self, i: &Instruction) -> bool {
-        if matches!(
-            i.mnemonic(),
-            Mnemonic::Nop
-                | Mnemonic::Endbr64
-                | Mnemonic::Endbr32
-                | Mnemonic::Prefetcht0
-                | Mnemonic::Prefetcht1
-                | Mnemonic::Prefetcht2
-                | Mnemonic::Prefetchnta
-                | Mnemonic::Prefetchw
-                | Mnemonic::Prefetch
-        ) {
+        if is_hint(i) {
             return true;
         }
         if i.is_stack_instruction() {
@@ -86,22 +75,7 @@ impl Builder<'_> {
         if uses.hidden {
             return false;
         }
-        let bit_string = matches!(
-            i.code(),
-            Code::Bt_rm16_r16
-                | Code::Bt_rm32_r32
-                | Code::Bt_rm64_r64
-                | Code::Bts_rm16_r16
-                | Code::Bts_rm32_r32
-                | Code::Bts_rm64_r64
-                | Code::Btr_rm16_r16
-                | Code::Btr_rm32_r32
-                | Code::Btr_rm64_r64
-                | Code::Btc_rm16_r16
-                | Code::Btc_rm32_r32
-                | Code::Btc_rm64_r64
-        );
-        if bit_string && memory.is_some() {
+        if memory.is_some() && is_bit_string(i) {
             return false;
         }
         let Some(visitors) = self.visitors(&uses, memory.is_some()) else { return false };
@@ -264,6 +238,41 @@ impl Builder<'_> {
         }
         true
     }
+}
+
+/// Nothing to do, and no access to check.
+fn is_hint(i: &Instruction) -> bool {
+    matches!(
+        i.mnemonic(),
+        Mnemonic::Nop
+            | Mnemonic::Endbr64
+            | Mnemonic::Endbr32
+            | Mnemonic::Prefetcht0
+            | Mnemonic::Prefetcht1
+            | Mnemonic::Prefetcht2
+            | Mnemonic::Prefetchnta
+            | Mnemonic::Prefetchw
+            | Mnemonic::Prefetch
+    )
+}
+
+/// The bit number in a register reaches beyond the memory operand.
+fn is_bit_string(i: &Instruction) -> bool {
+    matches!(
+        i.code(),
+        Code::Bt_rm16_r16
+            | Code::Bt_rm32_r32
+            | Code::Bt_rm64_r64
+            | Code::Bts_rm16_r16
+            | Code::Bts_rm32_r32
+            | Code::Bts_rm64_r64
+            | Code::Btr_rm16_r16
+            | Code::Btr_rm32_r32
+            | Code::Btr_rm64_r64
+            | Code::Btc_rm16_r16
+            | Code::Btc_rm32_r32
+            | Code::Btc_rm64_r64
+    )
 }
 
 /// RSP stays a multiple of 8: adding or subtracting one.
