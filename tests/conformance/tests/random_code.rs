@@ -105,7 +105,7 @@ fn candidate(r: &mut Random) -> Vec<u8> {
         0 | 1 => {
             // VEX: no inverted register bits more often than not.
             bytes.clear();
-            bytes.extend([0xc4, 0xe0 & r.next() as u8 | 1 + r.below(3) as u8, r.next() as u8]);
+            bytes.extend([0xc4, (0xe0 & r.next() as u8) | (1 + r.below(3) as u8), r.next() as u8]);
         }
         2 | 3 => bytes.push(0x40 | r.below(16) as u8),
         _ => {}
@@ -164,7 +164,7 @@ fn memory_image(r: &mut Random, code: &[u8]) -> Vec<u8> {
         put(GDT + i as u64 * 8, d);
     }
     for v in 0..256 {
-        put(IDT + v * 16, HANDLERS + v | 0x10 << 16 | 0x8e00 << 32);
+        put(IDT + v * 16, (HANDLERS + v) | (0x10 << 16) | (0x8e00 << 32));
     }
     put(TSS + 4, KERNEL_STACK);
     m[HANDLERS as usize..HANDLERS as usize + 256].fill(0xf4);
