@@ -21,7 +21,7 @@ const NATIVE_LIMIT: u32 = 20;
 
 /// Seconds a program may take in the guest.
 fn guest_limit() -> u32 {
-    if slow_tests() { 1200 } else { 100 }
+    if slow_tests() { 1200 } else { 240 }
 }
 
 /// A guest with all programs of a suite ends in this time.
