@@ -222,9 +222,9 @@ impl Cpu {
             return Err(self.gp(error));
         }
         let address = self.idtr.base.wrapping_add(entry);
-        let low = self.read_linear::<u64>(address, Privilege::System)?;
+        let low = self.read_table(address)?;
         let d = if wide {
-            let high = self.read_linear::<u64>(address.wrapping_add(8), Privilege::System)?;
+            let high = self.read_table(address.wrapping_add(8))?;
             Descriptor::parse_wide(u128::from(low) | u128::from(high) << 64)
         } else {
             Descriptor::parse(low)

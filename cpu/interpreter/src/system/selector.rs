@@ -87,18 +87,27 @@ impl Cpu {
         (index + bytes - 1 <= limit).then(|| base.wrapping_add(index))
     }
 
+    /// Read 8 bytes of a descriptor table. Its base may be an address that only
+    /// another paging mode can use.
+    pub(super) fn read_table(&mut self, linear: u64) -> Result<u64, Stop> {
+        if self.long_mode() && !self.canonical(linear) {
+            return Err(self.gp(0));
+        }
+        self.read_linear::<u64>(linear, Privilege::System)
+    }
+
     /// Read a selector's 8-byte descriptor; `None` beyond the table's limit.
     pub(super) fn find_descriptor(&mut self, selector: u16) -> Result<Option<Found>, Stop> {
         let Some(address) = self.descriptor_address(selector, 8) else { return Ok(None) };
-        let raw = self.read_linear::<u64>(address, Privilege::System)?;
+        let raw = self.read_table(address)?;
         Ok(Some(Found { descriptor: Descriptor::parse(raw), address }))
     }
 
     /// Read a selector's 16-byte descriptor; `None` beyond the table's limit.
     pub(super) fn find_wide_descriptor(&mut self, selector: u16) -> Result<Option<Found>, Stop> {
         let Some(address) = self.descriptor_address(selector, 16) else { return Ok(None) };
-        let low = self.read_linear::<u64>(address, Privilege::System)?;
-        let high = self.read_linear::<u64>(address.wrapping_add(8), Privilege::System)?;
+        let low = self.read_table(address)?;
+        let high = self.read_table(address.wrapping_add(8))?;
         let raw = u128::from(low) | u128::from(high) << 64;
         Ok(Some(Found { descriptor: Descriptor::parse_wide(raw), address }))
     }
