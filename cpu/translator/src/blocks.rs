@@ -75,6 +75,14 @@ pub(crate) struct Block {
     pub dead: bool,
 }
 
+/// The blocks of one page of RAM.
+#[derive(Default)]
+struct PageBlocks {
+    /// The page's code generation they were made from.
+    generation: u32,
+    ids: Vec<u32>,
+}
+
 struct LinkRecord {
     link: Link,
 }
@@ -87,7 +95,7 @@ pub(crate) struct Blocks {
     features: HostFeatures,
     list: Vec<Block>,
     by_key: AddressMap<Key, u32>,
-    by_page: AddressMap<u32, Vec<u32>>,
+    by_page: AddressMap<u32, PageBlocks>,
     links: Vec<LinkRecord>,
     pub translated: u64,
     pub flushes: u64,
@@ -154,8 +162,14 @@ impl Blocks {
 
     /// Translate the block at `key` from the bytes up to its page's end. `None`: its
     /// first instruction is the interpreter's, or `confirm`, called with the number
-    /// of bytes translated, says that they have changed meanwhile.
-    pub fn translate(&mut self, key: Key, bytes: &[u8], confirm: impl FnOnce(u64) -> bool) -> Option<u32> {
+    /// of bytes translated, says that they have changed meanwhile. It returns the
+    /// page's code generation.
+    pub fn translate(
+        &mut self,
+        key: Key,
+        bytes: &[u8],
+        confirm: impl FnOnce(u64) -> Option<u32>,
+    ) -> Option<u32> {
         let id = self.list.len() as u32;
         let at = self.cache.next_offset();
         let t = block::translate(&Request {
@@ -168,8 +182,10 @@ impl Blocks {
             thunks: &self.thunks.exits,
             features: &self.features,
         })?;
-        if !confirm(u64::from(t.guest_len)) {
-            return None;
+        let generation = confirm(u64::from(t.guest_len))?;
+        let page = (key.ram >> 12) as u32;
+        if self.by_page.get(&page).is_some_and(|p| p.generation != generation) {
+            self.drop_page(page);
         }
         self.cache.append(&t.code)?;
         self.links.extend(t.links.into_iter().map(|link| LinkRecord { link }));
@@ -183,7 +199,9 @@ impl Blocks {
             dead: false,
         });
         self.by_key.insert(key, id);
-        self.by_page.entry((key.ram >> 12) as u32).or_default().push(id);
+        let blocks = self.by_page.entry(page).or_default();
+        blocks.generation = generation;
+        blocks.ids.push(id);
         self.translated += 1;
         Some(id)
     }
@@ -220,7 +238,7 @@ impl Blocks {
 
     /// Drop the blocks of a page: their entries lead out, whoever still jumps there.
     pub fn drop_page(&mut self, page: u32) {
-        for id in self.by_page.remove(&page).unwrap_or_default() {
+        for id in self.by_page.remove(&page).unwrap_or_default().ids {
             let b = &mut self.list[id as usize];
             b.dead = true;
             self.by_key.remove(&b.key);
@@ -231,6 +249,30 @@ impl Blocks {
             let rest = self.cache.read_u32(entry + 4).unwrap_or(0) & !0xff | back >> 24;
             self.cache.patch_u32(entry + 4, rest);
             self.cache.patch_u32(entry, first);
+        }
+    }
+
+    /// Drop the blocks of pages whose generation is no longer the one they were
+    /// made from.
+    pub fn drop_changed(&mut self, generation: impl Fn(u32) -> u32) {
+        let changed = |(page, p): (&u32, &PageBlocks)| (generation(*page) != p.generation).then_some(*page);
+        for page in self.by_page.iter().filter_map(changed).collect::<Vec<_>>() {
+            self.drop_page(page);
+        }
+    }
+
+    /// Guest address of the instruction entered at a cache offset (of an entry or
+    /// of an instruction's first byte).
+    pub fn guest_address(&self, at: u32) -> u64 {
+        match self.instruction_at(self.address(at)) {
+            Some((id, i)) => {
+                let b = self.get(id);
+                b.key.va.wrapping_add(u64::from(b.map[i].1))
+            }
+            None => {
+                let id = self.list.partition_point(|b| b.start <= at).saturating_sub(1);
+                self.list.get(id).map_or(0, |b| b.key.va)
+            }
         }
     }
 

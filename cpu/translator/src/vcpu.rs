@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use code_cache::CodeCacheError;
 use engine::{EngineError, Halt, Vcpu, VcpuConfig, attention_bits};
-use guest_memory::{CodeEvent, RamOffset};
+use guest_memory::{CodeEvent, DirectWriter, RamOffset};
 use interpreter::{Cpu, Flush, InterpreterVcpu, StepEnd};
 use x86_mmu::Access;
 use x86_semantics::flags::Flags;
@@ -47,6 +47,8 @@ pub struct TranslatorVcpu {
     interp: InterpreterVcpu,
     attention: Arc<engine::Attention>,
     state: Arc<StateMemory>,
+    /// Announces translated code that runs to those who mark pages.
+    writer: Arc<DirectWriter>,
     blocks: Blocks,
     spaces: Spaces,
     /// Places whose first instruction is the interpreter's, with the generation of
@@ -117,15 +119,20 @@ impl TranslatorVcpu {
         let state = Arc::new(memory);
         let kicked = state.clone();
         attention.set_kick(Some(Box::new(move || kicked.want_attention())));
+        let woken = state.clone();
+        let marks_of = interp.cpu().memory.clone();
+        let writer = marks_of.marks().add_writer(move || woken.want_attention());
+        let seen = marks_of.marks().event_count();
         Ok(TranslatorVcpu {
             interp,
             attention,
             state,
+            writer,
             blocks,
             spaces,
             foreign: AddressMap::default(),
             recent: Box::new([Recent::NONE; RECENT]),
-            seen: 0,
+            seen,
             pending_step: false,
             ends_at: None,
             counts: true,
@@ -146,11 +153,8 @@ impl TranslatorVcpu {
     /// 64-bit code with four-level paging and nothing that watches single instructions.
     fn obstacle(&mut self) -> u64 {
         let cpu = self.interp.cpu();
-        let wrong_mode = !cpu.long64()
-            || cpu.cr0 & cr0::PG == 0
-            || cpu.cr4 & cr4::LA57 != 0
-            || cpu.dr7 & 0xff != 0
-            || cpu.topology.cpus > 1;
+        let wrong_mode =
+            !cpu.long64() || cpu.cr0 & cr0::PG == 0 || cpu.cr4 & cr4::LA57 != 0 || cpu.dr7 & 0xff != 0;
         if wrong_mode {
             return INTERPRETED_RUN;
         }
@@ -280,15 +284,17 @@ impl TranslatorVcpu {
             return;
         }
         match marks.events_since(self.seen) {
+            // Too far behind (this vCPU slept): what the events said is in the marks.
             None => {
                 self.spaces.forbid_all_stores();
-                self.drop_blocks();
+                self.blocks.drop_changed(|page| marks.code_generation(RamOffset(u64::from(page) * PAGE)));
             }
             Some(events) => {
                 for e in events {
                     match e {
                         CodeEvent::Marked(page) => self.spaces.forbid_stores(page),
                         CodeEvent::Changed(page) => self.blocks.drop_page(page),
+                        CodeEvent::Logged => self.spaces.forbid_all_stores(),
                     }
                 }
             }
@@ -428,11 +434,11 @@ impl TranslatorVcpu {
         // The page is marked once it is known how much of it is code; bytes that
         // changed before the mark are seen by reading again.
         let id = self.blocks.translate(key, bytes, |len| {
-            memory.marks().mark_code(RamOffset(ram), len);
+            let generation = memory.marks().mark_code(RamOffset(ram), len);
             let mut now = [0; PAGE as usize];
             let now = &mut now[..len as usize];
             memory.read_bytes(RamOffset(ram), now);
-            *now == bytes[..len as usize]
+            (*now == bytes[..len as usize]).then_some(generation)
         });
         self.code_events();
         if id.is_none() {
@@ -471,14 +477,25 @@ impl TranslatorVcpu {
         s.table_store = store;
         s.space = space;
         s.user = user;
+        if !self.writer.begin(self.interp.cpu().memory.marks(), self.seen) {
+            return Ok(self.overtaken(at));
+        }
         // SAFETY: the entry thunk and a translated instruction's address; the
         // state lies below the store table named in it.
         unsafe { native::enter(enter, running) };
+        self.writer.end();
         let s = self.state();
         let (exit, site, address) = (s.exit, s.site, s.address);
         let exit = Exit::ALL[(exit & 7) as usize];
         self.counters.exits[exit as usize] += 1;
         self.exited(exit, site, address)
+    }
+
+    /// Code changed before the instruction at cache offset `at` could be entered.
+    fn overtaken(&mut self, at: u32) -> Then {
+        let rip = self.blocks.guest_address(at);
+        self.code_events();
+        self.give_up(rip)
     }
 
     fn exited(&mut self, exit: Exit, site: u64, address: u64) -> Result<Then, EngineError> {

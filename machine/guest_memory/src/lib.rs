@@ -18,6 +18,7 @@ mod atomic;
 mod map;
 mod mapping;
 mod marks;
+mod writers;
 mod zeroed;
 
 use std::sync::Arc;
@@ -26,6 +27,7 @@ pub use access::Scalar;
 pub use atomic::Lockable;
 pub use map::{MemoryError, MemoryMap, Region, RegionKind};
 pub use marks::{CodeEvent, PageMarks};
+pub use writers::DirectWriter;
 
 /// Bytes in a page of marks and of every smallest guest page.
 pub const PAGE_SIZE: u64 = 4096;

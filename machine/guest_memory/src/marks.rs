@@ -2,8 +2,9 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::writers::{DirectWriter, Writers};
 use crate::zeroed::zeroed;
 use crate::{PAGE_SIZE, RamOffset};
 
@@ -23,6 +24,10 @@ const LINE: u64 = PAGE_SIZE / 64;
 /// mark after; the marker issues an expedited memory barrier between marking
 /// and reading, so either the writer sees the mark or the reader sees the data.
 ///
+/// **Direct writers.** Translated code stores without a look at the marks. It
+/// announces itself as a [`DirectWriter`]; whoever marks a page waits until each
+/// of them has heard of it (or is not running) before reading the code.
+///
 /// **Dirty.** While logging is on, the first write to a page since the last
 /// [`PageMarks::take_dirty`] records it.
 pub struct PageMarks {
@@ -34,6 +39,7 @@ pub struct PageMarks {
     /// Number of [`CodeEvent`]s so far; the last ones are in `recent`.
     events: AtomicU64,
     recent: Mutex<VecDeque<CodeEvent>>,
+    writers: Writers,
 }
 
 /// What happened to a page, for engines that keep direct store paths to pages
@@ -44,10 +50,12 @@ pub enum CodeEvent {
     Marked(u32),
     /// Cached code of this page was written to.
     Changed(u32),
+    /// The next store to any page must be logged.
+    Logged,
 }
 
 /// Events kept for readers that lag behind.
-const RECENT: usize = 256;
+const RECENT: usize = 4096;
 
 impl PageMarks {
     pub(crate) fn new(size: u64) -> Self {
@@ -59,8 +67,15 @@ impl PageMarks {
             dirty: zeroed(pages.div_ceil(64)),
             logging: AtomicBool::new(false),
             events: AtomicU64::new(0),
-            recent: Mutex::new(VecDeque::with_capacity(RECENT)),
+            recent: Mutex::new(VecDeque::new()),
+            writers: Writers::default(),
         }
+    }
+
+    /// Announce code that stores to RAM without a look at the marks. `wake` makes
+    /// it end soon; it is called from any thread.
+    pub fn add_writer(&self, wake: impl Fn() + Send + Sync + 'static) -> Arc<DirectWriter> {
+        self.writers.add(Box::new(wake))
     }
 
     /// Number of events so far.
@@ -77,13 +92,14 @@ impl PageMarks {
         (new <= recent.len()).then(|| recent.iter().skip(recent.len() - new).copied().collect())
     }
 
-    fn record(&self, e: CodeEvent) {
+    /// Add an event; the number of events with it.
+    fn record(&self, e: CodeEvent) -> u64 {
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         if recent.len() == RECENT {
             recent.pop_front();
         }
         recent.push_back(e);
-        self.events.fetch_add(1, Ordering::Release);
+        self.events.fetch_add(1, Ordering::SeqCst) + 1
     }
 
     /// Whether a plain store to the page needs no look at the marks: it holds no
@@ -104,9 +120,10 @@ impl PageMarks {
         let known = self.lines[page].fetch_or(mask, Ordering::SeqCst);
         let first_of_page = self.marks[page].fetch_or(CODE, Ordering::SeqCst) & CODE == 0;
         if first_of_page {
-            self.record(CodeEvent::Marked(page as u32));
-        }
-        if first_of_page || known & mask != mask {
+            let event = self.record(CodeEvent::Marked(page as u32));
+            crate::access::heavy_barrier();
+            self.writers.wait_for(event);
+        } else if known & mask != mask {
             crate::access::heavy_barrier();
         }
         generation
@@ -162,6 +179,14 @@ impl PageMarks {
         self.lines[page].store(0, Ordering::SeqCst);
         self.generations[page].fetch_add(1, Ordering::SeqCst);
         self.record(CodeEvent::Changed(page as u32));
+        self.writers.wake();
+    }
+
+    /// Every store from now on must look at the marks.
+    fn stores_look(&self) {
+        let event = self.record(CodeEvent::Logged);
+        crate::access::heavy_barrier();
+        self.writers.wait_for(event);
     }
 
     /// Everything cached of every page is stale (an engine without write tracking ran).
@@ -186,7 +211,7 @@ impl PageMarks {
                 m.fetch_and(!LOG, Ordering::SeqCst)
             };
         }
-        crate::access::heavy_barrier();
+        self.stores_look();
     }
 
     /// Pages written since the last call (or since logging began), as page
@@ -206,7 +231,7 @@ impl PageMarks {
             }
         }
         if !pages.is_empty() {
-            crate::access::heavy_barrier();
+            self.stores_look();
         }
         pages
     }
