@@ -179,7 +179,7 @@ impl Blocks {
             id,
             first_link: self.links.len() as u32,
             mode: key.mode,
-            thunks: &self.thunks.exits,
+            thunks: &self.thunks,
             features: &self.features,
         })?;
         let generation = confirm(u64::from(t.guest_len))?;

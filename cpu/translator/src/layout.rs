@@ -8,7 +8,7 @@
 //! | RCX | scratch (`TEMP`); RCX so that JRCXZ tests it without touching flags |
 //! | R14 | `BIAS`: added to every effective address, and the page-number mask |
 //! | R15 | the load table |
-//! | RSP | the host stack |
+//! | RSP | the call stack: host return addresses of guest calls |
 //! | GS base | the store table; [`State`] lies just below it |
 //! | flags, vector and x87 registers | the guest's own |
 //!
@@ -132,6 +132,10 @@ pub(crate) struct State {
     /// Entry target, set before entering.
     pub target: u64,
     pub native_rsp: u64,
+    /// Host stack pointer of translated code, and its value when no call is
+    /// outstanding: see [`crate::call_stack`].
+    pub call_rsp: u64,
+    pub call_rsp_empty: u64,
     /// Holds a value across a second table look-up of one instruction.
     pub scratch: u64,
     pub fs_base: u64,

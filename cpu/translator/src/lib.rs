@@ -13,12 +13,14 @@
 //! | `block` | guest block to host code |
 //! | `blocks` | translated blocks, links, invalidation |
 //! | `tables`, `spaces` | guest linear address to host address |
+//! | `call_stack` | host return addresses of guest calls |
 //! | `thunks`, `native`, `signals` | into and out of translated code |
 //! | `vcpu` | the loop |
 #![cfg(target_arch = "x86_64")]
 
 mod block;
 mod blocks;
+mod call_stack;
 mod emit;
 mod layout;
 mod native;

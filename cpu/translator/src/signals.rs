@@ -15,6 +15,8 @@ pub(crate) struct Running {
     pub code_len: u64,
     pub state: *mut State,
     pub fault_exit: u64,
+    /// First address of the page below the call stack.
+    pub call_guard: u64,
 }
 
 thread_local! {
@@ -44,14 +46,23 @@ fn install() {
     }
 }
 
-extern "C" fn handler(signal: libc::c_int, _info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel passes a valid ucontext_t to SA_SIGINFO handlers.
     let context = unsafe { &mut *context.cast::<libc::ucontext_t>() };
-    let rip = &mut context.uc_mcontext.gregs[libc::REG_RIP as usize];
+    let gregs = &mut context.uc_mcontext.gregs;
+    let rip = &mut gregs[libc::REG_RIP as usize];
     if let Some(r) = RUNNING.with(Cell::get)
         && (*rip as u64).wrapping_sub(r.code) < r.code_len
     {
-        // SAFETY: the state outlives the time this thread runs translated code.
+        // SAFETY: the kernel passes a valid siginfo_t of a fault.
+        let address = unsafe { (*info).si_addr() } as u64;
+        if signal == libc::SIGSEGV && address.wrapping_sub(r.call_guard) < crate::call_stack::GUARD as u64 {
+            // The call stack is full: empty it and execute the call again.
+            // SAFETY: the state outlives the time this thread runs translated code.
+            gregs[libc::REG_RSP as usize] = unsafe { (*r.state).call_rsp_empty } as i64;
+            return;
+        }
+        // SAFETY: as above.
         unsafe { (*r.state).site = *rip as u64 };
         *rip = r.fault_exit as i64;
         return;

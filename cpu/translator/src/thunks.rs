@@ -3,7 +3,7 @@
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
-use crate::layout::{BIAS, Exit, PINNED, REGION, State, gpr_home, gs};
+use crate::layout::{BIAS, Exit, PINNED, State, gpr_home, gs};
 
 /// Cache offsets of the entry and of each exit.
 #[derive(Debug, Clone, Copy)]
@@ -12,6 +12,10 @@ pub(crate) struct Thunks {
     pub enter: u32,
     /// By `Exit`; called from stubs, with the site as return address.
     pub exits: [u32; 8],
+    /// Where a return goes that its call does not expect; `ADDRESS` is the target.
+    pub mismatch: u32,
+    /// What lies at the bottom of the call stack, reached by a return without a call.
+    pub bottom: u32,
     /// Indirect exit that is jumped to: what an empty jump-cache entry holds.
     pub indirect: u32,
     /// Where the fault handler sends a faulting thread; the handler has stored
@@ -55,7 +59,8 @@ fn enter(a: &mut CodeAssembler) -> Result<(), IcedError> {
             a.mov(HOST[usize::from(*h)], qword_ptr(rdi + (std::mem::offset_of!(State, gpr) + 8 * n) as i32))?;
         }
     }
-    a.jmp(qword_ptr(field!(target)))
+    a.mov(rsp, qword_ptr(gs!(call_rsp) as i64 as u64).gs())?;
+    a.jmp(qword_ptr(gs!(target) as i64 as u64).gs())
 }
 
 fn leave(a: &mut CodeAssembler) -> Result<(), IcedError> {
@@ -72,6 +77,7 @@ fn leave(a: &mut CodeAssembler) -> Result<(), IcedError> {
         a.vmovups(ymmword_ptr((gs!(ymm) + 32 * i as i32) as i64 as u64).gs(), *y)?;
     }
     a.vzeroupper()?;
+    a.mov(qword_ptr(gs!(call_rsp) as i64 as u64).gs(), rsp)?;
     a.stmxcsr(dword_ptr(gs!(mxcsr) as i64 as u64).gs())?;
     a.ldmxcsr(dword_ptr(gs!(native_mxcsr) as i64 as u64).gs())?;
     a.mov(rsp, qword_ptr(gs!(native_rsp) as i64 as u64).gs())?;
@@ -79,6 +85,12 @@ fn leave(a: &mut CodeAssembler) -> Result<(), IcedError> {
         a.pop(*r)?;
     }
     a.ret()
+}
+
+/// Jump to the guest address in `ADDRESS` through the jump cache.
+fn jump_by_cache(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.pext(rcx, rdi, qword_ptr(gs!(jump_index_mask) as i64 as u64).gs())?;
+    a.jmp(qword_ptr(rcx * 8 + gs!(jump_cache)).gs())
 }
 
 /// Assemble all thunks for cache offset `at`, executing at `base`.
@@ -110,6 +122,14 @@ pub(crate) fn assemble(base: u64, at: u32) -> Result<(Vec<u8>, Thunks), IcedErro
     }
     let indirect = place(&exit(Exit::Indirect, false))?;
     let fault = place(&exit(Exit::Fault, false))?;
-    let _ = REGION;
-    Ok((code, Thunks { enter, exits, indirect, fault }))
+    // Forget the outstanding calls (they are another stack's) and look the target up.
+    let mismatch = place(&|a| {
+        a.mov(rsp, qword_ptr(gs!(call_rsp_empty) as i64 as u64).gs())?;
+        jump_by_cache(a)
+    })?;
+    let bottom = place(&|a| {
+        a.lea(rsp, qword_ptr(rsp - 8))?;
+        jump_by_cache(a)
+    })?;
+    Ok((code, Thunks { enter, exits, mismatch, bottom, indirect, fault }))
 }

@@ -15,6 +15,7 @@ use x86_state::{Activity, CpuState, Feature, InterruptShadow, cr0, cr4, rflags, 
 
 use crate::block::{HostFeatures, MAX_INSTRUCTIONS, Mode};
 use crate::blocks::{AddressMap, Blocks, Key};
+use crate::call_stack::CallStack;
 use crate::layout::{BIAS, Exit, JUMP_CACHE, State};
 use crate::native;
 use crate::signals::Running;
@@ -51,6 +52,9 @@ pub struct TranslatorVcpu {
     writer: Arc<DirectWriter>,
     blocks: Blocks,
     spaces: Spaces,
+    calls: CallStack,
+    /// The space and privilege that the call stack belongs to.
+    calls_space: u32,
     /// Places whose first instruction is the interpreter's, with the generation of
     /// the page's code that says so.
     foreign: AddressMap<Key, u32>,
@@ -113,6 +117,9 @@ impl TranslatorVcpu {
         state.qword_offset_mask = 7;
         state.jump_index_mask = JUMP_CACHE as u64 - 1;
         state.jump_cache.fill(blocks.address(blocks.thunks.indirect));
+        let calls = CallStack::new(blocks.address(blocks.thunks.bottom))?;
+        state.call_rsp = calls.empty();
+        state.call_rsp_empty = calls.empty();
         let spaces = Spaces::new(&memory)?;
         let mut interp = InterpreterVcpu::new(config);
         interp.cpu().flush_log = Some(Vec::new());
@@ -130,6 +137,8 @@ impl TranslatorVcpu {
             writer,
             blocks,
             spaces,
+            calls,
+            calls_space: 0,
             foreign: AddressMap::default(),
             recent: Box::new([Recent::NONE; RECENT]),
             seen,
@@ -272,7 +281,9 @@ impl TranslatorVcpu {
         self.foreign.clear();
         self.recent.fill(Recent::NONE);
         let indirect = self.blocks.address(self.blocks.thunks.indirect);
-        self.state().jump_cache.fill(indirect);
+        let s = self.state();
+        s.jump_cache.fill(indirect);
+        s.call_rsp = s.call_rsp_empty;
     }
 
     /// Follow what happened to pages with code.
@@ -461,7 +472,9 @@ impl TranslatorVcpu {
             source: e.into(),
         };
         let (load, store) = self.spaces.view(kind, &state_memory).map_err(failed)?.addresses();
-        let space = self.space().wrapping_neg();
+        let space = self.space();
+        let other_calls = std::mem::replace(&mut self.calls_space, space) != space;
+        let space = space.wrapping_neg();
         let user = u32::from(kind == Kind::User);
         let (code, code_len) = self.blocks.extent();
         let running = Running {
@@ -469,6 +482,7 @@ impl TranslatorVcpu {
             code_len,
             state: state_memory.pointer(),
             fault_exit: self.blocks.address(self.blocks.thunks.fault),
+            call_guard: self.calls.guard(),
         };
         let enter = self.blocks.address(self.blocks.thunks.enter);
         let s = self.state();
@@ -477,6 +491,9 @@ impl TranslatorVcpu {
         s.table_store = store;
         s.space = space;
         s.user = user;
+        if other_calls {
+            s.call_rsp = s.call_rsp_empty;
+        }
         if !self.writer.begin(self.interp.cpu().memory.marks(), self.seen) {
             return Ok(self.overtaken(at));
         }

@@ -34,7 +34,11 @@ impl Builder<'_> {
             }
             FlowControl::Call if i.code() == Code::Call_rel32_64 => {
                 self.push_value(i.next_ip());
-                self.leave_to(i.near_branch_target());
+                if self.single() {
+                    self.leave_to(i.near_branch_target());
+                } else {
+                    self.call_to(i.near_branch_target(), i.next_ip());
+                }
             }
             FlowControl::Return => {
                 let extra = match i.code() {
@@ -45,7 +49,11 @@ impl Builder<'_> {
                 self.pop_slot();
                 self.e.load(host::ADDRESS, Mem::indexed(host::ADDRESS, host::TEMP, 0));
                 self.move_sp(8 + extra);
-                self.leave_indirect();
+                if self.single() {
+                    self.leave_indirect();
+                } else {
+                    self.e.bytes(&[0xc3]);
+                }
             }
             FlowControl::IndirectBranch if i.code() == Code::Jmp_rm64 => {
                 if !self.target_to_scratch(i) {
@@ -60,7 +68,12 @@ impl Builder<'_> {
                 }
                 self.push_value(i.next_ip());
                 self.e.load(host::ADDRESS, Mem::gs(gs!(scratch)));
-                self.leave_indirect();
+                if self.single() {
+                    self.leave_indirect();
+                } else {
+                    self.call_indirect();
+                    self.returned_to(i.next_ip());
+                }
             }
             _ => return Some(None),
         }
@@ -87,8 +100,7 @@ impl Builder<'_> {
     /// that exists. Across pages in user space the link holds only while the
     /// address space is the one it was made in.
     pub(super) fn leave_to(&mut self, target: u64) {
-        let crosses = (target ^ self.r.va) >> 12 != 0;
-        let guard = (crosses && target < UPPER_HALF).then(|| {
+        let guard = self.needs_guard(target).then(|| {
             self.e.load32(host::TEMP, Mem::gs(gs!(space)));
             // The 32-bit displacement form is forced so that it can be patched.
             self.e.bytes(&[0x8d, 0x89]);
@@ -107,20 +119,78 @@ impl Builder<'_> {
         self.link_stub_numbered(number);
     }
 
+    /// Whether a link is right only while the code mapping is: across pages in the
+    /// lower half.
+    fn needs_guard(&self, target: u64) -> bool {
+        (target ^ self.r.va) >> 12 != 0 && target < UPPER_HALF
+    }
+
     /// The stub of the link about to be pushed.
     fn link_stub(&mut self) {
         self.link_stub_numbered(self.links.len());
     }
 
     fn link_stub_numbered(&mut self, number: usize) {
-        self.e.branch(&[0xe8], self.r.at, self.r.thunks[Exit::Link as usize]);
+        self.e.branch(&[0xe8], self.r.at, self.r.thunks.exits[Exit::Link as usize]);
         self.e.u32(self.r.first_link + number as u32);
+    }
+
+    /// Blocks of one instruction keep no call stack: nothing in them is linked.
+    fn single(&self) -> bool {
+        self.r.mode.longest == 1
+    }
+
+    /// Call a known address: a host call, so that the host predicts the return.
+    fn call_to(&mut self, target: u64, next_ip: u64) {
+        self.e.bytes(&[0xe8]);
+        let displacement = self.e.len();
+        self.e.u32(0);
+        self.returned_to(next_ip);
+        let here = (self.e.len() - (displacement + 4)) as u32;
+        self.e.code[displacement..displacement + 4].copy_from_slice(&here.to_le_bytes());
+        if self.needs_guard(target) {
+            self.leave_to(target);
+        } else {
+            let patch = self.r.at + displacement as u32;
+            self.links.push(Link { target, patch, guard: None });
+            self.link_stub_numbered(self.links.len() - 1);
+        }
+    }
+
+    /// Where a host return lands, the guest's return address in ADDRESS: if that
+    /// is the address behind this call, go on there. The code mapping and the
+    /// privilege are those of the call: where they change, the engine empties
+    /// the call stack.
+    fn returned_to(&mut self, next_ip: u64) {
+        let negated = next_ip.wrapping_neg();
+        match i32::try_from(negated as i64) {
+            Ok(disp) => self.e.lea(host::TEMP, Mem::base(host::ADDRESS, disp)),
+            Err(_) => {
+                self.e.mov_imm(host::TEMP, negated);
+                self.e.lea(host::TEMP, Mem::indexed(host::TEMP, host::ADDRESS, 0));
+            }
+        }
+        let expected = self.e.jrcxz();
+        self.e.branch(&[0xe9], self.r.at, self.r.thunks.mismatch);
+        let reached = self.e.land_short(expected);
+        debug_assert!(reached, "a jump is five bytes");
+        self.leave_to(next_ip);
     }
 
     /// Exit to the address in ADDRESS through the jump cache.
     fn leave_indirect(&mut self) {
+        self.through_jump_cache(4);
+    }
+
+    /// Call the address in ADDRESS through the jump cache.
+    fn call_indirect(&mut self) {
+        self.through_jump_cache(2);
+    }
+
+    /// `extension`: 4 for JMP, 2 for CALL.
+    fn through_jump_cache(&mut self, extension: u8) {
         self.e.pext_gs(host::TEMP, host::ADDRESS, gs!(jump_index_mask));
         let m = Mem { gs: true, base: None, index: Some((host::TEMP, 3)), disp: gs!(jump_cache) };
-        self.e.op_mem(false, &[0xff], 4, m);
+        self.e.op_mem(false, &[0xff], extension, m);
     }
 }

@@ -17,6 +17,7 @@ use iced_x86::{Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFac
 
 use crate::emit::{Emitter, Mem};
 use crate::layout::{Exit, gs, host};
+use crate::thunks::Thunks;
 
 pub(crate) use classify::HostFeatures;
 
@@ -51,8 +52,7 @@ pub(crate) struct Request<'a> {
     /// Number of the first link this block makes.
     pub first_link: u32,
     pub mode: Mode,
-    /// Cache offsets of the exit thunks, by `Exit`.
-    pub thunks: &'a [u32; 8],
+    pub thunks: &'a Thunks,
     pub features: &'a HostFeatures,
 }
 
@@ -199,7 +199,7 @@ impl Builder<'_> {
 
     /// `call thunk; payload`: leaves to the engine, naming block and instruction.
     fn stub(&mut self, exit: Exit, index: u8) {
-        self.e.branch(&[0xe8], self.r.at, self.r.thunks[exit as usize]);
+        self.e.branch(&[0xe8], self.r.at, self.r.thunks.exits[exit as usize]);
         self.e.u32(self.r.id << 6 | u32::from(index));
     }
 
