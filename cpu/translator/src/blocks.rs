@@ -8,6 +8,7 @@ use code_cache::{CodeCache, CodeCacheError};
 use crate::block::{self, HostFeatures, Link, Mode, Request};
 use crate::emit::Emitter;
 use crate::layout::host;
+use crate::string_thunks::{self, StringThunks};
 use crate::thunks::{self, Thunks};
 
 /// Most code of one vCPU, in bytes; all of it is dropped when it is full.
@@ -91,6 +92,7 @@ struct LinkRecord {
 pub(crate) struct Blocks {
     cache: CodeCache,
     pub thunks: Thunks,
+    strings: StringThunks,
     floor: usize,
     features: HostFeatures,
     list: Vec<Block>,
@@ -109,10 +111,15 @@ impl Blocks {
         let (code, thunks) =
             thunks::assemble(cache.exec_base(), at).expect("the thunks assemble: they are constant");
         cache.append(&code).expect("the thunks fit");
+        let at = cache.next_offset();
+        let (code, strings) = string_thunks::assemble(cache.exec_base(), at, &thunks.exits)
+            .expect("the thunks assemble: they are constant");
+        cache.append(&code).expect("the thunks fit");
         let floor = cache.used();
         Ok(Blocks {
             cache,
             thunks,
+            strings,
             floor,
             features,
             list: Vec::new(),
@@ -180,6 +187,7 @@ impl Blocks {
             first_link: self.links.len() as u32,
             mode: key.mode,
             thunks: &self.thunks,
+            strings: &self.strings,
             features: &self.features,
         })?;
         let generation = confirm(u64::from(t.guest_len))?;

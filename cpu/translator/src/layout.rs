@@ -108,6 +108,16 @@ impl Exit {
     ];
 }
 
+/// What a thunk for a repeated string instruction keeps while it uses the registers.
+#[repr(C)]
+pub(crate) struct StringState {
+    pub rax: u64,
+    pub rdx: u64,
+    /// AH as LAHF gives it, AL as SETO does.
+    pub flags: u64,
+    pub count: u64,
+}
+
 /// What translated code and the engine share, one a vCPU. Lies [`REGION`] bytes
 /// below every store table (the same pages, mapped there again).
 #[repr(C, align(64))]
@@ -138,6 +148,7 @@ pub(crate) struct State {
     pub call_rsp_empty: u64,
     /// Holds a value across a second table look-up of one instruction.
     pub scratch: u64,
+    pub string: StringState,
     pub fs_base: u64,
     pub gs_base: u64,
     pub table_load: u64,

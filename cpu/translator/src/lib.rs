@@ -14,7 +14,7 @@
 //! | `blocks` | translated blocks, links, invalidation |
 //! | `tables`, `spaces` | guest linear address to host address |
 //! | `call_stack` | host return addresses of guest calls |
-//! | `thunks`, `native`, `signals` | into and out of translated code |
+//! | `thunks`, `string_thunks`, `native`, `signals` | into and out of translated code |
 //! | `vcpu` | the loop |
 #![cfg(target_arch = "x86_64")]
 
@@ -26,6 +26,7 @@ mod layout;
 mod native;
 mod signals;
 mod spaces;
+mod string_thunks;
 mod tables;
 mod thunks;
 mod vcpu;

@@ -22,6 +22,9 @@ const HANDLERS: u64 = 0x7000;
 const KERNEL_STACK: u64 = 0xa000;
 const CODE: u64 = 0xb000;
 const DATA: u64 = 0x1_0000;
+/// Pages here alias those of data; some are read-only, some not present.
+const ALIASES: u64 = 0x2_0000;
+const ALIASES_END: u64 = 0x4_0000;
 const LIMIT: u64 = 40;
 const CODE_MAX: usize = 200;
 
@@ -95,9 +98,36 @@ fn left_out(i: &Instruction) -> bool {
         || matches!(i.flow_control(), FlowControl::Interrupt | FlowControl::Exception)
 }
 
+/// A string instruction with the prefixes that change it.
+fn string_instruction(r: &mut Random) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    bytes.extend([None, None, Some(0xf3), Some(0xf3), Some(0xf3), Some(0xf2)][r.below(6) as usize]);
+    match r.below(16) {
+        0 => bytes.insert(0, 0x67),
+        1 => bytes.insert(0, 0x64),
+        _ => {}
+    }
+    match r.below(4) {
+        0 => bytes.insert(0, 0x66),
+        1 => bytes.push(0x48),
+        _ => {}
+    }
+    bytes.push([0xa4, 0xa5, 0xa6, 0xa7, 0xaa, 0xab, 0xac, 0xad, 0xae, 0xaf][r.below(10) as usize]);
+    bytes
+}
+
+/// An address near a page's end or beginning, in data or among its aliases.
+fn near_page_boundary(r: &mut Random) -> u64 {
+    let page = DATA + (r.below((ALIASES_END - DATA) >> 12) << 12);
+    page.wrapping_add(r.below(64)).wrapping_sub(r.below(64))
+}
+
 /// Bytes that are likely to be one instruction.
 fn candidate(r: &mut Random) -> Vec<u8> {
     let mut bytes = Vec::new();
+    if r.below(8) == 0 {
+        return string_instruction(r);
+    }
     if r.below(4) == 0 {
         bytes.push([0x66, 0xf2, 0xf3, 0x66, 0xf0, 0x64][r.below(6) as usize]);
     }
@@ -141,15 +171,28 @@ fn code(r: &mut Random) -> Vec<u8> {
 }
 
 fn memory() -> GuestMemory {
-    let regions = [Region::ram(0, MEMORY as u64), Region::ram(TABLES, 0x3000)];
+    let regions = [Region::ram(0, MEMORY as u64), Region::ram(TABLES, 0x4000)];
     GuestMemory::new(MemoryMap::new(regions).expect("regions")).expect("memory")
 }
 
-/// One 2 MiB page. Accessed and dirty: who sets those bits when is not compared.
+/// The first 2 MiB. Accessed and dirty: who sets those bits when is not compared.
 fn store_page_tables(memory: &GuestMemory) {
-    for (at, entry) in
-        [(TABLES, TABLES + 0x1027), (TABLES + 0x1000, TABLES + 0x2027), (TABLES + 0x2000, 0xe7)]
-    {
+    let tables =
+        [(TABLES, TABLES + 0x1027), (TABLES + 0x1000, TABLES + 0x2027), (TABLES + 0x2000, TABLES + 0x3027)];
+    let pages = (0..512).map(|n| {
+        let linear = n << 12;
+        let data = DATA + ((n * 5 % 16) << 12);
+        let entry = match linear {
+            ALIASES..ALIASES_END => match n % 7 {
+                3 => 0,
+                5 => data | 0x65,
+                _ => data | 0x67,
+            },
+            _ => linear | 0x67,
+        };
+        (TABLES + 0x3000 + n * 8, entry)
+    });
+    for (at, entry) in tables.into_iter().chain(pages) {
         memory.store(at, &entry.to_le_bytes()).expect("page tables");
     }
 }
@@ -225,6 +268,15 @@ fn state(r: &mut Random, reset: CpuState) -> CpuState {
     s.rflags |= if r.below(16) == 0 { r.next() & (rflags::DF | rflags::AC | rflags::TF) } else { 0 };
     for g in &mut s.gpr {
         *g = r.number();
+    }
+    if r.below(2) == 0 {
+        s.gpr[1] = [r.below(20), r.below(0x3000)][r.below(2) as usize];
+        s.gpr[6] = near_page_boundary(r);
+        // Often a short way above or below the source, by any mapping.
+        s.gpr[7] = match r.below(3) {
+            0 => s.gpr[6].wrapping_add(r.below(32)).wrapping_sub(16),
+            _ => near_page_boundary(r),
+        };
     }
     s.gpr[4] = DATA + 0xc000 + r.below(64);
     random_fpu(r, &mut s);

@@ -154,7 +154,10 @@ impl Builder<'_> {
 /// Instructions that see or change what translated code does not hold: system
 /// state, code addresses, implicit operands in moved registers.
 fn never_native(i: &Instruction) -> bool {
-    if i.is_string_instruction() || i.is_save_restore_instruction() || i.is_vsib() {
+    if i.is_string_instruction() {
+        return !super::string::is_native(i);
+    }
+    if i.is_save_restore_instruction() || i.is_vsib() {
         return true;
     }
     let odd_register = |r: Register| {

@@ -12,11 +12,13 @@ mod classify;
 mod control;
 mod copy;
 mod stack;
+mod string;
 
 use iced_x86::{Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory};
 
 use crate::emit::{Emitter, Mem};
 use crate::layout::{Exit, gs, host};
+use crate::string_thunks::StringThunks;
 use crate::thunks::Thunks;
 
 pub(crate) use classify::HostFeatures;
@@ -53,6 +55,7 @@ pub(crate) struct Request<'a> {
     pub first_link: u32,
     pub mode: Mode,
     pub thunks: &'a Thunks,
+    pub strings: &'a StringThunks,
     pub features: &'a HostFeatures,
 }
 
@@ -194,13 +197,21 @@ impl Builder<'_> {
         if let Some(done) = self.stack(i) {
             return done.then_some(Next::Continue);
         }
+        if self.string(i).is_some() {
+            return Some(Next::Continue);
+        }
         self.copy(i).then_some(Next::Continue)
     }
 
     /// `call thunk; payload`: leaves to the engine, naming block and instruction.
     fn stub(&mut self, exit: Exit, index: u8) {
         self.e.branch(&[0xe8], self.r.at, self.r.thunks.exits[exit as usize]);
-        self.e.u32(self.r.id << 6 | u32::from(index));
+        self.e.u32(self.payload(index));
+    }
+
+    /// Names an instruction of this block to the engine.
+    fn payload(&self, index: u8) -> u32 {
+        self.r.id << 6 | u32::from(index)
     }
 
     /// JRCXZ to a stub emitted later.
