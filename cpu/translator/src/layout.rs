@@ -4,9 +4,9 @@
 //! | --- | --- |
 //! | RAX RDX RBX RBP RSI | the guest's own |
 //! | R8 R9 R10 R11 R12 R13 | guest RDI RSP RCX R8 R9 R12 |
-//! | RDI | a biased effective address (`ADDRESS`) |
+//! | RDI | an effective address (`ADDRESS`) |
 //! | RCX | scratch (`TEMP`); RCX so that JRCXZ tests it without touching flags |
-//! | R14 | `BIAS`: added to every effective address, and the page-number mask |
+//! | R14 | the page-number mask of PEXT |
 //! | R15 | the load table |
 //! | RSP | the call stack: host return addresses of guest calls |
 //! | GS base | the store table; [`State`] lies just below it |
@@ -34,21 +34,20 @@ pub(crate) mod host {
 
     /// Scratch.
     pub const TEMP: u8 = RCX;
-    /// Effective address plus [`super::BIAS`].
+    /// Effective address.
     pub const ADDRESS: u8 = RDI;
-    /// The constant [`super::BIAS`].
-    pub const BIAS: u8 = R14;
+    /// The constant [`super::PAGE_NUMBER`].
+    pub const PAGE_MASK: u8 = R14;
     /// Base of the load table.
     pub const TABLE: u8 = R15;
 }
 
 use host::*;
 
-/// Added to every effective address. As a mask it selects the page number of a
-/// 48-bit address (PEXT); as an addend it makes every canonical address
-/// non-canonical, so that an access through an empty (zero) table entry faults
-/// instead of reaching the process's own memory.
-pub(crate) const BIAS: u64 = 0x0000_ffff_ffff_f000;
+/// Selects the page number of a 48-bit address (PEXT). A non-canonical address
+/// has the number of its canonical alias; the sum with that page's addend is
+/// non-canonical again and faults.
+pub(crate) const PAGE_NUMBER: u64 = 0x0000_ffff_ffff_f000;
 
 /// Host register of each guest register, or `None` when it lives in [`State`].
 pub(crate) const PINNED: [Option<u8>; 16] = [
@@ -77,7 +76,7 @@ pub(crate) const JUMP_CACHE: usize = 4096;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum Exit {
-    /// A load found no table entry; `address` is biased.
+    /// A load found no table entry.
     MissLoad = 0,
     /// A store or read-modify-write found none.
     MissStore = 1,

@@ -117,13 +117,13 @@ fn thunk(
     a.mov(saved!(flags), rax)?;
     a.set_label(&mut again)?;
     if kind.has_source() {
-        a.lea(rdi, qword_ptr(rsi + r14))?;
+        a.mov(rdi, rsi)?;
         a.pext(rcx, rdi, r14)?;
         a.mov(rcx, qword_ptr(r15 + rcx * 8))?;
         a.jrcxz(miss_load)?;
         a.lea(rdx, qword_ptr(rdi + rcx))?;
     }
-    a.lea(rdi, qword_ptr(DESTINATION + r14))?;
+    a.mov(rdi, DESTINATION)?;
     a.pext(rcx, rdi, r14)?;
     if kind.compares() {
         a.mov(rcx, qword_ptr(r15 + rcx * 8))?;

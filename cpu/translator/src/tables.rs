@@ -1,6 +1,6 @@
 //! Address tables: for each page of a 48-bit linear space, what to add to a
-//! biased guest address to reach guest RAM in this process; zero where there is
-//! no direct way. A translation look-aside buffer that never evicts.
+//! guest address to reach guest RAM in this process; zero where there is no
+//! direct way. A translation look-aside buffer that never evicts.
 // UNSAFE: maps the tables and stores entries by checked index.
 #![allow(unsafe_code, reason = "the home of the address tables' mappings")]
 
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap};
 
-use crate::layout::{BIAS, GUARD, REGION, State};
+use crate::layout::{GUARD, REGION, State};
 
 /// Pages in a 48-bit space.
 const PAGES: u64 = 1 << 36;
@@ -155,13 +155,12 @@ impl Drop for Table {
 
 /// Index of a linear address's page.
 fn index_of(linear: u64) -> u64 {
-    (linear.wrapping_add(BIAS) >> 12) & (PAGES - 1)
+    (linear >> 12) & (PAGES - 1)
 }
 
 /// Linear page number whose entry is at `index`, sign-extended.
 fn linear_of(index: u64) -> u64 {
-    let page = index.wrapping_add(1) & (PAGES - 1);
-    ((page << 28) as i64 >> 16) as u64
+    ((index << 28) as i64 >> 16) as u64
 }
 
 /// A page to enter into a view.
@@ -217,7 +216,7 @@ impl View {
     /// Enter a page: loads, and stores too if `store`.
     pub fn fill(&mut self, f: Fill) {
         let index = index_of(f.linear);
-        let value = f.host.wrapping_sub(f.linear & !0xfff).wrapping_sub(BIAS);
+        let value = f.host.wrapping_sub(f.linear & !0xfff);
         self.load.set(index, value);
         if f.store {
             self.store.set(index, value);
@@ -296,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_biased_address_plus_its_entry_is_the_host_address() {
+    fn an_address_plus_its_entry_is_the_host_address() {
         let s = StateMemory::new().unwrap();
         let mut v = View::new(&s).unwrap();
         let (linear, host) = (0xffff_ffff_8123_4000u64, 0x7f00_1234_5000u64);
@@ -305,7 +304,7 @@ mod tests {
         for table in [load, store] {
             // SAFETY: the index lies within the mapped table.
             let entry = unsafe { *((table + index_of(linear) * 8) as *const u64) };
-            assert_eq!((linear + 0x123).wrapping_add(BIAS).wrapping_add(entry), host + 0x123);
+            assert_eq!((linear + 0x123).wrapping_add(entry), host + 0x123);
         }
         v.forbid_stores(7);
         // SAFETY: as above.

@@ -3,7 +3,7 @@
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
-use crate::layout::{BIAS, Exit, PINNED, State, gpr_home, gs};
+use crate::layout::{Exit, PAGE_NUMBER, PINNED, State, gpr_home, gs};
 
 /// Cache offsets of the entry and of each exit.
 #[derive(Debug, Clone, Copy)]
@@ -48,7 +48,7 @@ fn enter(a: &mut CodeAssembler) -> Result<(), IcedError> {
         a.vmovups(*y, ymmword_ptr(rdi + (std::mem::offset_of!(State, ymm) + 32 * i) as i32))?;
     }
     a.mov(r15, qword_ptr(field!(table_load)))?;
-    a.mov(r14, BIAS)?;
+    a.mov(r14, PAGE_NUMBER)?;
     // OF from 1 + 0x7f; then the rest, which leaves OF alone.
     a.mov(al, byte_ptr(field!(flags_of)))?;
     a.mov(ah, byte_ptr(field!(flags_ah)))?;

@@ -16,7 +16,7 @@ use x86_state::{Activity, CpuState, Feature, InterruptShadow, cr0, cr4, rflags, 
 use crate::block::{HostFeatures, MAX_INSTRUCTIONS, Mode};
 use crate::blocks::{AddressMap, Blocks, Key};
 use crate::call_stack::CallStack;
-use crate::layout::{BIAS, Exit, JUMP_CACHE, State};
+use crate::layout::{Exit, JUMP_CACHE, State};
 use crate::native;
 use crate::signals::Running;
 use crate::spaces::{Kind, Spaces};
@@ -543,7 +543,7 @@ impl TranslatorVcpu {
             Exit::MissLoad | Exit::MissStore => {
                 let payload = self.payload(site)?;
                 let (id, index) = (payload >> 6, payload as usize & 63);
-                if self.fill(address.wrapping_sub(BIAS), exit == Exit::MissStore) {
+                if self.fill(address, exit == Exit::MissStore) {
                     let b = self.blocks.get(id);
                     return Ok(Then::Resume(b.start + u32::from(b.map[index].0)));
                 }

@@ -18,111 +18,185 @@ pub(super) fn gpr_number(r: Register) -> Option<usize> {
     r.is_gpr().then(|| r.full_register() as usize - Register::RAX as usize)
 }
 
+/// Where a memory operand is: a linear address.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Place {
+    /// In this host register plus a displacement.
+    Register(u8, i32),
+    /// Known.
+    Constant(u64),
+}
+
+/// An operand that has been looked up: `TEMP` holds its page's addend.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Found {
+    /// The host register with its linear address, if one has it.
+    base: Option<u8>,
+    /// What to add, when none has.
+    disp: i32,
+}
+
+impl Found {
+    /// The operand.
+    pub fn mem(self) -> Mem {
+        match self.base {
+            Some(b) => Mem::indexed(b, host::TEMP, 0),
+            None => Mem::base(host::TEMP, self.disp),
+        }
+    }
+
+    /// Make it the memory operand of a guest instruction.
+    pub fn replace_in(self, i: &mut Instruction) {
+        i.set_segment_prefix(Register::None);
+        i.set_memory_index_scale(1);
+        i.set_memory_displacement64(self.disp as i64 as u64);
+        i.set_memory_displ_size(if self.disp == 0 { 0 } else { 8 });
+        match self.base {
+            Some(b) => {
+                i.set_memory_base(Register::RAX + u32::from(b));
+                i.set_memory_index(Register::RCX);
+            }
+            None => {
+                i.set_memory_base(Register::RCX);
+                i.set_memory_index(Register::None);
+            }
+        }
+    }
+}
+
 impl Builder<'_> {
-    /// ADDRESS = BIAS + the memory operand's effective (linear) address. Uses TEMP.
-    /// False for forms the translator leaves to the interpreter.
-    pub(super) fn address(&mut self, i: &Instruction) -> bool {
+    /// The memory operand's linear address. May use ADDRESS and TEMP. `None` for
+    /// forms the translator leaves to the interpreter.
+    pub(super) fn address(&mut self, i: &Instruction) -> Option<Place> {
         let segment = match i.segment_prefix() {
             Register::FS => Some(gs!(fs_base)),
             Register::GS => Some(gs!(gs_base)),
             _ => None,
         };
         let (base, index) = (i.memory_base(), i.memory_index());
-        if index != Register::None && gpr_number(index).is_none() {
-            return false;
-        }
-        let narrow = base.size() == 4 || index.size() == 4;
-        if base == Register::EIP {
-            return false;
+        if index != Register::None && gpr_number(index).is_none() || base == Register::EIP {
+            return None;
         }
         if base == Register::RIP || base == Register::None && index == Register::None {
-            let target = i.memory_displacement64().wrapping_add(crate::layout::BIAS);
-            self.e.mov_imm(host::ADDRESS, target);
-            return self.add_segment(segment);
+            let target = i.memory_displacement64();
+            let Some(segment) = segment else { return Some(Place::Constant(target)) };
+            self.e.load(host::ADDRESS, Mem::gs(segment));
+            return Some(match i32::try_from(target as i64) {
+                Ok(disp) => Place::Register(host::ADDRESS, disp),
+                Err(_) => {
+                    self.e.mov_imm(host::TEMP, target);
+                    self.e.lea(host::ADDRESS, Mem::indexed(host::ADDRESS, host::TEMP, 0));
+                    Place::Register(host::ADDRESS, 0)
+                }
+            });
         }
+        let narrow = base.size() == 4 || index.size() == 4;
         let disp = i.memory_displacement64() as i32;
         let scale = i.memory_index_scale().trailing_zeros() as u8;
-        let base = self.base_register(gpr_number(base));
-        let index = match gpr_number(index) {
-            None => None,
-            Some(n) => Some((
-                match PINNED[n] {
-                    Some(h) => h,
-                    None => {
-                        self.e.load(host::TEMP, Mem::gs(gpr_home(n)));
-                        host::TEMP
-                    }
-                },
-                scale,
-            )),
+        let base = gpr_number(base).map(|n| self.register(n, host::ADDRESS));
+        let index = gpr_number(index).map(|n| (self.register(n, host::TEMP), scale));
+        let m = Mem { gs: false, base, index, disp };
+        let place = match (base, index) {
+            (Some(r), None) | (None, Some((r, 0))) if !narrow => Place::Register(r, disp),
+            _ if narrow => {
+                self.e.lea32(host::ADDRESS, m);
+                Place::Register(host::ADDRESS, 0)
+            }
+            _ => {
+                self.e.lea(host::ADDRESS, m);
+                Place::Register(host::ADDRESS, 0)
+            }
         };
-        if narrow
-            || segment.is_some()
-            || (base.is_some() && index.is_some())
-            || index.is_some_and(|(_, s)| s != 0)
-        {
-            let m = Mem { gs: false, base, index, disp };
-            if narrow {
-                self.e.lea32(host::ADDRESS, m)
-            } else {
-                self.e.lea(host::ADDRESS, m)
-            };
-            if !self.add_segment(segment) {
-                return false;
+        Some(match (segment, place) {
+            (Some(segment), Place::Register(r, disp)) => {
+                let to = if r == host::TEMP { host::ADDRESS } else { host::TEMP };
+                self.e.load(to, Mem::gs(segment));
+                let sum = Mem { gs: false, base: Some(r), index: Some((to, 0)), disp };
+                self.e.lea(host::ADDRESS, sum);
+                Place::Register(host::ADDRESS, 0)
             }
-            self.e.lea(host::ADDRESS, Mem::indexed(host::ADDRESS, host::BIAS, 0));
-        } else {
-            // One register: the bias takes the index's place.
-            let r = base.or(index.map(|(r, _)| r)).unwrap_or(host::ADDRESS);
-            self.e.lea(host::ADDRESS, Mem { gs: false, base: Some(r), index: Some((host::BIAS, 0)), disp });
-        }
-        true
-    }
-
-    fn base_register(&mut self, n: Option<usize>) -> Option<u8> {
-        let n = n?;
-        Some(match PINNED[n] {
-            Some(h) => h,
-            None => {
-                self.e.load(host::ADDRESS, Mem::gs(gpr_home(n)));
-                host::ADDRESS
-            }
+            (_, place) => place,
         })
     }
 
-    fn add_segment(&mut self, base: Option<i32>) -> bool {
-        if let Some(disp) = base {
-            self.e.load(host::TEMP, Mem::gs(disp));
-            self.e.lea(host::ADDRESS, Mem::indexed(host::ADDRESS, host::TEMP, 0));
-        }
-        true
+    /// The host register of a guest register, loaded into `scratch` if it has none.
+    fn register(&mut self, n: usize, scratch: u8) -> u8 {
+        PINNED[n].unwrap_or_else(|| {
+            self.e.load(scratch, Mem::gs(gpr_home(n)));
+            scratch
+        })
     }
 
-    /// TEMP = the addend of ADDRESS's page, or leave. Afterwards the operand is
-    /// `[ADDRESS + TEMP]`. `size` above 1 probes for a page crossing unless the
-    /// address is known to be aligned.
-    pub(super) fn look_up(&mut self, access: Access, size: usize, aligned: bool) {
-        if size > 1 && !aligned {
-            self.e.pext_gs(host::TEMP, host::ADDRESS, gs!(page_offset_mask));
-            let guard = size as i32 - 1 - GUARD as i32;
-            self.e.load_byte(host::TEMP, Mem { gs: true, base: Some(host::TEMP), index: None, disp: guard });
+    /// TEMP = the addend of the operand's page, or leave. `size` above 1 probes for
+    /// a page crossing unless the address is known to be aligned. `None`: it
+    /// crosses for certain.
+    pub(super) fn look_up(
+        &mut self,
+        access: Access,
+        place: Place,
+        size: usize,
+        aligned: bool,
+    ) -> Option<Found> {
+        match place {
+            Place::Constant(linear) => {
+                if (linear & 0xfff) + size as u64 > 0x1000 {
+                    return None;
+                }
+                Some(self.look_up_constant(access, linear))
+            }
+            Place::Register(base, disp) => {
+                let mut base = base;
+                if disp != 0 || base == host::TEMP {
+                    self.e.lea(host::ADDRESS, Mem::base(base, disp));
+                    base = host::ADDRESS;
+                }
+                if size > 1 && !aligned {
+                    self.e.pext_gs(host::TEMP, base, gs!(page_offset_mask));
+                    let guard = size as i32 - 1 - GUARD as i32;
+                    let m = Mem { gs: true, base: Some(host::TEMP), index: None, disp: guard };
+                    self.e.load_byte(host::TEMP, m);
+                }
+                self.e.pext(host::TEMP, base, host::PAGE_MASK);
+                self.load_entry(access, Mem::indexed(host::TABLE, host::TEMP, 3), place_of(base));
+                Some(Found { base: Some(base), disp: 0 })
+            }
         }
-        self.e.pext(host::TEMP, host::ADDRESS, host::BIAS);
+    }
+
+    fn look_up_constant(&mut self, access: Access, linear: u64) -> Found {
+        let number = linear >> 12 & 0xf_ffff_ffff;
+        match (i32::try_from(number * 8), i32::try_from(linear as i64)) {
+            (Ok(entry), Ok(disp)) => {
+                self.load_entry(access, Mem::base(host::TABLE, entry), Place::Constant(linear));
+                Found { base: None, disp }
+            }
+            _ => {
+                self.e.mov_imm(host::ADDRESS, linear);
+                self.e.pext(host::TEMP, host::ADDRESS, host::PAGE_MASK);
+                let entry = Mem::indexed(host::TABLE, host::TEMP, 3);
+                self.load_entry(access, entry, place_of(host::ADDRESS));
+                Found { base: Some(host::ADDRESS), disp: 0 }
+            }
+        }
+    }
+
+    /// TEMP = a table entry (given as one of the load table), or leave.
+    fn load_entry(&mut self, access: Access, m: Mem, place: Place) {
         match access {
             Access::Load => {
-                self.e.load(host::TEMP, Mem::indexed(host::TABLE, host::TEMP, 3));
-                self.if_zero_leave(Exit::MissLoad);
+                self.e.load(host::TEMP, m);
+                self.if_zero_leave(Exit::MissLoad, place);
             }
             Access::Store => {
-                self.e.load(host::TEMP, Mem { gs: true, base: None, index: Some((host::TEMP, 3)), disp: 0 });
-                self.if_zero_leave(Exit::MissStore);
+                self.e.load(host::TEMP, Mem { gs: true, base: None, ..m });
+                self.if_zero_leave(Exit::MissStore, place);
             }
         }
     }
 
-    /// ADDRESS += TEMP: the host address of the operand, leaving TEMP free.
-    pub(super) fn fold(&mut self) {
-        self.e.lea(host::ADDRESS, Mem::indexed(host::ADDRESS, host::TEMP, 0));
+    /// ADDRESS = the host address of the operand, leaving TEMP free.
+    pub(super) fn fold(&mut self, found: Found) {
+        self.e.lea(host::ADDRESS, found.mem());
     }
 
     /// Whether the operand's address is a multiple of its size because RSP is.
@@ -134,4 +208,8 @@ impl Builder<'_> {
             && i.memory_displacement64() % size as u64 == 0
             && !matches!(i.segment_prefix(), Register::FS | Register::GS)
     }
+}
+
+fn place_of(register: u8) -> Place {
+    Place::Register(register, 0)
 }

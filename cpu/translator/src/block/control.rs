@@ -33,7 +33,9 @@ impl Builder<'_> {
                 self.leave_to(i.near_branch_target());
             }
             FlowControl::Call if i.code() == Code::Call_rel32_64 => {
-                self.push_value(i.next_ip());
+                if self.push_value(i.next_ip()).is_none() {
+                    return Some(None);
+                }
                 if self.single() {
                     self.leave_to(i.near_branch_target());
                 } else {
@@ -46,8 +48,8 @@ impl Builder<'_> {
                     Code::Retnq_imm16 => i32::from(i.immediate16()),
                     _ => return Some(None),
                 };
-                self.pop_slot();
-                self.e.load(host::ADDRESS, Mem::indexed(host::ADDRESS, host::TEMP, 0));
+                let Some(slot) = self.pop_slot() else { return Some(None) };
+                self.e.load(host::ADDRESS, slot.mem());
                 self.move_sp(8 + extra);
                 if self.single() {
                     self.leave_indirect();
@@ -66,7 +68,9 @@ impl Builder<'_> {
                 if !self.target_to_scratch(i) {
                     return Some(None);
                 }
-                self.push_value(i.next_ip());
+                if self.push_value(i.next_ip()).is_none() {
+                    return Some(None);
+                }
                 self.e.load(host::ADDRESS, Mem::gs(gs!(scratch)));
                 if self.single() {
                     self.leave_indirect();

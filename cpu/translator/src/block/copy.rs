@@ -87,21 +87,16 @@ impl Builder<'_> {
                 OpAccess::None | OpAccess::NoMemAccess => return false,
                 _ => Access::Store,
             };
-            if !self.address(i) {
-                return false;
-            }
             let aligned = self.stack_slot(i, size);
-            self.look_up(access, size, aligned);
-            out.set_segment_prefix(Register::None);
-            out.set_memory_base(Register::RDI);
-            out.set_memory_displacement64(0);
-            out.set_memory_displ_size(0);
-            out.set_memory_index_scale(1);
-            if visitors.is_empty() && uses.implicit_rcx.is_none() {
-                out.set_memory_index(Register::RCX);
-            } else {
+            let Some(place) = self.address(i) else { return false };
+            let Some(found) = self.look_up(access, place, size, aligned) else { return false };
+            found.replace_in(&mut out);
+            if !visitors.is_empty() || uses.implicit_rcx.is_some() {
+                self.fold(found);
+                out.set_memory_base(Register::RDI);
                 out.set_memory_index(Register::None);
-                self.fold();
+                out.set_memory_displacement64(0);
+                out.set_memory_displ_size(0);
             }
         }
         for v in visitors.iter().filter(|v| v.load) {

@@ -91,13 +91,26 @@ enum Next {
     End,
 }
 
+/// A JRCXZ that waits for its stub.
+struct Pending {
+    /// Offset of its displacement.
+    at: usize,
+    exit: Exit,
+    /// The instruction.
+    index: u8,
+    /// Its operand.
+    place: access::Place,
+}
+
+/// Bytes of most stubs.
+const STUB: usize = 12;
+
 struct Builder<'a> {
     r: &'a Request<'a>,
     e: Emitter,
     encoder: Encoder,
     info: InstructionInfoFactory,
-    /// JRCXZ displacements that wait for a stub, with the stub's thunk and instruction.
-    pending: Vec<(usize, Exit, u8)>,
+    pending: Vec<Pending>,
     links: Vec<Link>,
     index: u8,
     /// RSP is known to be a multiple of 8.
@@ -214,23 +227,27 @@ impl Builder<'_> {
         self.r.id << 6 | u32::from(index)
     }
 
-    /// JRCXZ to a stub emitted later.
-    fn if_zero_leave(&mut self, exit: Exit) {
+    /// JRCXZ to a stub emitted later, which has the operand's address in ADDRESS.
+    fn if_zero_leave(&mut self, exit: Exit, place: access::Place) {
         let at = self.e.jrcxz();
-        self.pending.push((at, exit, self.index));
+        self.pending.push(Pending { at, exit, index: self.index, place });
     }
 
     /// Emit the pending stubs here; execution must not fall into them.
     fn island(&mut self) {
-        for (at, exit, index) in std::mem::take(&mut self.pending) {
-            self.out_of_reach |= !self.e.land_short(at);
-            self.stub(exit, index);
+        for p in std::mem::take(&mut self.pending) {
+            self.out_of_reach |= !self.e.land_short(p.at);
+            match p.place {
+                access::Place::Register(r, _) => self.e.mov(host::ADDRESS, r),
+                access::Place::Constant(linear) => self.e.mov_imm(host::ADDRESS, linear),
+            }
+            self.stub(p.exit, p.index);
         }
     }
 
     fn island_if_far(&mut self) {
-        let Some((oldest, ..)) = self.pending.first() else { return };
-        if self.e.len() - oldest + 9 * self.pending.len() > self.reach {
+        let Some(oldest) = self.pending.first() else { return };
+        if self.e.len() - oldest.at + STUB * self.pending.len() > self.reach {
             let over = self.e.jmp_short();
             self.island();
             self.out_of_reach |= !self.e.land_short(over);

@@ -3,7 +3,7 @@
 use iced_x86::{Code, Instruction, OpKind};
 
 use super::Builder;
-use super::access::{Access, gpr_number};
+use super::access::{Access, Found, Place, gpr_number};
 use crate::emit::Mem;
 use crate::layout::{Exit, PINNED, gpr_home, gs, host};
 
@@ -16,11 +16,11 @@ impl Builder<'_> {
         match i.code() {
             Code::Push_r64 => {
                 let n = gpr_number(i.op0_register())?;
-                self.push_slot();
+                let slot = self.push_slot()?;
                 match PINNED[n] {
-                    Some(h) => self.e.store(Mem::indexed(host::ADDRESS, host::TEMP, 0), h),
+                    Some(h) => self.e.store(slot.mem(), h),
                     None => {
-                        self.fold();
+                        self.fold(slot);
                         self.e.load(host::TEMP, Mem::gs(gpr_home(n)));
                         self.e.store(Mem::base(host::ADDRESS, 0), host::TEMP);
                     }
@@ -28,40 +28,39 @@ impl Builder<'_> {
                 self.move_sp(-8);
             }
             Code::Pushq_imm8 | Code::Pushq_imm32 => {
-                self.push_value(i.immediate(0));
+                self.push_value(i.immediate(0))?;
             }
             Code::Push_rm64 if i.op0_kind() == OpKind::Memory => {
                 if !self.load_to_scratch(i) {
                     return Some(false);
                 }
-                self.push_slot();
-                self.fold();
+                let slot = self.push_slot()?;
+                self.fold(slot);
                 self.e.load(host::TEMP, Mem::gs(gs!(scratch)));
                 self.e.store(Mem::base(host::ADDRESS, 0), host::TEMP);
                 self.move_sp(-8);
             }
             Code::Pop_r64 => {
                 let n = gpr_number(i.op0_register())?;
-                self.pop_slot();
+                let slot = self.pop_slot()?;
                 match PINNED[n] {
                     Some(h) => {
-                        self.e.load(h, Mem::indexed(host::ADDRESS, host::TEMP, 0));
+                        self.e.load(h, slot.mem());
                         if h == SP {
                             self.stack_aligned = false;
                             return Some(true);
                         }
                     }
                     None => {
-                        self.e.load(host::TEMP, Mem::indexed(host::ADDRESS, host::TEMP, 0));
+                        self.e.load(host::TEMP, slot.mem());
                         self.e.store(Mem::gs(gpr_home(n)), host::TEMP);
                     }
                 }
                 self.move_sp(8);
             }
             Code::Leaveq => {
-                self.e.lea(host::ADDRESS, Mem::indexed(host::RBP, host::BIAS, 0));
-                self.look_up(Access::Load, 8, false);
-                self.e.load(host::TEMP, Mem::indexed(host::ADDRESS, host::TEMP, 0));
+                let slot = self.look_up(Access::Load, Place::Register(host::RBP, 0), 8, false)?;
+                self.e.load(host::TEMP, slot.mem());
                 self.e.lea(SP, Mem::base(host::RBP, 8));
                 self.e.mov(host::RBP, host::TEMP);
                 self.stack_aligned = false;
@@ -73,42 +72,39 @@ impl Builder<'_> {
 
     /// Load an 8-byte memory operand into the scratch slot of the state.
     pub(super) fn load_to_scratch(&mut self, i: &Instruction) -> bool {
-        if !self.address(i) {
-            return false;
-        }
         let aligned = self.stack_slot(i, 8);
-        self.look_up(Access::Load, 8, aligned);
-        self.e.load(host::TEMP, Mem::indexed(host::ADDRESS, host::TEMP, 0));
+        let Some(place) = self.address(i) else { return false };
+        let Some(found) = self.look_up(Access::Load, place, 8, aligned) else { return false };
+        self.e.load(host::TEMP, found.mem());
         self.e.store(Mem::gs(gs!(scratch)), host::TEMP);
         true
     }
 
     /// Push a constant.
-    pub(super) fn push_value(&mut self, value: u64) {
-        self.push_slot();
+    pub(super) fn push_value(&mut self, value: u64) -> Option<()> {
+        let slot = self.push_slot()?;
         match i32::try_from(value as i64) {
-            Ok(v) => self.e.store_imm(Mem::indexed(host::ADDRESS, host::TEMP, 0), v),
+            Ok(v) => self.e.store_imm(slot.mem(), v),
             Err(_) => {
-                self.fold();
+                self.fold(slot);
                 self.e.mov_imm(host::TEMP, value);
                 self.e.store(Mem::base(host::ADDRESS, 0), host::TEMP);
             }
         }
         self.move_sp(-8);
+        Some(())
     }
 
     /// Look up the slot below RSP for a store.
-    pub(super) fn push_slot(&mut self) {
+    pub(super) fn push_slot(&mut self) -> Option<Found> {
         self.check_stack();
-        self.e.lea(host::ADDRESS, Mem { gs: false, base: Some(SP), index: Some((host::BIAS, 0)), disp: -8 });
-        self.look_up(Access::Store, 8, true);
+        self.look_up(Access::Store, Place::Register(SP, -8), 8, true)
     }
 
     /// Look up the slot at RSP for a load.
-    pub(super) fn pop_slot(&mut self) {
+    pub(super) fn pop_slot(&mut self) -> Option<Found> {
         self.check_stack();
-        self.e.lea(host::ADDRESS, Mem::indexed(SP, host::BIAS, 0));
-        self.look_up(Access::Load, 8, true);
+        self.look_up(Access::Load, Place::Register(SP, 0), 8, true)
     }
 
     /// RSP += `by`, flags untouched.

@@ -4,9 +4,9 @@
 use iced_x86::{Code, Instruction, OpKind, Register};
 
 use super::Builder;
-use super::access::Access;
+use super::access::{Access, Place};
 use crate::emit::Mem;
-use crate::layout::{BIAS, PINNED, gs, host};
+use crate::layout::{PINNED, gs, host};
 use crate::string_thunks::{PAYLOAD_OPCODE, Repeated};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,10 +75,10 @@ impl Builder<'_> {
         let (kind, size) = form(i)?;
         if repeats(i) {
             self.repeated(kind, size, i.has_rep_prefix());
+            Some(())
         } else {
-            self.element(kind, size);
+            self.element(kind, size)
         }
-        Some(())
     }
 
     /// `call thunk; mov ecx, payload`: the thunk finds the payload if it must leave.
@@ -97,22 +97,19 @@ impl Builder<'_> {
         self.e.u32(self.payload(self.index));
     }
 
-    fn element(&mut self, kind: Kind, size: usize) {
-        let biased = |register| Mem::indexed(register, host::BIAS, 0);
-        let operand = Mem::indexed(host::ADDRESS, host::TEMP, 0);
+    fn element(&mut self, kind: Kind, size: usize) -> Option<()> {
         if matches!(kind, Kind::Movs | Kind::Cmps) {
-            self.e.lea(host::ADDRESS, biased(SOURCE));
-            self.look_up(Access::Load, size, false);
-            self.sized(size, 0x8a, host::TEMP, operand);
+            let source = self.look_up(Access::Load, Place::Register(SOURCE, 0), size, false)?;
+            self.sized(size, 0x8a, host::TEMP, source.mem());
             self.e.store(Mem::gs(gs!(scratch)), host::TEMP);
         }
         let register = if kind == Kind::Lods { SOURCE } else { DESTINATION };
-        self.e.lea(host::ADDRESS, biased(register));
         let access = if matches!(kind, Kind::Movs | Kind::Stos) { Access::Store } else { Access::Load };
-        self.look_up(access, size, false);
+        let found = self.look_up(access, Place::Register(register, 0), size, false)?;
+        let operand = found.mem();
         match kind {
             Kind::Movs | Kind::Cmps => {
-                self.fold();
+                self.fold(found);
                 self.e.load(host::TEMP, Mem::gs(gs!(scratch)));
                 let opcode = if kind == Kind::Movs { 0x88 } else { 0x3a };
                 self.sized(size, opcode, host::TEMP, Mem::base(host::ADDRESS, 0));
@@ -123,6 +120,7 @@ impl Builder<'_> {
             Kind::Scas => self.sized(size, 0x3a, host::RAX, operand),
         }
         self.e.lea(register, Mem::base(register, size as i32));
+        Some(())
     }
 
     /// An instruction of 1, 2, 4 or 8 bytes whose byte form has `opcode` and whose
@@ -134,5 +132,3 @@ impl Builder<'_> {
         self.e.op_mem(size == 8, &[opcode | u8::from(size > 1)], register, m);
     }
 }
-
-const _: () = assert!(BIAS & 0xfff == 0, "a biased address keeps its place in the page");
