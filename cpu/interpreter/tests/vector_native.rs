@@ -307,21 +307,12 @@ fn wanted(i: &Instruction) -> bool {
     known && !elsewhere(i.mnemonic()) && registers
 }
 
-/// Results that differ between vendors by design, state that has tests of its
-/// own, and what is no vector instruction.
+/// State that has tests of its own, and what is no vector instruction.
 fn elsewhere(m: Mnemonic) -> bool {
     use Mnemonic as M;
     matches!(
         m,
-        M::Rcpps
-            | M::Rcpss
-            | M::Rsqrtps
-            | M::Rsqrtss
-            | M::Vrcpps
-            | M::Vrcpss
-            | M::Vrsqrtps
-            | M::Vrsqrtss
-            | M::Ldmxcsr
+        M::Ldmxcsr
             | M::Vldmxcsr
             | M::Crc32
             | M::Popcnt

@@ -58,25 +58,10 @@ impl Random {
 /// Instructions whose result is each engine's own, or that would end the case at once.
 fn left_out(i: &Instruction) -> bool {
     use Mnemonic as M;
-    // Approximations, and x87 functions without a prescribed last bit.
+    // x87 functions without a prescribed last bit.
     let approximate = matches!(
         i.mnemonic(),
-        M::Rcpps
-            | M::Rcpss
-            | M::Rsqrtps
-            | M::Rsqrtss
-            | M::Vrcpps
-            | M::Vrcpss
-            | M::Vrsqrtps
-            | M::Vrsqrtss
-            | M::Fsin
-            | M::Fcos
-            | M::Fsincos
-            | M::Fptan
-            | M::Fpatan
-            | M::F2xm1
-            | M::Fyl2x
-            | M::Fyl2xp1
+        M::Fsin | M::Fcos | M::Fsincos | M::Fptan | M::Fpatan | M::F2xm1 | M::Fyl2x | M::Fyl2xp1
     );
     // To an address that is not canonical: the branch faults by the manual, its
     // target in translated code.

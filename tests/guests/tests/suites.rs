@@ -11,11 +11,7 @@ use guests::runner::{Run, run_in_guest};
 use guests::suites::{Native, Suite, qemu_tcg, selftests, valgrind, verdict};
 
 /// Failures with their reasons: (engine or `*`, suite, program, reason).
-const KNOWN: &[(&str, &str, &str, &str)] = &[
-    ("interp", "valgrind", "amd64-avx_estimate_insn", APPROXIMATIONS),
-    ("interp", "qemu-tcg", "test-avx", APPROXIMATIONS),
-];
-const APPROXIMATIONS: &str = "RCP and RSQRT are approximations within the manual's bound";
+const KNOWN: &[(&str, &str, &str, &str)] = &[];
 
 fn known(engine: &str, suite: &str, program: &str) -> Option<&'static str> {
     let found = KNOWN.iter().find(|k| (k.0 == "*" || k.0 == engine) && (k.1, k.2) == (suite, program));
