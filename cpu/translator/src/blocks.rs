@@ -73,6 +73,12 @@ pub(crate) struct Block {
     /// Cache offset of the jump-cache stub, 0 when there is none, and the
     /// address-space number it is good for.
     stub: (u32, u32),
+    /// The page of the backing that the only instruction's last bytes are in, when
+    /// it straddles two.
+    pub second: Option<u32>,
+    /// Cache offset of the number of the code mapping this block is good for:
+    /// straddling blocks of the lower half.
+    guard: Option<u32>,
     pub dead: bool,
 }
 
@@ -170,12 +176,14 @@ impl Blocks {
     /// Translate the block at `key` from the bytes up to its page's end. `None`: its
     /// first instruction is the interpreter's, or `confirm`, called with the number
     /// of bytes translated, says that they have changed meanwhile. It returns the
-    /// page's code generation.
+    /// page's code generation, and the second page's. `second`: the one instruction
+    /// straddles; the other page and the number of the current code mapping.
     pub fn translate(
         &mut self,
         key: Key,
         bytes: &[u8],
-        confirm: impl FnOnce(u64) -> Option<u32>,
+        second: Option<(u32, u32)>,
+        confirm: impl FnOnce(u64) -> Option<(u32, u32)>,
     ) -> Option<u32> {
         let id = self.list.len() as u32;
         let at = self.cache.next_offset();
@@ -186,14 +194,17 @@ impl Blocks {
             id,
             first_link: self.links.len() as u32,
             mode: key.mode,
+            straddling: second.map(|(_, space)| space),
             thunks: &self.thunks,
             strings: &self.strings,
             features: &self.features,
         })?;
-        let generation = confirm(u64::from(t.guest_len))?;
-        let page = (key.ram >> 12) as u32;
-        if self.by_page.get(&page).is_some_and(|p| p.generation != generation) {
-            self.drop_page(page);
+        let (first, other) = confirm(u64::from(t.guest_len))?;
+        let pages = [Some(((key.ram >> 12) as u32, first)), second.map(|(page, _)| (page, other))];
+        for (page, generation) in pages.into_iter().flatten() {
+            if self.by_page.get(&page).is_some_and(|p| p.generation != generation) {
+                self.drop_page(page);
+            }
         }
         self.cache.append(&t.code)?;
         self.links.extend(t.links.into_iter().map(|link| LinkRecord { link }));
@@ -204,12 +215,16 @@ impl Blocks {
             len: t.code.len() as u32,
             map: t.map.into_boxed_slice(),
             stub: (0, 0),
+            second: second.map(|(page, _)| page),
+            guard: t.guard.map(|g| at + g),
             dead: false,
         });
         self.by_key.insert(key, id);
-        let blocks = self.by_page.entry(page).or_default();
-        blocks.generation = generation;
-        blocks.ids.push(id);
+        for (page, generation) in pages.into_iter().flatten() {
+            let blocks = self.by_page.entry(page).or_default();
+            blocks.generation = generation;
+            blocks.ids.push(id);
+        }
         self.translated += 1;
         Some(id)
     }
@@ -247,17 +262,34 @@ impl Blocks {
     /// Drop the blocks of a page: their entries lead out, whoever still jumps there.
     pub fn drop_page(&mut self, page: u32) {
         for id in self.by_page.remove(&page).unwrap_or_default().ids {
-            let b = &mut self.list[id as usize];
-            b.dead = true;
-            self.by_key.remove(&b.key);
-            // JMP rel32 to the attention stub at the block's start.
-            let back = b.start.wrapping_sub(b.entry + 5);
-            let first = u32::from_le_bytes([0xe9, back as u8, (back >> 8) as u8, (back >> 16) as u8]);
-            let entry = b.entry;
-            let rest = self.cache.read_u32(entry + 4).unwrap_or(0) & !0xff | back >> 24;
-            self.cache.patch_u32(entry + 4, rest);
-            self.cache.patch_u32(entry, first);
+            self.kill(id);
         }
+    }
+
+    /// A straddling block is good for this code mapping.
+    pub fn set_guard(&mut self, id: u32, space: u32) {
+        if let Some(at) = self.list[id as usize].guard {
+            self.cache.patch_u32(at, space);
+        }
+    }
+
+    /// Drop one block.
+    pub fn kill(&mut self, id: u32) {
+        let b = &mut self.list[id as usize];
+        if b.dead {
+            return;
+        }
+        b.dead = true;
+        if self.by_key.get(&b.key) == Some(&id) {
+            self.by_key.remove(&b.key);
+        }
+        // JMP rel32 to the attention stub at the block's start.
+        let back = b.start.wrapping_sub(b.entry + 5);
+        let first = u32::from_le_bytes([0xe9, back as u8, (back >> 8) as u8, (back >> 16) as u8]);
+        let entry = b.entry;
+        let rest = self.cache.read_u32(entry + 4).unwrap_or(0) & !0xff | back >> 24;
+        self.cache.patch_u32(entry + 4, rest);
+        self.cache.patch_u32(entry, first);
     }
 
     /// Drop the blocks of pages whose generation is no longer the one they were

@@ -13,7 +13,7 @@ use x86_mmu::Access;
 use x86_semantics::flags::Flags;
 use x86_state::{Activity, CpuState, Feature, InterruptShadow, cr0, cr4, rflags, xcr0};
 
-use crate::block::{HostFeatures, MAX_INSTRUCTIONS, Mode};
+use crate::block::{self, HostFeatures, MAX_INSTRUCTIONS, Mode};
 use crate::blocks::{AddressMap, Blocks, Key};
 use crate::call_stack::CallStack;
 use crate::layout::{Exit, JUMP_CACHE, State};
@@ -25,6 +25,8 @@ use crate::tables::{Fill, StateMemory};
 /// Instructions interpreted at a time where nothing can be translated.
 const INTERPRETED_RUN: u64 = 4096;
 const PAGE: u64 = 4096;
+/// Bytes of the longest instruction.
+const LONGEST_INSTRUCTION: usize = 15;
 
 /// Why the translator's memory could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -409,27 +411,39 @@ impl TranslatorVcpu {
             return Some(r.id);
         }
         let id = self.block_at_slowly(va, mode)?;
+        if self.blocks.get(id).second.is_some() {
+            // It checks the code mapping itself, and must be set to this one.
+            return Some(id);
+        }
         self.recent[slot] = Recent { va, space, mode, id };
         Some(id)
     }
 
-    fn block_at_slowly(&mut self, va: u64, mode: Mode) -> Option<u32> {
+    /// Where in the backing the page is that code at `va` is fetched from.
+    fn code_page(&mut self, va: u64) -> Option<u64> {
         let user = self.interp.cpu().cpl == 3;
-        let page = match self.spaces.code_page(va, user) {
-            Some(page) => page,
-            None => {
-                let cpu = self.interp.cpu();
-                let access = Self::access(cpu, false, true);
-                let t = x86_mmu::walk(&cpu.memory, &cpu.paging_params(), va, access).ok()?;
-                let page = cpu.memory.translate(t.physical)?.offset.0 & !(PAGE - 1);
-                self.spaces.set_code_page(va, user, page, t.global);
-                page
-            }
-        };
-        let ram = page | va & (PAGE - 1);
+        if let Some(page) = self.spaces.code_page(va, user) {
+            return Some(page);
+        }
+        let cpu = self.interp.cpu();
+        let access = Self::access(cpu, false, true);
+        let t = x86_mmu::walk(&cpu.memory, &cpu.paging_params(), va, access).ok()?;
+        let page = cpu.memory.translate(t.physical)?.offset.0 & !(PAGE - 1);
+        self.spaces.set_code_page(va, user, page, t.global);
+        Some(page)
+    }
+
+    fn block_at_slowly(&mut self, va: u64, mode: Mode) -> Option<u32> {
+        let ram = self.code_page(va)? | va & (PAGE - 1);
         let key = Key { ram, va, mode };
         if let Some(id) = self.blocks.find(&key) {
-            return Some(id);
+            let Some(second) = self.blocks.get(id).second else { return Some(id) };
+            if self.code_page(va.wrapping_add(PAGE)) == Some(u64::from(second) * PAGE) {
+                let space = self.space();
+                self.blocks.set_guard(id, space);
+                return Some(id);
+            }
+            self.blocks.kill(id);
         }
         let memory = self.interp.cpu().memory.clone();
         let generation = memory.marks().code_generation(RamOffset(ram));
@@ -439,17 +453,31 @@ impl TranslatorVcpu {
         if self.blocks.nearly_full() {
             self.drop_blocks();
         }
-        let mut bytes = [0; PAGE as usize];
-        let bytes = &mut bytes[..(PAGE - ram % PAGE) as usize];
-        memory.read_bytes(RamOffset(ram), bytes);
-        // The page is marked once it is known how much of it is code; bytes that
+        let mut bytes = [0; PAGE as usize + LONGEST_INSTRUCTION];
+        let first = (PAGE - ram % PAGE) as usize;
+        memory.read_bytes(RamOffset(ram), &mut bytes[..first]);
+        let mut second = None;
+        if block::straddles(&bytes[..first], va) {
+            let page = self.code_page(va.wrapping_add(PAGE))?;
+            memory.read_bytes(RamOffset(page), &mut bytes[first..first + LONGEST_INSTRUCTION]);
+            second = Some((page, self.space()));
+        }
+        let bytes = &bytes[..first + if second.is_some() { LONGEST_INSTRUCTION } else { 0 }];
+        // A page is marked once it is known how much of it is code; bytes that
         // changed before the mark are seen by reading again.
-        let id = self.blocks.translate(key, bytes, |len| {
-            let generation = memory.marks().mark_code(RamOffset(ram), len);
+        let marked = |at: u64, bytes: &[u8]| {
+            let generation = memory.marks().mark_code(RamOffset(at), bytes.len() as u64);
             let mut now = [0; PAGE as usize];
-            let now = &mut now[..len as usize];
-            memory.read_bytes(RamOffset(ram), now);
-            (*now == bytes[..len as usize]).then_some(generation)
+            let now = &mut now[..bytes.len()];
+            memory.read_bytes(RamOffset(at), now);
+            (now == bytes).then_some(generation)
+        };
+        let guard = second.map(|(page, space)| ((page / PAGE) as u32, space));
+        let id = self.blocks.translate(key, bytes, guard, |len| {
+            let here = len.min(first as u64) as usize;
+            let generation = marked(ram, &bytes[..here])?;
+            let Some((page, _)) = second else { return Some((generation, 0)) };
+            Some((generation, marked(page, &bytes[here..len as usize])?))
         });
         self.code_events();
         if id.is_none() {
@@ -556,14 +584,15 @@ impl TranslatorVcpu {
             Exit::Attention | Exit::Stale => {
                 let id = self.payload(site)? >> 6;
                 let (va, dead) = (self.blocks.get(id).key.va, self.blocks.get(id).dead);
-                if !dead {
+                let other_mapping = exit == Exit::Stale && self.blocks.get(id).second.is_some();
+                if !dead && !other_mapping {
                     return Ok(self.give_up(va));
                 }
                 let generation = self.blocks.flushes;
                 let Some(new) = self.block_at(va) else { return Ok(self.give_up(va)) };
                 // The successor is reached through this mapping only if the address is
                 // in the upper half, where links are not checked either.
-                if va >> 63 != 0 && generation == self.blocks.flushes {
+                if dead && va >> 63 != 0 && generation == self.blocks.flushes {
                     self.blocks.forward(id, new);
                 }
                 Ok(Then::Resume(self.blocks.get(new).entry))

@@ -105,11 +105,7 @@ impl Builder<'_> {
     /// address space is the one it was made in.
     pub(super) fn leave_to(&mut self, target: u64) {
         let guard = self.needs_guard(target).then(|| {
-            self.e.load32(host::TEMP, Mem::gs(gs!(space)));
-            // The 32-bit displacement form is forced so that it can be patched.
-            self.e.bytes(&[0x8d, 0x89]);
-            let at = self.e.len();
-            self.e.u32(0x8000_0000);
+            let at = self.compare_mapping(0x8000_0000);
             self.e.bytes(&[0xe3, 9]);
             self.link_stub();
             at
@@ -121,6 +117,26 @@ impl Builder<'_> {
         self.links.push(Link { target, patch: at + patch as u32, guard: guard.map(|g| at + g as u32) });
         let number = self.links.len() - 1;
         self.link_stub_numbered(number);
+    }
+
+    /// TEMP = 0 if the current code mapping has this number; the offset of the
+    /// number, to be patched.
+    fn compare_mapping(&mut self, space: u32) -> usize {
+        self.e.load32(host::TEMP, Mem::gs(gs!(space)));
+        // The 32-bit displacement form is forced so that it can be patched.
+        self.e.bytes(&[0x8d, 0x89]);
+        let at = self.e.len();
+        self.e.u32(space);
+        at
+    }
+
+    /// Leave, as a stale block does, unless the current code mapping is this one.
+    /// The offset of its number.
+    pub(super) fn check_mapping(&mut self, space: u32) -> u32 {
+        let at = self.compare_mapping(space);
+        self.e.bytes(&[0xe3, 9]);
+        self.stub(Exit::Stale, 0);
+        at as u32
     }
 
     /// Whether a link is right only while the code mapping is: across pages in the

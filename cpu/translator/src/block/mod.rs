@@ -14,7 +14,7 @@ mod copy;
 mod stack;
 mod string;
 
-use iced_x86::{Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Encoder, Instruction, InstructionInfoFactory};
 
 use crate::emit::{Emitter, Mem};
 use crate::layout::{Exit, gs, host};
@@ -54,6 +54,9 @@ pub(crate) struct Request<'a> {
     /// Number of the first link this block makes.
     pub first_link: u32,
     pub mode: Mode,
+    /// The block is the one instruction at `va`, which ends in the next page; it is
+    /// good for this code mapping.
+    pub straddling: Option<u32>,
     pub thunks: &'a Thunks,
     pub strings: &'a StringThunks,
     pub features: &'a HostFeatures,
@@ -81,6 +84,16 @@ pub(crate) struct Translated {
     /// Guest bytes covered.
     pub guest_len: u16,
     pub links: Vec<Link>,
+    /// Offset in `code` of the number of the code mapping a straddling block of the
+    /// lower half checks.
+    pub guard: Option<u32>,
+}
+
+/// Whether the first instruction goes on beyond `bytes`.
+pub(crate) fn straddles(bytes: &[u8], va: u64) -> bool {
+    let mut decoder = Decoder::with_ip(64, bytes, va, DecoderOptions::NONE);
+    let _ = decoder.decode();
+    decoder.last_error() == DecoderError::NoMoreBytes
 }
 
 /// What follows an instruction.
@@ -155,11 +168,12 @@ fn attempt(r: &Request<'_>, reach: usize) -> Result<Option<Translated>, OutOfRea
     b.e.load32(host::TEMP, Mem::gs(gs!(token)));
     let back = b.e.jrcxz();
     b.e.code[back] = (0usize.wrapping_sub(back + 1)) as u8;
+    let guard = r.straddling.filter(|_| r.va >> 63 == 0).map(|space| b.check_mapping(space));
 
     let mut decoder = Decoder::with_ip(64, r.bytes, r.va, DecoderOptions::NONE);
     let mut map = Vec::new();
     let mut i = Instruction::default();
-    let longest = usize::from(r.mode.longest).min(MAX_INSTRUCTIONS);
+    let longest = if r.straddling.is_some() { 1 } else { usize::from(r.mode.longest).min(MAX_INSTRUCTIONS) };
     let mut ended = false;
     let mut guest_len = 0;
     while map.len() < longest && decoder.can_decode() {
@@ -198,7 +212,7 @@ fn attempt(r: &Request<'_>, reach: usize) -> Result<Option<Translated>, OutOfRea
     if b.out_of_reach {
         return Err(OutOfReach);
     }
-    Ok(Some(Translated { code: b.e.code, entry: entry as u32, map, guest_len, links: b.links }))
+    Ok(Some(Translated { code: b.e.code, entry: entry as u32, map, guest_len, links: b.links, guard }))
 }
 
 impl Builder<'_> {
