@@ -55,7 +55,8 @@ impl std::hash::Hash for Key {
             | u64::from(m.x87)
             | u64::from(m.sse) << 1
             | u64::from(m.avx) << 2
-            | u64::from(m.user) << 3;
+            | u64::from(m.user) << 3
+            | u64::from(m.plain) << 11;
         h.write_u64(self.ram | mode << 52);
         h.write_u64(self.va);
     }
@@ -244,8 +245,10 @@ impl Blocks {
         self.flushes += 1;
     }
 
-    pub fn link_target(&self, link: u32) -> Option<u64> {
-        Some(self.links.get(link as usize)?.link.target)
+    /// Where a link leads, and whether to a block without windows.
+    pub fn link_target(&self, link: u32) -> Option<(u64, bool)> {
+        let l = self.links.get(link as usize)?.link;
+        Some((l.target, l.plain))
     }
 
     /// Make a link jump straight to a block; `space` is the number of the current

@@ -72,6 +72,9 @@ pub(crate) const PINNED: [Option<u8>; 16] = [
 /// Entries of the jump cache.
 pub(crate) const JUMP_CACHE: usize = 4096;
 
+/// Most windows of a block.
+pub(crate) const WINDOWS: usize = 8;
+
 /// Why translated code came back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
@@ -155,8 +158,13 @@ pub(crate) struct State {
     pub page_offset_mask: u64,
     pub qword_offset_mask: u64,
     pub jump_index_mask: u64,
+    /// Host addresses of the starts of a block's windows.
+    pub windows: [u64; WINDOWS],
     pub ymm: [[u64; 4]; 16],
     pub jump_cache: [u64; JUMP_CACHE],
+    /// 1 for each byte of a page, 0 beyond: indexed by the last byte of a window that
+    /// starts at some offset in a page.
+    pub within_page: [u8; 0x1000 + crate::block::WINDOW_SPAN],
 }
 
 /// Distance from [`State`] to the store table.

@@ -96,7 +96,7 @@ impl Recent {
     const NONE: Recent = Recent {
         va: u64::MAX,
         space: 0,
-        mode: Mode { x87: false, sse: false, avx: false, user: false, longest: 0 },
+        mode: Mode { x87: false, sse: false, avx: false, user: false, plain: false, longest: 0 },
         id: 0,
     };
 }
@@ -117,6 +117,7 @@ impl TranslatorVcpu {
         let state = memory.get();
         state.page_offset_mask = PAGE - 1;
         state.qword_offset_mask = 7;
+        state.within_page[..PAGE as usize].fill(1);
         state.jump_index_mask = JUMP_CACHE as u64 - 1;
         state.jump_cache.fill(blocks.address(blocks.thunks.indirect));
         let calls = CallStack::new(blocks.address(blocks.thunks.bottom))?;
@@ -192,6 +193,7 @@ impl TranslatorVcpu {
                 && cpu.xcr0 & avx_state == avx_state
                 && cpu.model.has(Feature::Avx),
             user: cpu.cpl == 3,
+            plain: false,
             longest,
         }
     }
@@ -404,6 +406,10 @@ impl TranslatorVcpu {
     /// (a fault on fetch, or an instruction for it).
     fn block_at(&mut self, va: u64) -> Option<u32> {
         let mode = self.mode();
+        self.block_in(va, mode)
+    }
+
+    fn block_in(&mut self, va: u64, mode: Mode) -> Option<u32> {
         let space = if va >> 63 == 0 { self.space() } else { u32::from(mode.user) };
         let slot = (va ^ va >> 12) as usize & (RECENT - 1);
         let r = self.recent[slot];
@@ -547,12 +553,13 @@ impl TranslatorVcpu {
         match exit {
             Exit::Link => {
                 let link = self.payload(site)?;
-                let target = self.blocks.link_target(link).ok_or_else(|| self.lost(site))?;
+                let (target, plain) = self.blocks.link_target(link).ok_or_else(|| self.lost(site))?;
                 if self.ends_at.is_some() {
                     return Ok(self.counted(target));
                 }
                 let generation = self.blocks.flushes;
-                let Some(id) = self.block_at(target) else { return Ok(self.give_up(target)) };
+                let mode = Mode { plain, ..self.mode() };
+                let Some(id) = self.block_in(target, mode) else { return Ok(self.give_up(target)) };
                 if generation == self.blocks.flushes {
                     let space = self.space();
                     self.blocks.connect(link, id, space);

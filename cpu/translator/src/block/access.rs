@@ -37,6 +37,16 @@ pub(super) struct Found {
 }
 
 impl Found {
+    /// `disp` bytes from the host address in TEMP.
+    pub fn at_temp(disp: i32) -> Self {
+        Found { base: None, disp }
+    }
+
+    /// ADDRESS is no part of it.
+    pub fn leaves_address(self) -> bool {
+        self.base != Some(host::ADDRESS)
+    }
+
     /// The operand.
     pub fn mem(self) -> Mem {
         match self.base {
@@ -181,7 +191,7 @@ impl Builder<'_> {
     }
 
     /// TEMP = a table entry (given as one of the load table), or leave.
-    fn load_entry(&mut self, access: Access, m: Mem, place: Place) {
+    pub(super) fn load_entry(&mut self, access: Access, m: Mem, place: Place) {
         match access {
             Access::Load => {
                 self.e.load(host::TEMP, m);

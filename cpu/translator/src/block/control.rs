@@ -104,6 +104,15 @@ impl Builder<'_> {
     /// that exists. Across pages in user space the link holds only while the
     /// address space is the one it was made in.
     pub(super) fn leave_to(&mut self, target: u64) {
+        self.leave(target, false);
+    }
+
+    /// Exit to an instruction of this block, translated without windows.
+    pub(super) fn leave_to_plain(&mut self, target: u64) {
+        self.leave(target, true);
+    }
+
+    fn leave(&mut self, target: u64, plain: bool) {
         let guard = self.needs_guard(target).then(|| {
             let at = self.compare_mapping(0x8000_0000);
             self.e.bytes(&[0xe3, 9]);
@@ -114,7 +123,8 @@ impl Builder<'_> {
         // Until linked, jump to the stub right behind.
         self.e.bytes(&[0xe9, 0, 0, 0, 0]);
         let at = self.r.at;
-        self.links.push(Link { target, patch: at + patch as u32, guard: guard.map(|g| at + g as u32) });
+        let guard = guard.map(|g| at + g as u32);
+        self.links.push(Link { target, plain, patch: at + patch as u32, guard });
         let number = self.links.len() - 1;
         self.link_stub_numbered(number);
     }
@@ -172,7 +182,7 @@ impl Builder<'_> {
             self.leave_to(target);
         } else {
             let patch = self.r.at + displacement as u32;
-            self.links.push(Link { target, patch, guard: None });
+            self.links.push(Link { target, plain: false, patch, guard: None });
             self.link_stub_numbered(self.links.len() - 1);
         }
     }

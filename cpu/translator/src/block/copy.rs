@@ -62,6 +62,7 @@ impl Builder<'_> {
     /// Emit one instruction. False: the interpreter's.
     pub(super) fn copy(&mut self, i: &Instruction) -> bool {
         if is_hint(i) {
+            self.now_held = self.held;
             return true;
         }
         if i.is_stack_instruction() {
@@ -78,7 +79,16 @@ impl Builder<'_> {
         if memory.is_some() && is_bit_string(i) {
             return false;
         }
-        let Some(visitors) = self.visitors(&uses, memory.is_some()) else { return false };
+        let window = if memory.is_some() { self.windowed() } else { None };
+        // A window's operand leaves ADDRESS free; so does no operand. TEMP comes
+        // last: it may hold a window.
+        let free: &[u8] = match (memory, window) {
+            (None, _) => &[host::ADDRESS, host::TEMP],
+            (Some(_), Some(_)) if uses.implicit_rcx.is_none() && !uses.high_byte => &[host::ADDRESS],
+            _ => &[host::TEMP],
+        };
+        let Some(visitors) = self.visitors(&uses, free) else { return false };
+        let needs_temp = uses.implicit_rcx.is_some() || visitors.iter().any(|v| v.host == host::TEMP);
         let mut out = *i;
         if let Some(n) = memory {
             let Some(size) = access_size(i) else { return false };
@@ -88,10 +98,16 @@ impl Builder<'_> {
                 _ => Access::Store,
             };
             let aligned = self.stack_slot(i, size);
-            let Some(place) = self.address(i) else { return false };
-            let Some(found) = self.look_up(access, place, size, aligned) else { return false };
+            let found = match window {
+                Some(found) => found,
+                None => {
+                    let Some(place) = self.address(i) else { return false };
+                    let Some(found) = self.look_up(access, place, size, aligned) else { return false };
+                    found
+                }
+            };
             found.replace_in(&mut out);
-            if !visitors.is_empty() || uses.implicit_rcx.is_some() {
+            if needs_temp {
                 self.fold(found);
                 out.set_memory_base(Register::RDI);
                 out.set_memory_index(Register::None);
@@ -121,6 +137,11 @@ impl Builder<'_> {
         }
         if uses.explicit.iter().any(|(_, g, a)| PINNED[*g] == Some(SP) && writes(*a)) {
             self.stack_aligned = self.stack_aligned && keeps_alignment(i);
+        }
+        if needs_temp {
+            self.now_held = None;
+        } else if memory.is_none() {
+            self.now_held = self.held;
         }
         true
     }
@@ -165,8 +186,8 @@ impl Builder<'_> {
     }
 
     /// Choose scratch registers for what is not in a usable host register.
-    fn visitors(&self, u: &Uses, memory: bool) -> Option<Vec<Visitor>> {
-        let mut free: Vec<u8> = if memory { vec![host::TEMP] } else { vec![host::TEMP, host::ADDRESS] };
+    fn visitors(&self, u: &Uses, free: &[u8]) -> Option<Vec<Visitor>> {
+        let mut free = free.to_vec();
         let mut list: Vec<Visitor> = Vec::new();
         if let Some(access) = u.implicit_rcx {
             free.retain(|f| *f != host::TEMP);
@@ -195,7 +216,10 @@ impl Builder<'_> {
         if wide == 2 || narrow_address || i.memory_base() == Register::EIP {
             return false;
         }
-        let target = PINNED[to].unwrap_or(host::TEMP);
+        let target = PINNED[to].unwrap_or(host::ADDRESS);
+        if gpr_number(i.memory_index()).is_none_or(|n| PINNED[n].is_some()) {
+            self.now_held = self.held;
+        }
         let emit = |b: &mut Self, m: Mem| if wide == 8 { b.e.lea(target, m) } else { b.e.lea32(target, m) };
         if i.memory_base() == Register::RIP
             || i.memory_base() == Register::None && i.memory_index() == Register::None
@@ -222,7 +246,7 @@ impl Builder<'_> {
             emit(self, m);
         }
         match PINNED[to] {
-            None => self.e.store(Mem::gs(gpr_home(to)), host::TEMP),
+            None => self.e.store(Mem::gs(gpr_home(to)), host::ADDRESS),
             Some(SP) => {
                 let by = i.memory_displacement64() % 8 == 0
                     && i.memory_base() == Register::RSP
@@ -310,7 +334,7 @@ fn is_fixed_accumulator(i: &Instruction, n: u32) -> bool {
 }
 
 /// Bytes the memory operand touches, as far as a page crossing matters.
-fn access_size(i: &Instruction) -> Option<usize> {
+pub(super) fn access_size(i: &Instruction) -> Option<usize> {
     match i.memory_size() {
         MemorySize::Unknown => None,
         s => match s.size() {

@@ -13,8 +13,11 @@ mod control;
 mod copy;
 mod stack;
 mod string;
+mod windows;
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Encoder, Instruction, InstructionInfoFactory};
+use iced_x86::{
+    Decoder, DecoderError, DecoderOptions, Encoder, FlowControl, Instruction, InstructionInfoFactory,
+};
 
 use crate::emit::{Emitter, Mem};
 use crate::layout::{Exit, gs, host};
@@ -22,6 +25,7 @@ use crate::string_thunks::StringThunks;
 use crate::thunks::Thunks;
 
 pub(crate) use classify::HostFeatures;
+pub(crate) const WINDOW_SPAN: usize = windows::SPAN as usize;
 
 /// Most guest instructions in a block: what fits a site's payload.
 pub(crate) const MAX_INSTRUCTIONS: usize = 64;
@@ -37,6 +41,8 @@ pub(crate) struct Mode {
     pub avx: bool,
     /// CPL 3.
     pub user: bool,
+    /// No windows: what a block with a straddling window turns to.
+    pub plain: bool,
     /// Longest block, in instructions: 1 when stepping.
     pub longest: u8,
 }
@@ -67,6 +73,8 @@ pub(crate) struct Request<'a> {
 pub(crate) struct Link {
     /// Guest address it leads to.
     pub target: u64,
+    /// The block there must be one without windows.
+    pub plain: bool,
     /// Cache offset of the 4-byte displacement to patch.
     pub patch: u32,
     /// Cache offset of the address-space number to patch, for links that leave
@@ -108,15 +116,18 @@ enum Next {
 struct Pending {
     /// Offset of its displacement.
     at: usize,
-    exit: Exit,
-    /// The instruction.
-    index: u8,
-    /// Its operand.
-    place: access::Place,
+    kind: PendingKind,
+}
+
+enum PendingKind {
+    /// An operand of an instruction of this block was not found.
+    Miss { exit: Exit, index: u8, place: access::Place },
+    /// A window straddles two pages at this instruction.
+    Plain(u64),
 }
 
 /// Bytes of most stubs.
-const STUB: usize = 12;
+const STUB: usize = 14;
 
 struct Builder<'a> {
     r: &'a Request<'a>,
@@ -128,6 +139,13 @@ struct Builder<'a> {
     index: u8,
     /// RSP is known to be a multiple of 8.
     stack_aligned: bool,
+    plan: windows::Plan,
+    /// Address of the current instruction.
+    ip: u64,
+    /// The window whose host address TEMP holds, before the current instruction and
+    /// (as far as it is known) after.
+    held: Option<usize>,
+    now_held: Option<usize>,
     /// See [`ISLAND_REACH`].
     reach: usize,
     out_of_reach: bool,
@@ -160,6 +178,10 @@ fn attempt(r: &Request<'_>, reach: usize) -> Result<Option<Translated>, OutOfRea
         links: Vec::new(),
         index: 0,
         stack_aligned: false,
+        plan: windows::Plan::default(),
+        ip: r.va,
+        held: None,
+        now_held: None,
         reach,
         out_of_reach: false,
     };
@@ -170,21 +192,18 @@ fn attempt(r: &Request<'_>, reach: usize) -> Result<Option<Translated>, OutOfRea
     b.e.code[back] = (0usize.wrapping_sub(back + 1)) as u8;
     let guard = r.straddling.filter(|_| r.va >> 63 == 0).map(|space| b.check_mapping(space));
 
-    let mut decoder = Decoder::with_ip(64, r.bytes, r.va, DecoderOptions::NONE);
+    let list = b.decode();
+    if !r.mode.plain && list.len() > 1 {
+        b.plan = windows::Plan::new(&list, &mut b.info);
+    }
     let mut map = Vec::new();
-    let mut i = Instruction::default();
-    let longest = if r.straddling.is_some() { 1 } else { usize::from(r.mode.longest).min(MAX_INSTRUCTIONS) };
     let mut ended = false;
     let mut guest_len = 0;
-    while map.len() < longest && decoder.can_decode() {
-        decoder.decode_out(&mut i);
-        if i.is_invalid() || !b.supported(&mut i) {
-            break;
-        }
+    for i in &list {
         let before = (b.e.len(), b.pending.len(), b.links.len());
         map.push((b.e.len() as u16, (i.ip() - r.va) as u16));
         b.index = (map.len() - 1) as u8;
-        match b.instruction(&i) {
+        match b.instruction(i) {
             Some(next) => {
                 guest_len = (i.next_ip() - r.va) as u16;
                 if matches!(next, Next::End) {
@@ -216,8 +235,29 @@ fn attempt(r: &Request<'_>, reach: usize) -> Result<Option<Translated>, OutOfRea
 }
 
 impl Builder<'_> {
+    /// The guest's instructions up to the first that leaves or is not translated.
+    fn decode(&mut self) -> Vec<Instruction> {
+        let r = self.r;
+        let longest = if r.straddling.is_some() { 1 } else { usize::from(r.mode.longest) };
+        let mut decoder = Decoder::with_ip(64, r.bytes, r.va, DecoderOptions::NONE);
+        let mut list = Vec::new();
+        while list.len() < longest.min(MAX_INSTRUCTIONS) && decoder.can_decode() {
+            let mut i = decoder.decode();
+            if i.is_invalid() || !self.supported(&mut i) {
+                break;
+            }
+            list.push(i);
+            if i.flow_control() != FlowControl::Next {
+                break;
+            }
+        }
+        list
+    }
+
     /// One instruction. `None`: not one this translator does.
     fn instruction(&mut self, i: &Instruction) -> Option<Next> {
+        self.ip = i.ip();
+        self.held = self.now_held.take();
         if let Some(next) = self.control(i) {
             return next;
         }
@@ -244,18 +284,23 @@ impl Builder<'_> {
     /// JRCXZ to a stub emitted later, which has the operand's address in ADDRESS.
     fn if_zero_leave(&mut self, exit: Exit, place: access::Place) {
         let at = self.e.jrcxz();
-        self.pending.push(Pending { at, exit, index: self.index, place });
+        self.pending.push(Pending { at, kind: PendingKind::Miss { exit, index: self.index, place } });
     }
 
     /// Emit the pending stubs here; execution must not fall into them.
     fn island(&mut self) {
         for p in std::mem::take(&mut self.pending) {
             self.out_of_reach |= !self.e.land_short(p.at);
-            match p.place {
-                access::Place::Register(r, _) => self.e.mov(host::ADDRESS, r),
-                access::Place::Constant(linear) => self.e.mov_imm(host::ADDRESS, linear),
+            match p.kind {
+                PendingKind::Plain(ip) => self.leave_to_plain(ip),
+                PendingKind::Miss { exit, index, place } => {
+                    match place {
+                        access::Place::Register(r, _) => self.e.mov(host::ADDRESS, r),
+                        access::Place::Constant(linear) => self.e.mov_imm(host::ADDRESS, linear),
+                    }
+                    self.stub(exit, index);
+                }
             }
-            self.stub(p.exit, p.index);
         }
     }
 

@@ -19,6 +19,10 @@ impl Builder<'_> {
                 let slot = self.push_slot()?;
                 match PINNED[n] {
                     Some(h) => self.e.store(slot.mem(), h),
+                    None if slot.leaves_address() => {
+                        self.e.load(host::ADDRESS, Mem::gs(gpr_home(n)));
+                        self.e.store(slot.mem(), host::ADDRESS);
+                    }
                     None => {
                         self.fold(slot);
                         self.e.load(host::TEMP, Mem::gs(gpr_home(n)));
@@ -52,8 +56,8 @@ impl Builder<'_> {
                         }
                     }
                     None => {
-                        self.e.load(host::TEMP, slot.mem());
-                        self.e.store(Mem::gs(gpr_home(n)), host::TEMP);
+                        self.e.load(host::ADDRESS, slot.mem());
+                        self.e.store(Mem::gs(gpr_home(n)), host::ADDRESS);
                     }
                 }
                 self.move_sp(8);
@@ -85,6 +89,10 @@ impl Builder<'_> {
         let slot = self.push_slot()?;
         match i32::try_from(value as i64) {
             Ok(v) => self.e.store_imm(slot.mem(), v),
+            Err(_) if slot.leaves_address() => {
+                self.e.mov_imm(host::ADDRESS, value);
+                self.e.store(slot.mem(), host::ADDRESS);
+            }
             Err(_) => {
                 self.fold(slot);
                 self.e.mov_imm(host::TEMP, value);
@@ -97,12 +105,18 @@ impl Builder<'_> {
 
     /// Look up the slot below RSP for a store.
     pub(super) fn push_slot(&mut self) -> Option<Found> {
+        if let Some(found) = self.windowed() {
+            return Some(found);
+        }
         self.check_stack();
         self.look_up(Access::Store, Place::Register(SP, -8), 8, true)
     }
 
     /// Look up the slot at RSP for a load.
     pub(super) fn pop_slot(&mut self) -> Option<Found> {
+        if let Some(found) = self.windowed() {
+            return Some(found);
+        }
         self.check_stack();
         self.look_up(Access::Load, Place::Register(SP, 0), 8, true)
     }

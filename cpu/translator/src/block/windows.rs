@@ -1,0 +1,299 @@
+//! Windows: several accesses of a block near one address share one look-up.
+//!
+//! Before a block is emitted, its memory operands are grouped by what their
+//! address is made of (the same registers, unchanged in between, or the same
+//! constant page). A group that spans little memory is a window: its first
+//! access checks that all of it lies in one page, looks that page up, and keeps
+//! the host address of the window's start; the others need no check at all.
+//! They cannot miss, fault or leave, so nothing can come between them and the
+//! look-up but the block's own instructions.
+//!
+//! A window that straddles two pages at run time sends the guest to a block
+//! made without windows, from the instruction on that found it.
+
+use iced_x86::{
+    Code, FlowControl, Instruction, InstructionInfo, InstructionInfoFactory, OpAccess, OpKind, Register,
+};
+
+use super::access::{Access, Found, Place, gpr_number};
+use super::copy::access_size;
+use super::{Builder, Pending, PendingKind};
+use crate::emit::Mem;
+use crate::layout::{PINNED, WINDOWS, gpr_home, gs, host};
+
+/// Largest span of a window, in bytes. The wider, the more often one straddles.
+pub(crate) const SPAN: i32 = 512;
+
+/// Guest RSP.
+const RSP: usize = 4;
+
+/// What the addresses of a window have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// Guest registers: base, index and its scale as a power of two.
+    Registers(Option<u8>, Option<(u8, u8)>),
+    /// A constant address in this page.
+    Page(u64),
+}
+
+impl Origin {
+    fn uses(self, written: u16) -> bool {
+        match self {
+            Origin::Registers(base, index) => {
+                let of = |n: u8| written >> n & 1 != 0;
+                base.is_some_and(of) || index.is_some_and(|(n, _)| of(n))
+            }
+            Origin::Page(_) => false,
+        }
+    }
+}
+
+/// A group of accesses: displacements `low..high` from the origin's value when
+/// the window was opened.
+#[derive(Debug, Clone, Copy)]
+struct Window {
+    origin: Origin,
+    access: Access,
+    low: i32,
+    high: i32,
+    members: u32,
+    open: bool,
+}
+
+/// An access that belongs to a window.
+#[derive(Debug, Clone, Copy)]
+struct Member {
+    window: usize,
+    /// Displacement from the origin's value when the window was opened.
+    at: i32,
+    /// By how much the origin has changed since.
+    moved: i32,
+}
+
+/// The windows of one block.
+#[derive(Default)]
+pub(super) struct Plan {
+    windows: Vec<Window>,
+    /// By instruction.
+    members: Vec<Option<Member>>,
+    /// Slot of each window that has been looked up.
+    slots: Vec<Option<u8>>,
+    slots_used: u8,
+}
+
+/// What an instruction does to memory, for the plan.
+struct Operand {
+    origin: Origin,
+    disp: i32,
+    size: i32,
+    access: Access,
+}
+
+impl Plan {
+    /// Group the accesses of a block.
+    pub fn new(list: &[Instruction], info: &mut InstructionInfoFactory) -> Self {
+        let mut plan = Plan::default();
+        let mut moved = 0;
+        for i in list {
+            let info = info.info(i);
+            let member = operand(i, info).and_then(|o| plan.join(&o, moved));
+            plan.members.push(member);
+            let (by, written) = (stack_change(i), written(info));
+            match by {
+                Some(by) => moved += by,
+                None if written >> RSP & 1 != 0 => moved = 0,
+                None => {}
+            }
+            let kept = if by.is_some() { 1 << RSP } else { 0 };
+            plan.close(|o| o.uses(written & !kept));
+            if is_barrier(i) {
+                plan.close(|_| true);
+            }
+        }
+        plan.slots = vec![None; plan.windows.len()];
+        plan
+    }
+
+    fn close(&mut self, of: impl Fn(Origin) -> bool) {
+        for w in self.windows.iter_mut().filter(|w| w.open && of(w.origin)) {
+            w.open = false;
+        }
+    }
+
+    /// Add an access to an open window, or open one for it.
+    fn join(&mut self, o: &Operand, moved: i32) -> Option<Member> {
+        let moved = if matches!(o.origin, Origin::Registers(Some(4), None)) { moved } else { 0 };
+        let at = o.disp.checked_add(moved)?;
+        let (low, high) = match o.origin {
+            Origin::Page(_) => (0, 0x1000),
+            Origin::Registers(..) => (at, at.checked_add(o.size)?),
+        };
+        // What may be written may be read.
+        let found = self.windows.iter_mut().enumerate().rev().find(|(_, w)| {
+            w.open
+                && w.origin == o.origin
+                && (w.access == o.access || w.access == Access::Store)
+                && (matches!(o.origin, Origin::Page(_)) || w.high.max(high) - w.low.min(low) <= SPAN)
+        });
+        let window = match found {
+            Some((n, w)) => {
+                (w.low, w.high) = (w.low.min(low), w.high.max(high));
+                w.members += 1;
+                n
+            }
+            None => {
+                self.windows.push(Window {
+                    origin: o.origin,
+                    access: o.access,
+                    low,
+                    high,
+                    members: 1,
+                    open: true,
+                });
+                self.windows.len() - 1
+            }
+        };
+        Some(Member { window, at, moved })
+    }
+}
+
+/// The memory operand of an instruction, if a window may hold it.
+fn operand(i: &Instruction, info: &InstructionInfo) -> Option<Operand> {
+    let stack = |disp, access| {
+        Some(Operand { origin: Origin::Registers(Some(RSP as u8), None), disp, size: 8, access })
+    };
+    match i.code() {
+        Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 | Code::Call_rel32_64 => {
+            return stack(-8, Access::Store);
+        }
+        Code::Pop_r64 | Code::Retnq | Code::Retnq_imm16 => return stack(0, Access::Load),
+        _ => {}
+    }
+    if i.is_stack_instruction() || i.flow_control() != FlowControl::Next || i.is_string_instruction() {
+        return None;
+    }
+    let n = (0..i.op_count()).find(|n| i.op_kind(*n) == OpKind::Memory)?;
+    if matches!(i.segment_prefix(), Register::FS | Register::GS) {
+        return None;
+    }
+    let access = match info.op_access(n) {
+        OpAccess::Read | OpAccess::CondRead => Access::Load,
+        OpAccess::None | OpAccess::NoMemAccess => return None,
+        _ => Access::Store,
+    };
+    let size = i32::try_from(access_size(i)?).ok()?;
+    let (base, index) = (i.memory_base(), i.memory_index());
+    if base == Register::RIP || base == Register::None && index == Register::None {
+        let linear = i.memory_displacement64();
+        let disp = (linear & 0xfff) as i32;
+        let origin = Origin::Page(linear & !0xfff);
+        return (disp + size <= 0x1000).then_some(Operand { origin, disp, size, access });
+    }
+    if base.size() == 4 || index.size() == 4 {
+        return None;
+    }
+    let number =
+        |r: Register| if r == Register::None { Some(None) } else { gpr_number(r).map(|n| Some(n as u8)) };
+    let index = number(index)?.map(|n| (n, i.memory_index_scale().trailing_zeros() as u8));
+    let disp = i32::try_from(i.memory_displacement64() as i64).ok()?;
+    Some(Operand { origin: Origin::Registers(number(base)?, index), disp, size, access })
+}
+
+/// By how much an instruction moves RSP, if that is known and all it does to it.
+fn stack_change(i: &Instruction) -> Option<i32> {
+    let constant = |sign: i64| {
+        let immediate = matches!(i.op1_kind(), OpKind::Immediate8to64 | OpKind::Immediate32to64);
+        let by = sign * i.immediate(1) as i64;
+        (immediate && i.op0_register() == Register::RSP).then(|| i32::try_from(by).ok())?
+    };
+    match i.code() {
+        Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 => Some(-8),
+        Code::Pop_r64 if i.op0_register() != Register::RSP => Some(8),
+        Code::Add_rm64_imm8 | Code::Add_rm64_imm32 if i.op0_kind() == OpKind::Register => constant(1),
+        Code::Sub_rm64_imm8 | Code::Sub_rm64_imm32 if i.op0_kind() == OpKind::Register => constant(-1),
+        Code::Lea_r64_m
+            if i.op0_register() == Register::RSP
+                && i.memory_base() == Register::RSP
+                && i.memory_index() == Register::None =>
+        {
+            i32::try_from(i.memory_displacement64() as i64).ok()
+        }
+        _ => None,
+    }
+}
+
+/// General registers an instruction writes, by number.
+fn written(info: &InstructionInfo) -> u16 {
+    let writes = |a: OpAccess| !matches!(a, OpAccess::None | OpAccess::Read | OpAccess::CondRead);
+    info.used_registers()
+        .iter()
+        .filter(|u| writes(u.access()))
+        .filter_map(|u| gpr_number(u.register()))
+        .fold(0, |mask, n| mask | 1 << n)
+}
+
+/// An instruction that may change what memory is where, or who may reach it.
+fn is_barrier(i: &Instruction) -> bool {
+    use iced_x86::Mnemonic as M;
+    i.is_privileged() || matches!(i.mnemonic(), M::Stac | M::Clac | M::Popfq | M::Popf | M::Swapgs)
+}
+
+impl Builder<'_> {
+    /// The current instruction's operand, if it belongs to a window.
+    pub(super) fn windowed(&mut self) -> Option<Found> {
+        if self.r.mode.plain {
+            return None;
+        }
+        let m = (*self.plan.members.get(usize::from(self.index))?)?;
+        let w = self.plan.windows[m.window];
+        if w.members < 2 {
+            return None;
+        }
+        match self.plan.slots[m.window] {
+            Some(slot) => {
+                if self.held != Some(m.window) {
+                    self.e.load(host::TEMP, Mem::gs(gs!(windows) + 8 * i32::from(slot)));
+                }
+            }
+            None if usize::from(self.plan.slots_used) == WINDOWS => return None,
+            None => {
+                let slot = self.plan.slots_used;
+                self.open_window(&w, w.low - m.moved);
+                self.e.store(Mem::gs(gs!(windows) + 8 * i32::from(slot)), host::TEMP);
+                self.plan.slots[m.window] = Some(slot);
+                self.plan.slots_used += 1;
+            }
+        }
+        self.now_held = Some(m.window);
+        Some(Found::at_temp(m.at - w.low))
+    }
+
+    /// TEMP = the host address of a window whose start is `lead` bytes from what
+    /// its origin is now; or leave.
+    fn open_window(&mut self, w: &Window, lead: i32) {
+        match w.origin {
+            Origin::Page(page) => self.e.mov_imm(host::ADDRESS, page),
+            Origin::Registers(base, index) => {
+                let mut place = |n: u8, scratch: u8| {
+                    PINNED[usize::from(n)].unwrap_or_else(|| {
+                        self.e.load(scratch, Mem::gs(gpr_home(usize::from(n))));
+                        scratch
+                    })
+                };
+                let base = base.map(|n| place(n, host::ADDRESS));
+                let index = index.map(|(n, scale)| (place(n, host::TEMP), scale));
+                self.e.lea(host::ADDRESS, Mem { gs: false, base, index, disp: lead });
+                self.e.pext_gs(host::TEMP, host::ADDRESS, gs!(page_offset_mask));
+                let last = gs!(within_page) + (w.high - w.low - 1);
+                self.e
+                    .load_byte(host::TEMP, Mem { gs: true, base: Some(host::TEMP), index: None, disp: last });
+                let at = self.e.jrcxz();
+                self.pending.push(Pending { at, kind: PendingKind::Plain(self.ip) });
+            }
+        }
+        self.e.pext(host::TEMP, host::ADDRESS, host::PAGE_MASK);
+        let entry = Mem::indexed(host::TABLE, host::TEMP, 3);
+        self.load_entry(w.access, entry, Place::Register(host::ADDRESS, 0));
+        self.e.lea(host::TEMP, Mem::indexed(host::TEMP, host::ADDRESS, 0));
+    }
+}
