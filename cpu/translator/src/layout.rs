@@ -69,8 +69,16 @@ pub(crate) const PINNED: [Option<u8>; 16] = [
     None,
 ];
 
+/// Bits of a target address that choose its entry in the jump cache. Functions
+/// start at multiples of 16, targets of switches anywhere.
+pub(crate) const JUMP_INDEX: u64 = 0xfff4;
 /// Entries of the jump cache.
-pub(crate) const JUMP_CACHE: usize = 4096;
+pub(crate) const JUMP_CACHE: usize = 1 << JUMP_INDEX.count_ones();
+
+/// Entry of a target address: what PEXT by [`JUMP_INDEX`] gives.
+pub(crate) fn jump_index(address: u64) -> usize {
+    ((address >> 4 & 0xfff) << 1 | address >> 2 & 1) as usize
+}
 
 /// Most windows of a block.
 pub(crate) const WINDOWS: usize = 8;
@@ -168,7 +176,7 @@ pub(crate) struct State {
 }
 
 /// Distance from [`State`] to the store table.
-pub(crate) const REGION: usize = 0x1_0000;
+pub(crate) const REGION: usize = 0x2_0000;
 /// Distance from the guard bytes (one readable page, then one that faults) to
 /// the store table: loading byte `offset + size - 1` from here faults when an
 /// access of `size` bytes at page offset `offset` crosses the page.

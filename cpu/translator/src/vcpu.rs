@@ -16,7 +16,7 @@ use x86_state::{Activity, CpuState, Feature, InterruptShadow, cr0, cr4, rflags, 
 use crate::block::{self, HostFeatures, MAX_INSTRUCTIONS, Mode};
 use crate::blocks::{AddressMap, Blocks, Key};
 use crate::call_stack::CallStack;
-use crate::layout::{Exit, JUMP_CACHE, State};
+use crate::layout::{Exit, JUMP_INDEX, State, jump_index};
 use crate::native;
 use crate::signals::Running;
 use crate::spaces::{Kind, Spaces};
@@ -118,7 +118,7 @@ impl TranslatorVcpu {
         state.page_offset_mask = PAGE - 1;
         state.qword_offset_mask = 7;
         state.within_page[..PAGE as usize].fill(1);
-        state.jump_index_mask = JUMP_CACHE as u64 - 1;
+        state.jump_index_mask = JUMP_INDEX;
         state.jump_cache.fill(blocks.address(blocks.thunks.indirect));
         let calls = CallStack::new(blocks.address(blocks.thunks.bottom))?;
         state.call_rsp = calls.empty();
@@ -571,7 +571,7 @@ impl TranslatorVcpu {
                 let Some(id) = self.block_at(address) else { return Ok(self.give_up(address)) };
                 let space = self.space();
                 if let Some(stub) = self.blocks.jump_stub(id, space) {
-                    self.state().jump_cache[address as usize & (JUMP_CACHE - 1)] = stub;
+                    self.state().jump_cache[jump_index(address)] = stub;
                 }
                 Ok(Then::Resume(self.blocks.get(id).entry))
             }

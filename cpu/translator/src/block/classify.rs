@@ -22,6 +22,8 @@ pub(crate) struct HostFeatures {
     pub lzcnt: bool,
     pub popcnt: bool,
     pub sse42: bool,
+    /// MXCSR has AMD's misalignment bit, which the model has not.
+    pub misaligned_sse: bool,
 }
 
 impl HostFeatures {
@@ -42,6 +44,7 @@ impl HostFeatures {
             lzcnt: has!("lzcnt"),
             popcnt: has!("popcnt"),
             sse42: has!("sse4.2") && has!("sse4.1") && has!("ssse3"),
+            misaligned_sse: std::arch::x86_64::__cpuid(0x8000_0001).ecx >> 7 & 1 != 0,
         }
     }
 
@@ -61,6 +64,7 @@ impl HostFeatures {
             adx: self.adx && model.has(F::Adx),
             lzcnt: self.lzcnt && model.has(F::Abm),
             popcnt: self.popcnt && model.has(F::Popcnt),
+            misaligned_sse: self.misaligned_sse,
             sse42: self.sse42 && model.has(F::Sse42) && model.has(F::Sse41) && model.has(F::Ssse3),
         }
     }
@@ -115,6 +119,11 @@ impl Builder<'_> {
             return false;
         }
         if i.encoding() == EncodingKind::VEX && !mode.avx && vector {
+            return false;
+        }
+        // The host would accept a bit that the model reserves, and then not check
+        // the alignment that aligned operands rely on.
+        if self.r.features.misaligned_sse && matches!(i.mnemonic(), Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr) {
             return false;
         }
         !never_native(i)
@@ -203,10 +212,8 @@ fn foreign_x87(m: Mnemonic) -> bool {
             | M::Fxsave64
             | M::Fxrstor
             | M::Fxrstor64
-            | M::Wait
             | M::Fnstsw
             | M::Fstsw
-            | M::Fnclex
             | M::Fclex
             | M::Fninit
             | M::Finit

@@ -23,14 +23,11 @@ impl Builder<'_> {
                     return Some(None);
                 }
                 let condition = i.condition_code() as u8 - ConditionCode::o as u8;
-                // Jcc over the fall-through exit.
                 self.e.bytes(&[0x0f, 0x80 | condition]);
-                let at = self.e.len();
+                self.branches.push((self.e.len(), i.near_branch_target()));
                 self.e.u32(0);
-                self.leave_to(i.next_ip());
-                let distance = (self.e.len() - (at + 4)) as u32;
-                self.e.code[at..at + 4].copy_from_slice(&distance.to_le_bytes());
-                self.leave_to(i.near_branch_target());
+                self.now_held = self.held;
+                return Some(Some(Next::Continue));
             }
             FlowControl::Call if i.code() == Code::Call_rel32_64 => {
                 if self.push_value(i.next_ip()).is_none() {
@@ -98,6 +95,27 @@ impl Builder<'_> {
         };
         self.e.store(Mem::gs(gs!(scratch)), from);
         true
+    }
+
+    /// The exits of the conditional branches so far, behind the block's code.
+    pub(super) fn branch_exits(&mut self) {
+        for (displacement, target) in std::mem::take(&mut self.branches) {
+            let here = (self.e.len() - (displacement + 4)) as u32;
+            self.e.code[displacement..displacement + 4].copy_from_slice(&here.to_le_bytes());
+            self.leave_by(displacement, target);
+        }
+    }
+
+    /// What a displacement that leads here leaves to: if the link needs no guard,
+    /// it is the displacement itself that is patched.
+    fn leave_by(&mut self, displacement: usize, target: u64) {
+        if self.needs_guard(target) {
+            self.leave_to(target);
+        } else {
+            let patch = self.r.at + displacement as u32;
+            self.links.push(Link { target, plain: false, patch, guard: None });
+            self.link_stub_numbered(self.links.len() - 1);
+        }
     }
 
     /// Exit to a known address: a jump that is patched to the target block once
@@ -178,13 +196,7 @@ impl Builder<'_> {
         self.returned_to(next_ip);
         let here = (self.e.len() - (displacement + 4)) as u32;
         self.e.code[displacement..displacement + 4].copy_from_slice(&here.to_le_bytes());
-        if self.needs_guard(target) {
-            self.leave_to(target);
-        } else {
-            let patch = self.r.at + displacement as u32;
-            self.links.push(Link { target, plain: false, patch, guard: None });
-            self.link_stub_numbered(self.links.len() - 1);
-        }
+        self.leave_by(displacement, target);
     }
 
     /// Where a host return lands, the guest's return address in ADDRESS: if that

@@ -97,7 +97,7 @@ impl Builder<'_> {
                 OpAccess::None | OpAccess::NoMemAccess => return false,
                 _ => Access::Store,
             };
-            let aligned = self.stack_slot(i, size);
+            let aligned = self.stack_slot(i, size) || checks_alignment(i, size);
             let found = match window {
                 Some(found) => found,
                 None => {
@@ -257,6 +257,32 @@ impl Builder<'_> {
         }
         true
     }
+}
+
+/// The processor itself faults where the operand is not a multiple of its size:
+/// it cannot cross a page.
+fn checks_alignment(i: &Instruction, size: usize) -> bool {
+    use Mnemonic as M;
+    let legacy = size == 16
+        && i.encoding() == EncodingKind::Legacy
+        && !matches!(i.mnemonic(), M::Movups | M::Movupd | M::Movdqu | M::Lddqu | M::Cmpxchg16b)
+        && !is_string_compare(i);
+    let named = matches!(
+        i.mnemonic(),
+        M::Vmovaps | M::Vmovapd | M::Vmovdqa | M::Vmovntps | M::Vmovntpd | M::Vmovntdq | M::Vmovntdqa
+    );
+    let vector =
+        (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_vector_register());
+    vector && (legacy || named)
+}
+
+/// PCMPxSTRx: no alignment check.
+fn is_string_compare(i: &Instruction) -> bool {
+    use Mnemonic as M;
+    matches!(
+        i.mnemonic(),
+        M::Pcmpestri | M::Pcmpestri64 | M::Pcmpestrm | M::Pcmpestrm64 | M::Pcmpistri | M::Pcmpistrm
+    )
 }
 
 /// Nothing to do, and no access to check.

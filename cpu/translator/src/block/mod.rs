@@ -30,6 +30,9 @@ pub(crate) const WINDOW_SPAN: usize = windows::SPAN as usize;
 /// Most guest instructions in a block: what fits a site's payload.
 pub(crate) const MAX_INSTRUCTIONS: usize = 64;
 
+/// Conditional branches that a block goes on behind.
+const MAX_BRANCHES: usize = 3;
+
 /// What the translation may assume; part of a block's key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Mode {
@@ -136,6 +139,8 @@ struct Builder<'a> {
     info: InstructionInfoFactory,
     pending: Vec<Pending>,
     links: Vec<Link>,
+    /// Conditional branches: where their displacements are, and their targets.
+    branches: Vec<(usize, u64)>,
     index: u8,
     /// RSP is known to be a multiple of 8.
     stack_aligned: bool,
@@ -176,6 +181,7 @@ fn attempt(r: &Request<'_>, reach: usize) -> Result<Option<Translated>, OutOfRea
         info: InstructionInfoFactory::new(),
         pending: Vec::new(),
         links: Vec::new(),
+        branches: Vec::new(),
         index: 0,
         stack_aligned: false,
         plan: windows::Plan::default(),
@@ -200,7 +206,7 @@ fn attempt(r: &Request<'_>, reach: usize) -> Result<Option<Translated>, OutOfRea
     let mut ended = false;
     let mut guest_len = 0;
     for i in &list {
-        let before = (b.e.len(), b.pending.len(), b.links.len());
+        let before = (b.e.len(), b.pending.len(), b.links.len(), b.branches.len());
         map.push((b.e.len() as u16, (i.ip() - r.va) as u16));
         b.index = (map.len() - 1) as u8;
         match b.instruction(i) {
@@ -215,6 +221,7 @@ fn attempt(r: &Request<'_>, reach: usize) -> Result<Option<Translated>, OutOfRea
                 b.e.code.truncate(before.0);
                 b.pending.truncate(before.1);
                 b.links.truncate(before.2);
+                b.branches.truncate(before.3);
                 map.pop();
                 break;
             }
@@ -228,6 +235,7 @@ fn attempt(r: &Request<'_>, reach: usize) -> Result<Option<Translated>, OutOfRea
         b.leave_to(r.va + u64::from(guest_len));
     }
     b.island();
+    b.branch_exits();
     if b.out_of_reach {
         return Err(OutOfReach);
     }
@@ -241,14 +249,17 @@ impl Builder<'_> {
         let longest = if r.straddling.is_some() { 1 } else { usize::from(r.mode.longest) };
         let mut decoder = Decoder::with_ip(64, r.bytes, r.va, DecoderOptions::NONE);
         let mut list = Vec::new();
+        let mut branches = 0;
         while list.len() < longest.min(MAX_INSTRUCTIONS) && decoder.can_decode() {
             let mut i = decoder.decode();
             if i.is_invalid() || !self.supported(&mut i) {
                 break;
             }
             list.push(i);
-            if i.flow_control() != FlowControl::Next {
-                break;
+            match i.flow_control() {
+                FlowControl::Next => {}
+                FlowControl::ConditionalBranch if branches < MAX_BRANCHES => branches += 1,
+                _ => break,
             }
         }
         list
