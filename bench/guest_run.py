@@ -89,7 +89,7 @@ def _run_once(machine: Machine, rows: list[str], cpus: int, seconds: float) -> t
     log: list[str] = []
     with (tempfile.TemporaryFile() as messages,
           subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=messages,
-                           start_new_session=True) as process):
+                           process_group=0) as process):
         for item in _lines(process):
             if item is None:
                 why = "failed: hung"
