@@ -92,6 +92,9 @@ struct Recent {
 }
 
 impl Recent {
+    /// In `id`: the interpreter's place.
+    const FOREIGN: u32 = u32::MAX;
+
     /// Matches nothing: no code starts at the last byte of the space.
     const NONE: Recent = Recent {
         va: u64::MAX,
@@ -99,6 +102,15 @@ impl Recent {
         mode: Mode { x87: false, sse: false, avx: false, user: false, plain: false, longest: 0 },
         id: 0,
     };
+}
+
+/// What is at a guest address.
+enum Place {
+    Block(u32),
+    /// An instruction for the interpreter.
+    Foreign,
+    /// It cannot be fetched: the interpreter raises the fault.
+    Unreachable,
 }
 
 /// What to do after an exit.
@@ -413,16 +425,31 @@ impl TranslatorVcpu {
         let space = if va >> 63 == 0 { self.space() } else { u32::from(mode.user) };
         let slot = (va ^ va >> 12) as usize & (RECENT - 1);
         let r = self.recent[slot];
-        if r.va == va && r.space == space && r.mode == mode && !self.blocks.get(r.id).dead {
-            return Some(r.id);
+        if r.va == va && r.space == space && r.mode == mode {
+            // A place remembered as the interpreter's may have got other code since:
+            // then it is interpreted, which is never wrong.
+            if r.id == Recent::FOREIGN {
+                return None;
+            }
+            if !self.blocks.get(r.id).dead {
+                return Some(r.id);
+            }
         }
-        let id = self.block_at_slowly(va, mode)?;
-        if self.blocks.get(id).second.is_some() {
-            // It checks the code mapping itself, and must be set to this one.
-            return Some(id);
+        match self.block_at_slowly(va, mode) {
+            Place::Block(id) => {
+                // A straddling block checks the code mapping itself, and must be set
+                // to this one.
+                if self.blocks.get(id).second.is_none() {
+                    self.recent[slot] = Recent { va, space, mode, id };
+                }
+                Some(id)
+            }
+            Place::Foreign => {
+                self.recent[slot] = Recent { va, space, mode, id: Recent::FOREIGN };
+                None
+            }
+            Place::Unreachable => None,
         }
-        self.recent[slot] = Recent { va, space, mode, id };
-        Some(id)
     }
 
     /// Where in the backing the page is that code at `va` is fetched from.
@@ -439,22 +466,23 @@ impl TranslatorVcpu {
         Some(page)
     }
 
-    fn block_at_slowly(&mut self, va: u64, mode: Mode) -> Option<u32> {
-        let ram = self.code_page(va)? | va & (PAGE - 1);
+    fn block_at_slowly(&mut self, va: u64, mode: Mode) -> Place {
+        let Some(page) = self.code_page(va) else { return Place::Unreachable };
+        let ram = page | va & (PAGE - 1);
         let key = Key { ram, va, mode };
         if let Some(id) = self.blocks.find(&key) {
-            let Some(second) = self.blocks.get(id).second else { return Some(id) };
+            let Some(second) = self.blocks.get(id).second else { return Place::Block(id) };
             if self.code_page(va.wrapping_add(PAGE)) == Some(u64::from(second) * PAGE) {
                 let space = self.space();
                 self.blocks.set_guard(id, space);
-                return Some(id);
+                return Place::Block(id);
             }
             self.blocks.kill(id);
         }
         let memory = self.interp.cpu().memory.clone();
         let generation = memory.marks().code_generation(RamOffset(ram));
         if self.foreign.get(&key) == Some(&generation) {
-            return None;
+            return Place::Foreign;
         }
         if self.blocks.nearly_full() {
             self.drop_blocks();
@@ -464,7 +492,7 @@ impl TranslatorVcpu {
         memory.read_bytes(RamOffset(ram), &mut bytes[..first]);
         let mut second = None;
         if block::straddles(&bytes[..first], va) {
-            let page = self.code_page(va.wrapping_add(PAGE))?;
+            let Some(page) = self.code_page(va.wrapping_add(PAGE)) else { return Place::Unreachable };
             memory.read_bytes(RamOffset(page), &mut bytes[first..first + LONGEST_INSTRUCTION]);
             second = Some((page, self.space()));
         }
@@ -486,13 +514,14 @@ impl TranslatorVcpu {
             Some((generation, marked(page, &bytes[here..len as usize])?))
         });
         self.code_events();
-        if id.is_none() {
-            if self.foreign.len() >= FOREIGN_CAP {
-                self.foreign.clear();
-            }
-            self.foreign.insert(key, generation);
+        if let Some(id) = id {
+            return Place::Block(id);
         }
-        id
+        if self.foreign.len() >= FOREIGN_CAP {
+            self.foreign.clear();
+        }
+        self.foreign.insert(key, generation);
+        Place::Foreign
     }
 
     /// Enter translated code at a cache offset and deal with its exit.
