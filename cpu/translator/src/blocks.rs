@@ -5,7 +5,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use code_cache::{CodeCache, CodeCacheError};
 
-use crate::block::{self, HostFeatures, Link, Mode, Request};
+use crate::block::{self, HostFeatures, Link, Mode, Request, Scratch};
 use crate::emit::Emitter;
 use crate::layout::host;
 use crate::string_thunks::{self, StringThunks};
@@ -102,6 +102,7 @@ pub(crate) struct Blocks {
     strings: StringThunks,
     floor: usize,
     features: HostFeatures,
+    scratch: Scratch,
     list: Vec<Block>,
     by_key: AddressMap<Key, u32>,
     by_page: AddressMap<u32, PageBlocks>,
@@ -129,6 +130,7 @@ impl Blocks {
             strings,
             floor,
             features,
+            scratch: Scratch::new(features),
             list: Vec::new(),
             by_key: AddressMap::default(),
             by_page: AddressMap::default(),
@@ -188,18 +190,21 @@ impl Blocks {
     ) -> Option<u32> {
         let id = self.list.len() as u32;
         let at = self.cache.next_offset();
-        let t = block::translate(&Request {
-            bytes,
-            va: key.va,
-            at,
-            id,
-            first_link: self.links.len() as u32,
-            mode: key.mode,
-            straddling: second.map(|(_, space)| space),
-            thunks: &self.thunks,
-            strings: &self.strings,
-            features: &self.features,
-        })?;
+        let t = block::translate(
+            &Request {
+                bytes,
+                va: key.va,
+                at,
+                id,
+                first_link: self.links.len() as u32,
+                mode: key.mode,
+                straddling: second.map(|(_, space)| space),
+                thunks: &self.thunks,
+                strings: &self.strings,
+                features: &self.features,
+            },
+            &mut self.scratch,
+        )?;
         let (first, other) = confirm(u64::from(t.guest_len))?;
         let pages = [Some(((key.ram >> 12) as u32, first)), second.map(|(page, _)| (page, other))];
         for (page, generation) in pages.into_iter().flatten() {
@@ -208,18 +213,19 @@ impl Blocks {
             }
         }
         self.cache.append(&t.code)?;
-        self.links.extend(t.links.into_iter().map(|link| LinkRecord { link }));
+        self.links.extend(t.links.iter().map(|link| LinkRecord { link: *link }));
         self.list.push(Block {
             key,
             start: at,
             entry: at + t.entry,
             len: t.code.len() as u32,
-            map: t.map.into_boxed_slice(),
+            map: t.map.as_slice().into(),
             stub: (0, 0),
             second: second.map(|(page, _)| page),
             guard: t.guard.map(|g| at + g),
             dead: false,
         });
+        self.scratch.recycle(t);
         self.by_key.insert(key, id);
         for (page, generation) in pages.into_iter().flatten() {
             let blocks = self.by_page.entry(page).or_default();

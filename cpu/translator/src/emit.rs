@@ -22,6 +22,63 @@ impl Mem {
     }
 }
 
+/// The bytes of one instruction (at most fifteen).
+#[derive(Debug, Clone, Copy, Default)]
+struct Gathered {
+    bytes: u128,
+    len: u32,
+}
+
+impl Gathered {
+    #[inline(always)]
+    fn byte(&mut self, b: u8) {
+        self.bytes |= u128::from(b) << ((8 * self.len) & 127);
+        self.len += 1;
+    }
+
+    #[inline(always)]
+    fn i32(&mut self, v: i32) {
+        self.bytes |= u128::from(v as u32) << ((8 * self.len) & 127);
+        self.len += 4;
+    }
+
+    /// ModRM, SIB and displacement of a memory operand.
+    #[inline(always)]
+    fn mem_tail(&mut self, reg: u8, m: &Mem) {
+        let reg = (reg & 7) << 3;
+        let Some(b) = m.base else {
+            let (i, s) = m.index.unwrap_or((4, 0));
+            self.byte(reg | 4);
+            self.byte(s << 6 | (i & 7) << 3 | 5);
+            self.i32(m.disp);
+            return;
+        };
+        // RBP and R13 as base need a displacement; RSP and R12 a SIB byte.
+        let mode = match m.disp {
+            0 if b & 7 != 5 => 0,
+            -128..128 => 0x40,
+            _ => 0x80,
+        };
+        match m.index {
+            Some((i, s)) => {
+                self.byte(mode | reg | 4);
+                self.byte(s << 6 | (i & 7) << 3 | b & 7);
+            }
+            None => {
+                self.byte(mode | reg | b & 7);
+                if b & 7 == 4 {
+                    self.byte(0x24);
+                }
+            }
+        }
+        match mode {
+            0x40 => self.byte(m.disp as u8),
+            0x80 => self.i32(m.disp),
+            _ => {}
+        }
+    }
+}
+
 /// Code under construction.
 #[derive(Default)]
 pub(crate) struct Emitter {
@@ -32,44 +89,21 @@ impl Emitter {
     pub fn len(&self) -> usize {
         self.code.len()
     }
+    #[inline(always)]
     pub fn bytes(&mut self, b: &[u8]) {
         self.code.extend_from_slice(b);
     }
+    #[inline(always)]
     pub fn u32(&mut self, v: u32) {
         self.bytes(&v.to_le_bytes());
     }
 
-    /// ModRM, SIB and displacement of a memory operand.
-    fn mem_tail(&mut self, reg: u8, m: &Mem) {
-        let reg = (reg & 7) << 3;
-        let short = i8::try_from(m.disp).is_ok();
-        match (m.base, m.index) {
-            (None, index) => {
-                let (i, s) = index.unwrap_or((4, 0));
-                self.bytes(&[reg | 4, s << 6 | (i & 7) << 3 | 5]);
-                self.bytes(&m.disp.to_le_bytes());
-            }
-            (Some(b), index) => {
-                // RBP and R13 as base need a displacement; RSP and R12 a SIB byte.
-                let mode = if m.disp == 0 && b & 7 != 5 {
-                    0
-                } else if short {
-                    0x40
-                } else {
-                    0x80
-                };
-                match index {
-                    Some((i, s)) => self.bytes(&[mode | reg | 4, s << 6 | (i & 7) << 3 | b & 7]),
-                    None if b & 7 == 4 => self.bytes(&[mode | reg | 4, 0x24]),
-                    None => self.bytes(&[mode | reg | b & 7]),
-                }
-                match mode {
-                    0x40 => self.bytes(&[m.disp as u8]),
-                    0x80 => self.bytes(&m.disp.to_le_bytes()),
-                    _ => {}
-                }
-            }
-        }
+    /// Append what was gathered: by one store of sixteen bytes.
+    #[inline(always)]
+    fn put(&mut self, g: Gathered) {
+        let end = self.code.len() + g.len as usize;
+        self.code.extend_from_slice(&g.bytes.to_le_bytes());
+        self.code.truncate(end);
     }
 
     fn rex_bits(reg: u8, m: &Mem) -> u8 {
@@ -78,15 +112,19 @@ impl Emitter {
 
     /// An instruction with a register and a memory operand.
     pub fn op_mem(&mut self, wide: bool, opcode: &[u8], reg: u8, m: Mem) {
+        let mut g = Gathered::default();
         if m.gs {
-            self.bytes(&[0x65]);
+            g.byte(0x65);
         }
         let rex = 0x40 | u8::from(wide) << 3 | Self::rex_bits(reg, &m);
         if rex != 0x40 {
-            self.bytes(&[rex]);
+            g.byte(rex);
         }
-        self.bytes(opcode);
-        self.mem_tail(reg, &m);
+        for b in opcode {
+            g.byte(*b);
+        }
+        g.mem_tail(reg, &m);
+        self.put(g);
     }
 
     pub fn lea(&mut self, reg: u8, m: Mem) {
@@ -141,8 +179,12 @@ impl Emitter {
     }
     /// PEXT to, from, qword gs:[disp].
     pub fn pext_gs(&mut self, to: u8, from: u8, disp: i32) {
-        self.bytes(&[0x65, 0xc4, (!to >> 3 & 1) << 7 | 0x62, 0x80 | (!from & 15) << 3 | 2, 0xf5]);
-        self.mem_tail(to, &Mem::gs(disp));
+        let mut g = Gathered::default();
+        for b in [0x65, 0xc4, (!to >> 3 & 1) << 7 | 0x62, 0x80 | (!from & 15) << 3 | 2, 0xf5] {
+            g.byte(b);
+        }
+        g.mem_tail(to, &Mem::gs(disp));
+        self.put(g);
     }
     /// JRCXZ with a displacement to fix up; returns its place.
     pub fn jrcxz(&mut self) -> usize {

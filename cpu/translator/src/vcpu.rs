@@ -22,6 +22,8 @@ use crate::signals::Running;
 use crate::spaces::{Kind, Spaces};
 use crate::tables::{Fill, StateMemory};
 
+/// Bytes read to make a block of: more than most blocks cover.
+const MOST_BYTES: usize = 512;
 /// Instructions interpreted at a time where nothing can be translated.
 const INTERPRETED_RUN: u64 = 4096;
 const PAGE: u64 = 4096;
@@ -487,11 +489,11 @@ impl TranslatorVcpu {
         if self.blocks.nearly_full() {
             self.drop_blocks();
         }
-        let mut bytes = [0; PAGE as usize + LONGEST_INSTRUCTION];
-        let first = (PAGE - ram % PAGE) as usize;
+        let mut bytes = [0; MOST_BYTES + LONGEST_INSTRUCTION];
+        let first = ((PAGE - ram % PAGE) as usize).min(MOST_BYTES);
         memory.read_bytes(RamOffset(ram), &mut bytes[..first]);
         let mut second = None;
-        if block::straddles(&bytes[..first], va) {
+        if first < LONGEST_INSTRUCTION && block::straddles(&bytes[..first], va) {
             let Some(page) = self.code_page(va.wrapping_add(PAGE)) else { return Place::Unreachable };
             memory.read_bytes(RamOffset(page), &mut bytes[first..first + LONGEST_INSTRUCTION]);
             second = Some((page, self.space()));
@@ -501,7 +503,7 @@ impl TranslatorVcpu {
         // changed before the mark are seen by reading again.
         let marked = |at: u64, bytes: &[u8]| {
             let generation = memory.marks().mark_code(RamOffset(at), bytes.len() as u64);
-            let mut now = [0; PAGE as usize];
+            let mut now = [0; MOST_BYTES];
             let now = &mut now[..bytes.len()];
             memory.read_bytes(RamOffset(at), now);
             (now == bytes).then_some(generation)

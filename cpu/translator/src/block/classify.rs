@@ -74,7 +74,7 @@ impl HostFeatures {
         self.bmi && self.avx && self.sse42
     }
 
-    fn has(&self, f: CpuidFeature) -> bool {
+    pub(super) fn has(&self, f: CpuidFeature) -> bool {
         use CpuidFeature as F;
         match f {
             F::AVX => self.avx,
@@ -104,29 +104,14 @@ impl Builder<'_> {
     /// the host, and is none of those that must never run natively.
     pub(super) fn supported(&mut self, i: &mut Instruction) -> bool {
         self.without_count_instructions(i);
-        if !i.cpuid_features().iter().all(|f| self.r.features.has(*f)) || i.is_privileged() {
-            return false;
+        if i.is_string_instruction() {
+            return super::string::is_native(i);
         }
-        let f = i.cpuid_features();
-        let vector = self.uses_vector(i);
-        let x87 = f.iter().any(|f| {
-            use CpuidFeature as F;
-            matches!(f, F::FPU | F::FPU287 | F::FPU387 | F::MMX)
-        }) || (0..i.op_count())
-            .any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_mm());
-        let mode = &self.r.mode;
-        if x87 && !mode.x87 || vector && !mode.sse {
-            return false;
-        }
-        if i.encoding() == EncodingKind::VEX && !mode.avx && vector {
-            return false;
-        }
-        // The host would accept a bit that the model reserves, and then not check
-        // the alignment that aligned operands rely on.
-        if self.r.features.misaligned_sse && matches!(i.mnemonic(), Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr) {
-            return false;
-        }
-        !never_native(i)
+        let (f, mode) = (self.s.facts.of(i), &self.r.mode);
+        // AMD processors let SHA instructions have misaligned operands, the model does not.
+        let misaligned = f.sha && i.op_count() > 1 && i.op1_kind() == OpKind::Memory;
+        let absent = f.x87 && !mode.x87 || f.vector && (!mode.sse || f.vex && !mode.avx);
+        f.native && !absent && !misaligned
     }
 
     /// TZCNT and LZCNT are BSF and BSR on a model without them.
@@ -143,29 +128,27 @@ impl Builder<'_> {
         };
         i.set_code(plain);
     }
+}
 
-    fn uses_vector(&self, i: &Instruction) -> bool {
-        let named = (0..i.op_count())
-            .any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_vector_register());
-        named
-            || matches!(
-                i.mnemonic(),
-                Mnemonic::Ldmxcsr
-                    | Mnemonic::Stmxcsr
-                    | Mnemonic::Vldmxcsr
-                    | Mnemonic::Vstmxcsr
-                    | Mnemonic::Vzeroupper
-                    | Mnemonic::Vzeroall
-            )
-    }
+/// Whether an instruction uses vector registers or MXCSR.
+pub(super) fn is_vector(i: &Instruction) -> bool {
+    let named =
+        (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_vector_register());
+    named
+        || matches!(
+            i.mnemonic(),
+            Mnemonic::Ldmxcsr
+                | Mnemonic::Stmxcsr
+                | Mnemonic::Vldmxcsr
+                | Mnemonic::Vstmxcsr
+                | Mnemonic::Vzeroupper
+                | Mnemonic::Vzeroall
+        )
 }
 
 /// Instructions that see or change what translated code does not hold: system
 /// state, code addresses, implicit operands in moved registers.
-fn never_native(i: &Instruction) -> bool {
-    if i.is_string_instruction() {
-        return !super::string::is_native(i);
-    }
+pub(super) fn never_native(i: &Instruction) -> bool {
     if i.is_save_restore_instruction() || i.is_vsib() {
         return true;
     }
@@ -186,10 +169,6 @@ fn never_native(i: &Instruction) -> bool {
         || i.encoding() == EncodingKind::XOP
         || i.encoding() == EncodingKind::D3NOW
     {
-        return true;
-    }
-    // AMD processors let SHA instructions have misaligned operands, the model does not.
-    if i.cpuid_features().contains(&CpuidFeature::SHA) && i.op_count() > 1 && i.op1_kind() == OpKind::Memory {
         return true;
     }
     let m = i.mnemonic();

@@ -5,12 +5,13 @@ use iced_x86::{Code, EncodingKind, Instruction, MemorySize, Mnemonic, OpAccess, 
 
 use super::Builder;
 use super::access::{Access, gpr_number};
+use super::few::Few;
 use super::stack::SP;
 use crate::emit::Mem;
 use crate::layout::{PINNED, gpr_home, host};
 
 /// A guest register that visits a scratch register for one instruction.
-#[derive(Clone, Copy)]
+#[derive(Debug, Default, Clone, Copy)]
 struct Visitor {
     guest: usize,
     host: u8,
@@ -18,11 +19,14 @@ struct Visitor {
     store: bool,
 }
 
+/// A general register that an instruction names: operand number, guest register,
+/// what happens to it.
+type Explicit = (u32, usize, OpAccess);
+
 /// What an instruction does with general registers.
 #[derive(Default)]
 struct Uses {
-    /// Explicit operand numbers that are general registers.
-    explicit: Vec<(u32, usize, OpAccess)>,
+    explicit: Few<Explicit>,
     /// RCX is used without being named.
     implicit_rcx: Option<OpAccess>,
     /// A moved register other than RCX is used without being named.
@@ -54,7 +58,7 @@ fn is_high_byte(r: Register) -> bool {
     matches!(r, Register::AH | Register::CH | Register::DH | Register::BH)
 }
 
-fn writes(a: OpAccess) -> bool {
+pub(super) fn writes(a: OpAccess) -> bool {
     matches!(a, OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite)
 }
 
@@ -92,7 +96,7 @@ impl Builder<'_> {
         let mut out = *i;
         if let Some(n) = memory {
             let Some(size) = access_size(i) else { return false };
-            let access = match self.info.info(i).op_access(n) {
+            let access = match self.s.facts.of(i).access[n as usize] {
                 OpAccess::Read | OpAccess::CondRead => Access::Load,
                 OpAccess::None | OpAccess::NoMemAccess => return false,
                 _ => Access::Store,
@@ -121,7 +125,7 @@ impl Builder<'_> {
                 None => self.e.load(v.host, Mem::gs(gpr_home(v.guest))),
             }
         }
-        for (n, guest, _) in &uses.explicit {
+        for (n, guest, _) in uses.explicit.iter() {
             let number = visitors.iter().find(|v| v.guest == *guest).map(|v| v.host).or(PINNED[*guest]);
             let Some(number) = number else { return false };
             out.set_op_register(*n, host_register(number, i.op_register(*n)));
@@ -148,52 +152,35 @@ impl Builder<'_> {
 
     /// General registers an instruction touches beyond its memory operand's address.
     fn uses(&mut self, i: &Instruction) -> Uses {
-        let mut u = Uses::default();
-        let info = self.info.info(i);
+        let facts = self.s.facts.of(i);
+        let mut u = Uses { implicit_rcx: facts.rcx, hidden: facts.hidden, ..Uses::default() };
         for n in 0..i.op_count() {
             if i.op_kind(n) == OpKind::Register {
                 let r = i.op_register(n);
                 if let Some(g) = gpr_number(r) {
                     u.high_byte |= is_high_byte(r);
                     // CL as a shift count is the encoding's, not a choice.
-                    if is_shift_by_cl(i) && n == i.op_count() - 1 {
-                        u.implicit_rcx = Some(OpAccess::Read);
-                    } else if is_fixed_accumulator(i, n) {
-                        continue;
-                    } else {
-                        u.explicit.push((n, g, info.op_access(n)));
+                    let count = n == i.op_count() - 1 && is_shift_by_cl(i);
+                    if !count && !is_fixed_accumulator(i, n) {
+                        u.hidden |= !u.explicit.push((n, g, facts.access[n as usize]));
                     }
                 }
-            }
-        }
-        for used in info.used_registers() {
-            let Some(g) = gpr_number(used.register()) else { continue };
-            let named = u.explicit.iter().any(|(_, e, _)| *e == g);
-            let address = [i.memory_base(), i.memory_index()].iter().any(|r| gpr_number(*r) == Some(g))
-                && (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
-            if named || PINNED[g] == Some(g as u8) {
-                continue;
-            }
-            match g {
-                1 if fixed_rcx(i) => {
-                    u.implicit_rcx = Some(used.access());
-                }
-                _ if address && !writes(used.access()) => {}
-                _ => u.hidden |= u.implicit_rcx.is_none() || g != 1,
             }
         }
         u
     }
 
     /// Choose scratch registers for what is not in a usable host register.
-    fn visitors(&self, u: &Uses, free: &[u8]) -> Option<Vec<Visitor>> {
-        let mut free = free.to_vec();
-        let mut list: Vec<Visitor> = Vec::new();
+    fn visitors(&self, u: &Uses, free: &[u8]) -> Option<Few<Visitor>> {
+        let mut taken = [false; 2];
+        let mut list: Few<Visitor> = Few::default();
         if let Some(access) = u.implicit_rcx {
-            free.retain(|f| *f != host::TEMP);
-            list.push(Visitor { guest: 1, host: host::TEMP, load: true, store: writes(access) });
+            for (taken, f) in taken.iter_mut().zip(free) {
+                *taken = *f == host::TEMP;
+            }
+            let _ = list.push(Visitor { guest: 1, host: host::TEMP, load: true, store: writes(access) });
         }
-        for (_, guest, access) in &u.explicit {
+        for (_, guest, access) in u.explicit.iter() {
             if let Some(v) = list.iter_mut().find(|v| v.guest == *guest) {
                 v.store |= writes(*access);
                 continue;
@@ -202,8 +189,10 @@ impl Builder<'_> {
                 continue;
             }
             // A high byte excludes REX, and with it RDI's low byte.
-            let at = free.iter().position(|f| !u.high_byte || *f < 4)?;
-            list.push(Visitor { guest: *guest, host: free.remove(at), load: true, store: writes(*access) });
+            let (host, taken) =
+                free.iter().zip(&mut taken).find(|(f, taken)| !**taken && (!u.high_byte || **f < 4))?;
+            *taken = true;
+            let _ = list.push(Visitor { guest: *guest, host: *host, load: true, store: writes(*access) });
         }
         Some(list)
     }
@@ -350,7 +339,7 @@ fn is_shift_by_cl(i: &Instruction) -> bool {
 }
 
 /// RCX is part of the encoding.
-fn fixed_rcx(i: &Instruction) -> bool {
+pub(super) fn fixed_rcx(i: &Instruction) -> bool {
     is_shift_by_cl(i) || matches!(i.mnemonic(), Mnemonic::Cmpxchg8b | Mnemonic::Cmpxchg16b)
 }
 

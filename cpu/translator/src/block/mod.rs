@@ -11,13 +11,15 @@ mod access;
 mod classify;
 mod control;
 mod copy;
+#[cfg(test)]
+mod cost;
+mod facts;
+mod few;
 mod stack;
 mod string;
 mod windows;
 
-use iced_x86::{
-    Decoder, DecoderError, DecoderOptions, Encoder, FlowControl, Instruction, InstructionInfoFactory,
-};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Encoder, FlowControl, Instruction};
 
 use crate::emit::{Emitter, Mem};
 use crate::layout::{Exit, gs, host};
@@ -116,12 +118,14 @@ enum Next {
 }
 
 /// A JRCXZ that waits for its stub.
+#[derive(Clone, Copy)]
 struct Pending {
     /// Offset of its displacement.
     at: usize,
     kind: PendingKind,
 }
 
+#[derive(Clone, Copy)]
 enum PendingKind {
     /// An operand of an instruction of this block was not found.
     Miss { exit: Exit, index: u8, place: access::Place },
@@ -132,11 +136,46 @@ enum PendingKind {
 /// Bytes of most stubs.
 const STUB: usize = 14;
 
+/// What outlives a block: the decoder's tables in shape, and memory to build in.
+pub(crate) struct Scratch {
+    facts: facts::FactTable,
+    encoder: Encoder,
+    list: Vec<Instruction>,
+    plan: windows::Plan,
+    pending: Vec<Pending>,
+    links: Vec<Link>,
+    code: Vec<u8>,
+    map: Vec<(u16, u16)>,
+}
+
+impl Scratch {
+    /// For blocks whose requests name the same `features`.
+    pub fn new(features: HostFeatures) -> Self {
+        Scratch {
+            facts: facts::FactTable::new(features),
+            encoder: Encoder::new(64),
+            list: Vec::new(),
+            plan: windows::Plan::default(),
+            pending: Vec::new(),
+            links: Vec::new(),
+            code: Vec::new(),
+            map: Vec::new(),
+        }
+    }
+
+    /// Build the next block in the memory of one that has been copied.
+    pub fn recycle(&mut self, t: Translated) {
+        (self.code, self.map, self.links) = (t.code, t.map, t.links);
+        self.code.clear();
+        self.map.clear();
+        self.links.clear();
+    }
+}
+
 struct Builder<'a> {
     r: &'a Request<'a>,
     e: Emitter,
-    encoder: Encoder,
-    info: InstructionInfoFactory,
+    s: &'a mut Scratch,
     pending: Vec<Pending>,
     links: Vec<Link>,
     /// Conditional branches: where their displacements are, and their targets.
@@ -163,9 +202,9 @@ struct Builder<'a> {
 const ISLAND_REACH: usize = 55;
 
 /// Translate a block. `None` when the first instruction needs the interpreter.
-pub(crate) fn translate(r: &Request<'_>) -> Option<Translated> {
-    match attempt(r, ISLAND_REACH) {
-        Err(OutOfReach) => attempt(r, 0).unwrap_or(None),
+pub(crate) fn translate(r: &Request<'_>, s: &mut Scratch) -> Option<Translated> {
+    match attempt(r, s, ISLAND_REACH) {
+        Err(OutOfReach) => attempt(r, s, 0).unwrap_or(None),
         Ok(t) => t,
     }
 }
@@ -173,18 +212,17 @@ pub(crate) fn translate(r: &Request<'_>) -> Option<Translated> {
 /// A stub ended up too far from its jump.
 struct OutOfReach;
 
-fn attempt(r: &Request<'_>, reach: usize) -> Result<Option<Translated>, OutOfReach> {
+fn attempt(r: &Request<'_>, s: &mut Scratch, reach: usize) -> Result<Option<Translated>, OutOfReach> {
     let mut b = Builder {
         r,
-        e: Emitter::default(),
-        encoder: Encoder::new(64),
-        info: InstructionInfoFactory::new(),
-        pending: Vec::new(),
-        links: Vec::new(),
+        e: Emitter { code: std::mem::take(&mut s.code) },
+        pending: std::mem::take(&mut s.pending),
+        links: std::mem::take(&mut s.links),
+        plan: std::mem::take(&mut s.plan),
+        s,
         branches: Vec::new(),
         index: 0,
         stack_aligned: false,
-        plan: windows::Plan::default(),
         ip: r.va,
         held: None,
         now_held: None,
@@ -200,9 +238,9 @@ fn attempt(r: &Request<'_>, reach: usize) -> Result<Option<Translated>, OutOfRea
 
     let list = b.decode();
     if !r.mode.plain && list.len() > 1 {
-        b.plan = windows::Plan::new(&list, &mut b.info);
+        b.plan.make(&list, &mut b.s.facts);
     }
-    let mut map = Vec::new();
+    let mut map = std::mem::take(&mut b.s.map);
     let mut ended = false;
     let mut guest_len = 0;
     for i in &list {
@@ -228,6 +266,9 @@ fn attempt(r: &Request<'_>, reach: usize) -> Result<Option<Translated>, OutOfRea
         }
         b.island_if_far();
     }
+    b.s.list = list;
+    b.plan.clear();
+    b.s.plan = std::mem::take(&mut b.plan);
     if map.is_empty() {
         return Ok(None);
     }
@@ -236,6 +277,7 @@ fn attempt(r: &Request<'_>, reach: usize) -> Result<Option<Translated>, OutOfRea
     }
     b.island();
     b.branch_exits();
+    b.s.pending = b.pending;
     if b.out_of_reach {
         return Err(OutOfReach);
     }
@@ -248,7 +290,8 @@ impl Builder<'_> {
         let r = self.r;
         let longest = if r.straddling.is_some() { 1 } else { usize::from(r.mode.longest) };
         let mut decoder = Decoder::with_ip(64, r.bytes, r.va, DecoderOptions::NONE);
-        let mut list = Vec::new();
+        let mut list = std::mem::take(&mut self.s.list);
+        list.clear();
         let mut branches = 0;
         while list.len() < longest.min(MAX_INSTRUCTIONS) && decoder.can_decode() {
             let mut i = decoder.decode();
@@ -300,7 +343,8 @@ impl Builder<'_> {
 
     /// Emit the pending stubs here; execution must not fall into them.
     fn island(&mut self) {
-        for p in std::mem::take(&mut self.pending) {
+        for n in 0..self.pending.len() {
+            let p = self.pending[n];
             self.out_of_reach |= !self.e.land_short(p.at);
             match p.kind {
                 PendingKind::Plain(ip) => self.leave_to_plain(ip),
@@ -313,6 +357,7 @@ impl Builder<'_> {
                 }
             }
         }
+        self.pending.clear();
     }
 
     fn island_if_far(&mut self) {
@@ -326,12 +371,13 @@ impl Builder<'_> {
 
     /// Encode a rewritten guest instruction.
     fn encode(&mut self, i: &Instruction) -> bool {
-        if self.encoder.encode(i, 0).is_err() {
-            drop(self.encoder.take_buffer());
-            return false;
+        let done = self.s.encoder.encode(i, 0).is_ok();
+        let mut bytes = self.s.encoder.take_buffer();
+        if done {
+            self.e.bytes(&bytes);
         }
-        let bytes = self.encoder.take_buffer();
-        self.e.bytes(&bytes);
-        true
+        bytes.clear();
+        self.s.encoder.set_buffer(bytes);
+        done
     }
 }

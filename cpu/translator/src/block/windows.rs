@@ -11,12 +11,11 @@
 //! A window that straddles two pages at run time sends the guest to a block
 //! made without windows, from the instruction on that found it.
 
-use iced_x86::{
-    Code, FlowControl, Instruction, InstructionInfo, InstructionInfoFactory, OpAccess, OpKind, Register,
-};
+use iced_x86::{Code, FlowControl, Instruction, OpAccess, OpKind, Register};
 
 use super::access::{Access, Found, Place, gpr_number};
-use super::copy::access_size;
+use super::copy::{access_size, writes};
+use super::facts::{FactTable, Facts};
 use super::{Builder, Pending, PendingKind};
 use crate::emit::Mem;
 use crate::layout::{PINNED, WINDOWS, gpr_home, gs, host};
@@ -90,28 +89,34 @@ struct Operand {
 }
 
 impl Plan {
-    /// Group the accesses of a block.
-    pub fn new(list: &[Instruction], info: &mut InstructionInfoFactory) -> Self {
-        let mut plan = Plan::default();
+    /// No windows.
+    pub fn clear(&mut self) {
+        self.windows.clear();
+        self.members.clear();
+        self.slots.clear();
+        self.slots_used = 0;
+    }
+
+    /// Group the accesses of a block; there are no windows yet.
+    pub fn make(&mut self, list: &[Instruction], facts: &mut FactTable) {
         let mut moved = 0;
         for i in list {
-            let info = info.info(i);
-            let member = operand(i, info).and_then(|o| plan.join(&o, moved));
-            plan.members.push(member);
-            let (by, written) = (stack_change(i), written(info));
+            let facts = facts.of(i);
+            let member = operand(i, &facts).and_then(|o| self.join(&o, moved));
+            self.members.push(member);
+            let (by, written) = (stack_change(i), written(i, &facts));
             match by {
                 Some(by) => moved += by,
                 None if written >> RSP & 1 != 0 => moved = 0,
                 None => {}
             }
             let kept = if by.is_some() { 1 << RSP } else { 0 };
-            plan.close(|o| o.uses(written & !kept));
+            self.close(|o| o.uses(written & !kept));
             if is_barrier(i) {
-                plan.close(|_| true);
+                self.close(|_| true);
             }
         }
-        plan.slots = vec![None; plan.windows.len()];
-        plan
+        self.slots.resize(self.windows.len(), None);
     }
 
     fn close(&mut self, of: impl Fn(Origin) -> bool) {
@@ -158,7 +163,7 @@ impl Plan {
 }
 
 /// The memory operand of an instruction, if a window may hold it.
-fn operand(i: &Instruction, info: &InstructionInfo) -> Option<Operand> {
+fn operand(i: &Instruction, facts: &Facts) -> Option<Operand> {
     let stack = |disp, access| {
         Some(Operand { origin: Origin::Registers(Some(RSP as u8), None), disp, size: 8, access })
     };
@@ -176,7 +181,7 @@ fn operand(i: &Instruction, info: &InstructionInfo) -> Option<Operand> {
     if matches!(i.segment_prefix(), Register::FS | Register::GS) {
         return None;
     }
-    let access = match info.op_access(n) {
+    let access = match facts.access[n as usize] {
         OpAccess::Read | OpAccess::CondRead => Access::Load,
         OpAccess::None | OpAccess::NoMemAccess => return None,
         _ => Access::Store,
@@ -223,13 +228,11 @@ fn stack_change(i: &Instruction) -> Option<i32> {
 }
 
 /// General registers an instruction writes, by number.
-fn written(info: &InstructionInfo) -> u16 {
-    let writes = |a: OpAccess| !matches!(a, OpAccess::None | OpAccess::Read | OpAccess::CondRead);
-    info.used_registers()
-        .iter()
-        .filter(|u| writes(u.access()))
-        .filter_map(|u| gpr_number(u.register()))
-        .fold(0, |mask, n| mask | 1 << n)
+fn written(i: &Instruction, facts: &Facts) -> u16 {
+    (0..i.op_count())
+        .filter(|n| i.op_kind(*n) == OpKind::Register && writes(facts.access[*n as usize]))
+        .filter_map(|n| gpr_number(i.op_register(n)))
+        .fold(facts.written, |mask, n| mask | 1 << n)
 }
 
 /// An instruction that may change what memory is where, or who may reach it.

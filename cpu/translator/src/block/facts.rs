@@ -1,0 +1,208 @@
+//! What every instruction with one opcode has in common, worked out the first
+//! time one is seen: asking the decoder's tables for each instruction anew costs
+//! several times what decoding does.
+
+use iced_x86::{
+    Code, CpuidFeature, EncodingKind, Instruction, InstructionInfoFactory, Mnemonic, OpAccess,
+    OpCodeOperandKind, OpKind, Register,
+};
+
+use super::access::gpr_number;
+use super::classify::{HostFeatures, is_vector, never_native};
+use super::copy::{fixed_rcx, writes};
+use crate::layout::PINNED;
+
+/// Most operands an instruction has.
+const OPERANDS: usize = 5;
+
+/// The facts about one opcode.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Facts {
+    /// What happens to each operand.
+    pub access: [OpAccess; OPERANDS],
+    /// General registers that are written without being named, by number.
+    pub written: u16,
+    /// RCX is used without being named.
+    pub rcx: Option<OpAccess>,
+    /// Another register that is not where the guest has it is used without being named.
+    pub hidden: bool,
+    /// The guest's model has it, the host has it, and it may run natively unless
+    /// its operands forbid that.
+    pub native: bool,
+    /// An x87 or MMX instruction.
+    pub x87: bool,
+    /// It uses vector registers or their control register.
+    pub vector: bool,
+    pub vex: bool,
+    pub sha: bool,
+}
+
+/// Facts by opcode.
+pub(crate) struct FactTable {
+    info: InstructionInfoFactory,
+    known: Vec<Option<Facts>>,
+    features: HostFeatures,
+}
+
+impl FactTable {
+    /// None known yet; `features` are those both guest and host have.
+    pub fn new(features: HostFeatures) -> Self {
+        FactTable { info: InstructionInfoFactory::new(), known: vec![None; Code::values().len()], features }
+    }
+
+    /// The facts about an instruction's opcode.
+    pub fn of(&mut self, i: &Instruction) -> Facts {
+        let n = i.code() as usize;
+        match self.known.get(n) {
+            Some(Some(f)) => *f,
+            _ => {
+                let f = self.work_out(i);
+                if let Some(slot) = self.known.get_mut(n) {
+                    *slot = Some(f);
+                }
+                f
+            }
+        }
+    }
+
+    fn work_out(&mut self, i: &Instruction) -> Facts {
+        let i = with_neutral_registers(i);
+        let info = self.info.info(&i);
+        // The host would accept a bit that the model reserves, and then not check the
+        // alignment that aligned operands rely on.
+        let unsafe_mxcsr =
+            self.features.misaligned_sse && matches!(i.mnemonic(), Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr);
+        let mut f = Facts {
+            access: std::array::from_fn(|n| info.op_access(n as u32)),
+            written: 0,
+            rcx: None,
+            hidden: false,
+            native: i.cpuid_features().iter().all(|f| self.features.has(*f))
+                && !i.is_privileged()
+                && !never_native(&i)
+                && !unsafe_mxcsr,
+            x87: is_x87(&i),
+            vector: is_vector(&i),
+            vex: i.encoding() == EncodingKind::VEX,
+            sha: i.cpuid_features().contains(&CpuidFeature::SHA),
+        };
+        for used in info.used_registers() {
+            let Some(g) = gpr_number(used.register()) else { continue };
+            if g >= NEUTRAL {
+                continue;
+            }
+            if writes(used.access()) {
+                f.written |= 1 << g;
+            }
+            match g {
+                _ if PINNED[g] == Some(g as u8) => {}
+                1 if fixed_rcx(&i) => f.rcx = Some(used.access()),
+                _ => f.hidden = true,
+            }
+        }
+        if i.is_string_instruction() {
+            // RCX with a prefix only, RSI and RDI.
+            f.written |= 1 << 1 | 1 << 6 | 1 << 7;
+        }
+        f
+    }
+}
+
+fn is_x87(i: &Instruction) -> bool {
+    use CpuidFeature as F;
+    let named = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_mm());
+    named || i.cpuid_features().iter().any(|f| matches!(f, F::FPU | F::FPU287 | F::FPU387 | F::MMX))
+}
+
+/// No instruction uses registers from this number on without naming them, but
+/// for R11 (SYSCALL), which is below them as the replacements are R12 to R15.
+const NEUTRAL: usize = 12;
+
+/// The instruction with every register that it may choose replaced by one of its
+/// own, so that what remains is what the opcode uses.
+fn with_neutral_registers(i: &Instruction) -> Instruction {
+    let mut out = *i;
+    let op_code = i.op_code();
+    let mut next = NEUTRAL as u32;
+    for n in 0..i.op_count() {
+        if i.op_kind(n) == OpKind::Register && is_choice(op_code.op_kind(n)) {
+            let first = match i.op_register(n).size() {
+                8 => Register::RAX,
+                4 => Register::EAX,
+                2 => Register::AX,
+                // R12L and on; before them SPL to DIL.
+                _ => Register::SPL - 4,
+            };
+            out.set_op_register(n, first + next.min(14));
+            next += 1;
+        }
+    }
+    if (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory) {
+        out.set_memory_base(Register::R15);
+        out.set_memory_index(Register::None);
+        out.set_segment_prefix(Register::None);
+    }
+    out
+}
+
+/// Whether a register operand is one the encoding chooses.
+fn is_choice(k: OpCodeOperandKind) -> bool {
+    use OpCodeOperandKind as K;
+    matches!(
+        k,
+        K::r8_or_mem
+            | K::r16_or_mem
+            | K::r32_or_mem
+            | K::r64_or_mem
+            | K::r8_reg
+            | K::r8_opcode
+            | K::r16_reg
+            | K::r16_reg_mem
+            | K::r16_rm
+            | K::r16_opcode
+            | K::r32_reg
+            | K::r32_reg_mem
+            | K::r32_rm
+            | K::r32_opcode
+            | K::r32_vvvv
+            | K::r64_reg
+            | K::r64_reg_mem
+            | K::r64_rm
+            | K::r64_opcode
+            | K::r64_vvvv
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::{Decoder, DecoderOptions};
+
+    use super::*;
+
+    fn check(code: &[u8], written: u16, rcx: Option<OpAccess>, hidden: bool) {
+        let i = Decoder::new(64, code, DecoderOptions::NONE).decode();
+        let mut table = FactTable::new(HostFeatures::detect());
+        let f = table.of(&i);
+        assert_eq!((f.written, f.rcx, f.hidden), (written, rcx, hidden), "{i}");
+    }
+
+    #[test]
+    fn what_is_used_without_being_named() {
+        let read = Some(OpAccess::Read);
+        check(&[0x48, 0x01, 0xc8], 0, None, false); // add rax, rcx
+        check(&[0x48, 0xf7, 0xe1], 1 << 0 | 1 << 2, None, false); // mul rcx
+        check(&[0x48, 0xf7, 0xe0], 1 << 0 | 1 << 2, None, false); // mul rax
+        check(&[0x48, 0xd3, 0xe1], 0, read, false); // shl rcx, cl
+        check(&[0x48, 0x0f, 0xc7, 0x09], 1 << 0 | 1 << 2, Some(OpAccess::CondRead), false); // cmpxchg16b [rcx]
+        check(&[0x31, 0xc0], 0, None, false); // xor eax, eax
+        check(&[0x88, 0xe0], 0, None, false); // mov al, ah
+        check(&[0xf3, 0xa4], 1 << 1 | 1 << 6 | 1 << 7, None, true); // rep movsb
+    }
+
+    #[test]
+    fn an_idiom_does_not_speak_for_its_opcode() {
+        let i = Decoder::new(64, &[0x31, 0xc0], DecoderOptions::NONE).decode(); // xor eax, eax
+        let mut table = FactTable::new(HostFeatures::detect());
+        assert_eq!(table.of(&i).access[..2], [OpAccess::ReadWrite, OpAccess::Read]);
+    }
+}
