@@ -39,7 +39,7 @@ GROUPS: dict[str, tuple[float, float]] = {
 OVERALL = (2.45, 1.6)
 AS_FAST_AS_TCG = (4.2, 6.5)  # How many times TCG's speed, over all rows.
 MAY_DROP_LOCK = "ctl.atomic"  # Exempt from "no row slower than TCG": TCG drops LOCK on a lone processor.
-SHOOTDOWNS = 50  # In a unit of smp.shootdown.
+SHOOTDOWNS = 20  # In a unit of smp.shootdown.
 DRIFT = 0.1
 
 Results = dict[str, dict[str, Result]]

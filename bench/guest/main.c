@@ -22,7 +22,7 @@
 #include "bench.h"
 #include "init.h"
 
-enum { LEAST_BATCH_NS = 500000, LEAST_BATCHES = 3, MOST_SECONDS = 20, KILL_SECONDS = 60 };
+enum { LEAST_BATCH_NS = 250000, LEAST_BATCHES = 3, MOST_SECONDS = 20, KILL_SECONDS = 60 };
 
 static const struct benchmark *const groups[] = {
     integer_group, memory_group, float_group, vector_group, crypto_group, control_group, jit_group,

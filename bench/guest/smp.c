@@ -6,7 +6,7 @@
 
 #include "bench.h"
 
-enum { PAGE = 4096, HANDOFFS = 4000, ADDITIONS = 20000, MESSAGES = 4000, SHOOTDOWNS = 50, WORK = 400000 };
+enum { PAGE = 4096, HANDOFFS = 1000, ADDITIONS = 20000, MESSAGES = 4000, SHOOTDOWNS = 20, WORK = 400000 };
 
 typedef uint64_t share(int thread);
 
