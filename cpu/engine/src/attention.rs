@@ -2,7 +2,7 @@
 //! interrupts, wake-ups and stop requests.
 
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Bits of an [`Attention`] word.
@@ -36,7 +36,27 @@ pub struct Attention {
     /// Protects the sleep: true while the vCPU thread waits.
     parked: Mutex<bool>,
     wake: Condvar,
-    kick: Mutex<Option<Kick>>,
+    kicks: Mutex<Kicks>,
+}
+
+/// Kicks in force, each with the number its guard knows it by.
+#[derive(Default)]
+struct Kicks {
+    list: Vec<(u64, Kick)>,
+    next: u64,
+}
+
+/// Keeps a kick installed; dropping it removes that kick and no other. While a
+/// machine changes engines the vCPUs of both exist, and each has its own.
+pub struct KickGuard {
+    attention: Arc<Attention>,
+    number: u64,
+}
+
+impl Drop for KickGuard {
+    fn drop(&mut self) {
+        self.attention.kicks().list.retain(|k| k.0 != self.number);
+    }
 }
 
 impl Attention {
@@ -64,9 +84,11 @@ impl Attention {
             return;
         }
         drop(parked);
-        if let Some(kick) = &*self.kick.lock().unwrap_or_else(PoisonError::into_inner) {
-            kick();
-        }
+        self.kicks().list.iter().for_each(|(_, kick)| kick());
+    }
+
+    fn kicks(&self) -> std::sync::MutexGuard<'_, Kicks> {
+        self.kicks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Clear bits without taking them (an interrupt request went away).
@@ -90,9 +112,14 @@ impl Attention {
         self.startup_vector.load(Ordering::SeqCst)
     }
 
-    /// Install (or remove) the engine's kick.
-    pub fn set_kick(&self, kick: Option<Kick>) {
-        *self.kick.lock().unwrap_or_else(PoisonError::into_inner) = kick;
+    /// Call `kick` on every raise that finds the vCPU awake, until the guard is dropped.
+    #[must_use = "dropping the guard removes the kick"]
+    pub fn on_raise(self: &Arc<Self>, kick: Kick) -> KickGuard {
+        let mut kicks = self.kicks();
+        let number = kicks.next;
+        kicks.next += 1;
+        kicks.list.push((number, kick));
+        KickGuard { attention: self.clone(), number }
     }
 
     /// Sleep until one of `mask` is raised or `deadline` passes. Returns the raised bits.
@@ -117,5 +144,36 @@ impl Attention {
 impl std::fmt::Debug for Attention {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Attention").field("bits", &self.bits()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kick_goes_with_its_guard_and_leaves_the_others() {
+        let attention = Arc::new(Attention::new());
+        let counts: [Arc<AtomicU32>; 2] = Default::default();
+        let kick = |n: usize| {
+            let count = counts[n].clone();
+            attention.on_raise(Box::new(move || {
+                count.fetch_add(1, Ordering::SeqCst);
+            }))
+        };
+        let raise = || {
+            attention.raise(attention_bits::STOP);
+            attention.take(attention_bits::STOP);
+        };
+        let seen = || counts.each_ref().map(|c| c.swap(0, Ordering::SeqCst));
+        let (old, new) = (kick(0), kick(1));
+        raise();
+        assert_eq!(seen(), [1, 1]);
+        drop(old);
+        raise();
+        assert_eq!(seen(), [0, 1]);
+        drop(new);
+        raise();
+        assert_eq!(seen(), [0, 0]);
     }
 }

@@ -12,7 +12,7 @@ use device_model::{Clock, MsiSink};
 use guest_memory::GuestMemory;
 use x86_state::{ApicState, CpuModel, CpuState, Topology};
 
-pub use attention::{Attention, attention_bits};
+pub use attention::{Attention, KickGuard, attention_bits};
 
 /// Why [`Vcpu::run`] came back. The state is at an instruction boundary.
 #[derive(Debug)]
@@ -155,6 +155,17 @@ pub trait Vcpu: Send {
 
     /// Named counters for statistics.
     fn counters(&self) -> Vec<(&'static str, u64)>;
+
+    /// The machine's clock has stood still while the host's ran for `ticks` of
+    /// the guest's TSC. Engines whose guests read hardware's counter take that
+    /// much off it; those that read [`VcpuConfig::clock`] have nothing to do.
+    ///
+    /// # Errors
+    /// When the host refuses; the guest's TSC has jumped then.
+    fn clock_stood_still(&mut self, ticks: u64) -> Result<(), EngineError> {
+        let _ = ticks;
+        Ok(())
+    }
 }
 
 /// A way of executing vCPUs.
@@ -165,4 +176,9 @@ pub trait Engine: Send + Sync {
     fn create_vcpu(&self, config: VcpuConfig) -> Result<Box<dyn Vcpu>, EngineError>;
     /// The engine's own local APICs, if it brings them; else the platform's are used.
     fn local_interrupts(&self) -> Option<Arc<dyn LocalInterrupts>>;
+    /// Whether the guest's time can stand still while the machine is paused:
+    /// false where guests read a counter of the host's that nobody can move.
+    fn time_can_stop(&self) -> bool {
+        true
+    }
 }

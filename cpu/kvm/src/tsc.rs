@@ -54,11 +54,45 @@ pub(crate) struct GuestTsc {
     nominal: u64,
     /// What was written to KVM for it, once something was.
     written: Option<u64>,
+    /// Ticks taken off because the machine's clock stood still.
+    off: u64,
 }
 
 impl GuestTsc {
     pub(crate) fn new(vcpu: &VcpuFd) -> Self {
-        GuestTsc { movable: is_movable(vcpu), nominal: 0, written: None }
+        GuestTsc { movable: is_movable(vcpu), nominal: 0, written: None, off: 0 }
+    }
+
+    /// Whether the guest's TSC can be moved.
+    pub(crate) fn movable(&self) -> bool {
+        self.movable
+    }
+
+    /// What the guest did to its TSC or TSC_ADJUST since the last look.
+    fn follow(&mut self, vcpu: &VcpuFd) {
+        if let (true, Some(now), Some(written)) = (self.movable, in_kvm(vcpu), self.written) {
+            self.nominal = self.nominal.wrapping_add(now.wrapping_sub(written));
+            self.written = Some(now);
+        }
+    }
+
+    fn write(vcpu: &VcpuFd, value: u64) -> Result<(), EngineError> {
+        sys::set_vcpu_attribute(vcpu.as_raw_fd(), &attribute(), value).map_err(|e| EngineError::BadState {
+            engine: NAME,
+            reason: format!("KVM does not take the TSC offset {value:#x}: {e}"),
+        })
+    }
+
+    /// The machine's clock stood still for `ticks` of the guest's TSC.
+    pub(crate) fn take_off(&mut self, vcpu: &VcpuFd, ticks: u64) -> Result<(), EngineError> {
+        self.follow(vcpu);
+        self.off = self.off.wrapping_add(ticks);
+        if let (true, Some(written)) = (self.movable, self.written) {
+            let value = written.wrapping_sub(ticks);
+            Self::write(vcpu, value)?;
+            self.written = Some(value);
+        }
+        Ok(())
     }
 
     /// The guest's TSC minus the clock's, as far as one reading can tell, and
@@ -79,11 +113,7 @@ impl GuestTsc {
     /// steers the clock. What has accumulated becomes part of the offset once
     /// it is more than noise.
     pub(crate) fn offset(&mut self, vcpu: &VcpuFd, clock: &Clock) -> u64 {
-        if let (true, Some(now), Some(written)) = (self.movable, in_kvm(vcpu), self.written) {
-            // Differs when the guest wrote its TSC or TSC_ADJUST.
-            self.nominal = self.nominal.wrapping_add(now.wrapping_sub(written));
-            self.written = Some(now);
-        }
+        self.follow(vcpu);
         let (measured, took) = Self::measure(vcpu, clock);
         let noise = u64::from(clock.tsc_khz()) / 20 + took;
         let apart = (measured.wrapping_sub(self.nominal) as i64).unsigned_abs();
@@ -107,13 +137,8 @@ impl GuestTsc {
         }
         let now = in_kvm(vcpu).unwrap_or(0);
         let base = *base.get_or_init(|| now.wrapping_sub(Self::measure(vcpu, clock).0));
-        let value = base.wrapping_add(offset);
-        sys::set_vcpu_attribute(vcpu.as_raw_fd(), &attribute(), value).map_err(|e| {
-            EngineError::BadState {
-                engine: NAME,
-                reason: format!("KVM does not take the TSC offset {value:#x}: {e}"),
-            }
-        })?;
+        let value = base.wrapping_add(offset).wrapping_sub(self.off);
+        Self::write(vcpu, value)?;
         (self.nominal, self.written) = (offset, Some(value));
         Ok(())
     }
@@ -123,9 +148,14 @@ impl GuestTsc {
         let (measured, took) = Self::measure(vcpu, clock);
         let apart = (measured.wrapping_sub(offset) as i64).unsigned_abs();
         if apart > u64::from(clock.tsc_khz()) * TOLERANCE_MS + took {
-            let reason = format!(
-                "guests see this host's TSC, {apart} ticks from where the state has it; start the machine with the clock of host_tsc()"
-            );
+            let stood = clock.stood_still();
+            let why = if stood > 0 {
+                format!("the machine's time stood still for {:.1} s while it was paused", stood as f64 / 1e9)
+            } else {
+                "start the machine with the clock of host_tsc()".to_string()
+            };
+            let reason =
+                format!("guests see this host's TSC, {apart} ticks from where the state has it; {why}");
             return Err(EngineError::BadState { engine: NAME, reason });
         }
         self.nominal = offset;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use engine::{EngineError, Halt, Vcpu, VcpuConfig, attention_bits};
+use engine::{EngineError, Halt, KickGuard, Vcpu, VcpuConfig, attention_bits};
 use kvm_bindings::{KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, kvm_guest_debug};
 use kvm_ioctls::VcpuFd;
 use x86_state::{Activity, CpuState};
@@ -55,6 +55,7 @@ pub(crate) struct KvmVcpu {
     // Runtime glue.
     pub(crate) fd: VcpuFd,
     kicker: Arc<Kicker>,
+    _kick: KickGuard,
     assistant: Option<Box<dyn Vcpu>>,
     policy: Policy,
     /// KVM shows another CPUID than the model's: no code of the guest runs in it.
@@ -90,18 +91,21 @@ impl KvmVcpu {
         }
         Self::set_frequency(&fd, config.clock.tsc_khz())?;
         let kicker = Arc::new(Kicker::new(&mut fd));
-        let kick = kicker.clone();
-        config.attention.set_kick(Some(Box::new(move || kick.kick())));
+        let kicked = kicker.clone();
+        let kick = config.attention.on_raise(Box::new(move || kicked.kick()));
         let reset = CpuState::reset(config.index == 0, config.model.signature());
+        let tsc = GuestTsc::new(&fd);
+        let _ = shared.tsc_movable.set(tsc.movable());
         let mut vcpu = KvmVcpu {
             msrs: MsrFile::new(&fd),
-            tsc: GuestTsc::new(&fd),
+            tsc,
             policy: Policy::new(shared.options.assistance),
             assistant_only,
             config,
             shared,
             fd,
             kicker,
+            _kick: kick,
             assistant: None,
             counters: Counters::default(),
             home: Home::Kvm,
@@ -494,11 +498,14 @@ impl Vcpu for KvmVcpu {
         }
         list
     }
+
+    fn clock_stood_still(&mut self, ticks: u64) -> Result<(), EngineError> {
+        self.tsc.take_off(&self.fd, ticks)
+    }
 }
 
 impl Drop for KvmVcpu {
     fn drop(&mut self) {
-        self.config.attention.set_kick(None);
         self.kicker.close();
     }
 }

@@ -86,6 +86,8 @@ pub(crate) struct Shared {
     passing: Mutex<Option<GuestMemory>>,
     /// KVM's TSC offset at which guests read the machine clock's TSC.
     pub(crate) tsc_base: OnceLock<u64>,
+    /// Whether guests can have a TSC of their own; known once a vCPU exists.
+    pub(crate) tsc_movable: OnceLock<bool>,
 }
 
 impl Shared {
@@ -227,6 +229,7 @@ impl KvmEngine {
             xsave_components: host_xsave_components(),
             passing: Mutex::default(),
             tsc_base: OnceLock::new(),
+            tsc_movable: OnceLock::new(),
         };
         Ok(KvmEngine { shared: Arc::new(shared), missing })
     }
@@ -285,5 +288,9 @@ impl Engine for KvmEngine {
 
     fn local_interrupts(&self) -> Option<Arc<dyn LocalInterrupts>> {
         None
+    }
+
+    fn time_can_stop(&self) -> bool {
+        self.shared.tsc_movable.get().copied().unwrap_or(false)
     }
 }

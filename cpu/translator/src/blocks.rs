@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::time::Instant;
 
 use code_cache::{CodeCache, CodeCacheError};
 
 use crate::block::{self, HostFeatures, Link, Mode, Request, Scratch};
 use crate::emit::Emitter;
 use crate::layout::host;
+use crate::ledger::{Entry, Ledger};
 use crate::string_thunks::{self, StringThunks};
 use crate::thunks::{self, Thunks};
 
@@ -109,6 +111,7 @@ pub(crate) struct Blocks {
     links: Vec<LinkRecord>,
     pub translated: u64,
     pub flushes: u64,
+    pub ledger: Ledger,
 }
 
 impl Blocks {
@@ -137,6 +140,7 @@ impl Blocks {
             links: Vec::new(),
             translated: 0,
             flushes: 0,
+            ledger: Ledger::default(),
         })
     }
 
@@ -188,6 +192,7 @@ impl Blocks {
         second: Option<(u32, u32)>,
         confirm: impl FnOnce(u64) -> Option<(u32, u32)>,
     ) -> Option<u32> {
+        let began = Instant::now();
         let id = self.list.len() as u32;
         let at = self.cache.next_offset();
         let t = block::translate(
@@ -213,6 +218,14 @@ impl Blocks {
             }
         }
         self.cache.append(&t.code)?;
+        self.ledger.note(&Entry {
+            began,
+            guest: key.va,
+            guest_len: t.guest_len.into(),
+            instructions: t.map.len(),
+            host: self.cache.exec_base() + u64::from(at),
+            code: &t.code,
+        });
         self.links.extend(t.links.iter().map(|link| LinkRecord { link: *link }));
         self.list.push(Block {
             key,

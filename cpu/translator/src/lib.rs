@@ -15,6 +15,7 @@
 //! | `tables`, `spaces` | guest linear address to host address |
 //! | `call_stack` | host return addresses of guest calls |
 //! | `thunks`, `string_thunks`, `native`, `signals` | into and out of translated code |
+//! | `ledger`, `recorder` | what translation costs; perf maps and jitdumps |
 //! | `vcpu` | the loop |
 #![cfg(target_arch = "x86_64")]
 
@@ -23,7 +24,9 @@ mod blocks;
 mod call_stack;
 mod emit;
 mod layout;
+mod ledger;
 mod native;
+mod recorder;
 mod signals;
 mod spaces;
 mod string_thunks;
@@ -35,6 +38,7 @@ use std::sync::Arc;
 
 use engine::{Engine, EngineError, LocalInterrupts, VcpuConfig};
 
+pub use recorder::{Recorder, Symbols};
 pub use vcpu::TranslatorVcpu;
 
 /// The translator as an engine, `jit`.
@@ -57,21 +61,60 @@ impl Translator {
     }
 }
 
+impl Translator {
+    /// Whether the host lets this process reserve the address tables of `vcpus`
+    /// vCPUs. Reserves them and gives them back; nothing is committed.
+    ///
+    /// # Errors
+    /// When it does not (RLIMIT_AS, strict overcommit, address space used up).
+    pub fn check_reservation(vcpus: usize) -> Result<(), EngineError> {
+        tables::check_reservation(vcpus).map_err(|e| EngineError::Host {
+            engine: "jit",
+            what: format!(
+                "reserving the address tables of {vcpus} vCPUs (raise ulimit -v, or use --engine interp)"
+            ),
+            source: e.into(),
+        })
+    }
+}
+
 impl Engine for Translator {
     fn name(&self) -> &'static str {
         "jit"
     }
 
     fn create_vcpu(&self, config: VcpuConfig) -> Result<Box<dyn engine::Vcpu>, EngineError> {
-        let vcpu = TranslatorVcpu::new(config).map_err(|e| EngineError::Host {
-            engine: "jit",
-            what: "setting up".into(),
-            source: std::io::Error::other(e),
-        })?;
-        Ok(Box::new(vcpu))
+        Ok(Box::new(vcpu(config)?))
     }
 
     fn local_interrupts(&self) -> Option<Arc<dyn LocalInterrupts>> {
         None
     }
+}
+
+/// The translator with a [`Recorder`] that is told of every block.
+pub struct RecordedTranslator(pub Arc<Recorder>);
+
+impl Engine for RecordedTranslator {
+    fn name(&self) -> &'static str {
+        Translator.name()
+    }
+
+    fn create_vcpu(&self, config: VcpuConfig) -> Result<Box<dyn engine::Vcpu>, EngineError> {
+        let mut vcpu = vcpu(config)?;
+        vcpu.record_to(self.0.clone());
+        Ok(Box::new(vcpu))
+    }
+
+    fn local_interrupts(&self) -> Option<Arc<dyn LocalInterrupts>> {
+        Translator.local_interrupts()
+    }
+}
+
+fn vcpu(config: VcpuConfig) -> Result<TranslatorVcpu, EngineError> {
+    TranslatorVcpu::new(config).map_err(|e| EngineError::Host {
+        engine: "jit",
+        what: "setting up".into(),
+        source: std::io::Error::other(e),
+    })
 }

@@ -6,7 +6,7 @@ use crate::blocks::AddressMap;
 use crate::tables::{StateMemory, View};
 
 /// User contexts kept at once.
-const CONTEXTS: usize = 6;
+pub(crate) const CONTEXTS: usize = 6;
 
 /// Privilege of accesses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -153,6 +153,16 @@ impl Drop for Table {
     }
 }
 
+/// Views one vCPU may have at once: one a user context, two of the supervisor's.
+const VIEWS: usize = crate::spaces::CONTEXTS + 2;
+
+/// Whether `vcpus` vCPUs' tables fit in the address space and limits of this
+/// process, all views of each in use. Reserves and releases them.
+pub(crate) fn check_reservation(vcpus: usize) -> rustix::io::Result<()> {
+    let tables = vcpus.saturating_mul(VIEWS * 2);
+    (0..tables).map(|_| Table::new(None)).collect::<rustix::io::Result<Vec<_>>>().map(drop)
+}
+
 /// Index of a linear address's page.
 fn index_of(linear: u64) -> u64 {
     (linear >> 12) & (PAGES - 1)
@@ -292,6 +302,12 @@ mod tests {
         {
             assert_eq!(linear_of(index_of(linear)), linear, "{linear:#x}");
         }
+    }
+
+    #[test]
+    fn more_tables_than_the_address_space_holds_are_refused() {
+        check_reservation(1).unwrap();
+        assert_eq!(check_reservation(4096), Err(rustix::io::Errno::NOMEM));
     }
 
     #[test]

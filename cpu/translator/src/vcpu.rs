@@ -45,12 +45,16 @@ struct Counters {
     exits: [u64; 8],
     fills: u64,
     interpreted: u64,
+    /// Look-ups of a block by address, and those that the table of recent targets knew.
+    lookups: u64,
+    recent: u64,
 }
 
 /// One vCPU.
 pub struct TranslatorVcpu {
     interp: InterpreterVcpu,
     attention: Arc<engine::Attention>,
+    _kick: engine::KickGuard,
     state: Arc<StateMemory>,
     /// Announces translated code that runs to those who mark pages.
     writer: Arc<DirectWriter>,
@@ -142,7 +146,7 @@ impl TranslatorVcpu {
         interp.cpu().flush_log = Some(Vec::new());
         let state = Arc::new(memory);
         let kicked = state.clone();
-        attention.set_kick(Some(Box::new(move || kicked.want_attention())));
+        let kick = attention.on_raise(Box::new(move || kicked.want_attention()));
         let woken = state.clone();
         let marks_of = interp.cpu().memory.clone();
         let writer = marks_of.marks().add_writer(move || woken.want_attention());
@@ -150,6 +154,7 @@ impl TranslatorVcpu {
         Ok(TranslatorVcpu {
             interp,
             attention,
+            _kick: kick,
             state,
             writer,
             blocks,
@@ -165,6 +170,11 @@ impl TranslatorVcpu {
             fpu_in_host: false,
             counters: Counters::default(),
         })
+    }
+
+    /// Tell `recorder` of every block translated from now on.
+    pub(crate) fn record_to(&mut self, recorder: Arc<crate::recorder::Recorder>) {
+        self.blocks.ledger.recorder = Some(recorder);
     }
 
     fn state(&mut self) -> &mut State {
@@ -427,7 +437,9 @@ impl TranslatorVcpu {
         let space = if va >> 63 == 0 { self.space() } else { u32::from(mode.user) };
         let slot = (va ^ va >> 12) as usize & (RECENT - 1);
         let r = self.recent[slot];
+        self.counters.lookups += 1;
         if r.va == va && r.space == space && r.mode == mode {
+            self.counters.recent += 1;
             // A place remembered as the interpreter's may have got other code since:
             // then it is interpreted, which is never wrong.
             if r.id == Recent::FOREIGN {
@@ -787,7 +799,7 @@ impl Vcpu for TranslatorVcpu {
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
         let e = &self.counters.exits;
-        vec![
+        let mut list = vec![
             ("blocks_translated", self.blocks.translated),
             ("code_bytes", self.blocks.code_bytes() as u64),
             ("code_flushes", self.blocks.flushes),
@@ -800,6 +812,11 @@ impl Vcpu for TranslatorVcpu {
             ("exits_interpret", e[Exit::Interpret as usize]),
             ("exits_attention", e[Exit::Attention as usize]),
             ("exits_fault", e[Exit::Fault as usize]),
-        ]
+            ("exits_stale", e[Exit::Stale as usize]),
+            ("block_lookups", self.counters.lookups),
+            ("block_lookups_recent", self.counters.recent),
+        ];
+        list.extend(self.blocks.ledger.counters());
+        list
     }
 }

@@ -87,6 +87,13 @@ impl GuestMemory {
         self.0.mapping.len()
     }
 
+    /// Bytes of the backing that the host holds in memory: pages touched so far.
+    pub fn resident(&self) -> u64 {
+        /// Unit of `st_blocks` (stat(2)).
+        const BLOCK: u64 = 512;
+        rustix::fs::fstat(self.0.mapping.file()).map_or(0, |s| s.st_blocks.unsigned_abs() * BLOCK)
+    }
+
     /// The host address and file of the backing, for engines that map it into
     /// hardware's second-level tables. Never dereference it.
     pub fn host_mapping(&self) -> (usize, std::os::fd::BorrowedFd<'_>) {

@@ -36,6 +36,8 @@ pub enum MachineEvent {
     },
     /// The owner's own: someone outside asked the machine to end.
     Stop,
+    /// The owner's own: someone outside has a request that waits elsewhere.
+    Attend,
 }
 
 impl MachineEvent {

@@ -99,6 +99,12 @@ impl TimerQueue {
         due
     }
 
+    /// The clock goes on after it stood still: deadlines come nearer again.
+    pub fn clock_started(&self) {
+        let _guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        self.changed.notify_all();
+    }
+
     /// Make [`TimerQueue::serve`] return.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::SeqCst);
@@ -129,7 +135,8 @@ impl TimerQueue {
         if self.stop.load(Ordering::SeqCst) {
             return;
         }
-        if earliest == NEVER {
+        // While the clock stands still no deadline comes nearer; `clock_started` ends the wait.
+        if earliest == NEVER || self.clock.is_stopped() {
             drop(self.changed.wait(guard).unwrap_or_else(PoisonError::into_inner));
             return;
         }
@@ -180,6 +187,30 @@ mod tests {
         let fired = owner.fired.lock().unwrap();
         assert_eq!(fired.iter().map(|f| f.0).collect::<Vec<_>>(), [2, 1]);
         assert!(fired[0].1 >= now + 5_000_000 && fired[1].1 >= now + 20_000_000);
+    }
+
+    #[test]
+    fn a_deadline_waits_while_the_clock_stands_still() {
+        let owner =
+            Arc::new(Owner { queue: TimerQueue::new(Clock::host(1_000_000), 1), fired: Mutex::default() });
+        let clock = owner.queue.clock.clone();
+        let thread = serve(&owner);
+        let at = clock.now() + 20_000_000;
+        owner.queue.set(0, Some(at));
+        std::thread::sleep(Duration::from_millis(5));
+        clock.stop();
+        std::thread::sleep(Duration::from_millis(60));
+        assert!(owner.fired.lock().unwrap().is_empty());
+        clock.start();
+        owner.queue.clock_started();
+        let start = Instant::now();
+        while owner.fired.lock().unwrap().is_empty() && start.elapsed() < Duration::from_secs(10) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        owner.queue.stop();
+        thread.join().unwrap();
+        let fired = owner.fired.lock().unwrap();
+        assert!(matches!(fired[..], [(0, now)] if now >= at), "{fired:?}");
     }
 
     #[test]

@@ -10,12 +10,15 @@ use device_model::Clock;
 use engine::{Engine, EngineError};
 use interpreter::Interpreter;
 use kvm::{HostTsc, KvmEngine, Options};
-use translator::Translator;
+use translator::{RecordedTranslator, Recorder, Translator};
+
+use crate::vm::{Policy, Vm, VmError};
 
 /// An engine, or the choice left to us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum EngineChoice {
-    /// KVM if a probe really runs a guest on it at speed, else the interpreter.
+    /// KVM if a probe really runs a guest on it at speed, else the translator
+    /// where the host can run its code, else the interpreter.
     #[default]
     Auto,
     /// Hardware assist through /dev/kvm.
@@ -55,51 +58,67 @@ impl fmt::Display for EngineChoice {
     }
 }
 
+/// An engine of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Kvm,
+    Jit,
+    Interp,
+}
+
 /// A choice, made before the board exists: the engine has a say in the TSC's frequency.
 #[derive(Clone)]
 pub struct EnginePlan {
+    kind: Kind,
     kvm: Option<Options>,
-    jit: bool,
-    /// Fall back to the interpreter if KVM refuses the machine.
+    /// Take the next best engine if this one refuses the machine.
     fallback: bool,
-    /// The clock the engine needs the machine to have: guests under hardware
-    /// assist may see the host's TSC.
+    /// The clock the machine should have so that every engine of this host can
+    /// execute it: guests under hardware assist may see the host's TSC.
     pub clock: Option<Clock>,
     /// Why this engine, in one line.
     pub reason: String,
+    /// What was tried before and refused, in one line.
+    pub note: Option<String>,
     /// How long choosing took.
     pub took: Duration,
+    /// Told of every block the translator translates.
+    pub recorder: Option<Arc<Recorder>>,
 }
 
 /// Choose an engine for a machine whose time is virtual or not.
 pub fn plan(choice: EngineChoice, virtual_time: bool) -> EnginePlan {
     let start = Instant::now();
     let mut plan = EnginePlan {
+        kind: Kind::Interp,
         kvm: None,
-        jit: false,
-        fallback: false,
+        fallback: choice == EngineChoice::Auto,
         clock: None,
-        reason: String::new(),
+        reason: "asked for".to_string(),
+        note: None,
         took: Duration::ZERO,
+        recorder: None,
     };
     match choice {
-        EngineChoice::Interp => plan.reason = "asked for".to_string(),
-        EngineChoice::Jit => {
-            plan.jit = true;
-            plan.reason = "asked for".to_string();
-        }
+        EngineChoice::Interp => {}
+        EngineChoice::Jit => plan.kind = Kind::Jit,
         EngineChoice::Auto if virtual_time => {
             plan.reason = "virtual time needs an engine that counts instructions".to_string();
         }
         EngineChoice::Auto | EngineChoice::Kvm => {
-            let probe = kvm::probe();
+            let probe = ::kvm::probe();
             if probe.usable || choice == EngineChoice::Kvm {
+                plan.kind = Kind::Kvm;
                 plan.kvm = Some(Options::for_host(&probe, interpreter()));
-                plan.clock = probe.tsc.map(HostTsc::clock);
+            } else {
+                plan.kind = Kind::Jit;
             }
-            plan.fallback = choice == EngineChoice::Auto;
+            plan.clock = probe.tsc.map(HostTsc::clock);
             plan.reason = probe.reason;
         }
+    }
+    if !virtual_time && plan.clock.is_none() {
+        plan.clock = ::kvm::host_tsc().map(HostTsc::clock);
     }
     plan.took = start.elapsed();
     plan
@@ -108,10 +127,10 @@ pub fn plan(choice: EngineChoice, virtual_time: bool) -> EnginePlan {
 impl EnginePlan {
     /// The planned engine's name.
     pub fn name(&self) -> &'static str {
-        match &self.kvm {
-            Some(_) => kvm::NAME,
-            None if self.jit => "jit",
-            None => "interp",
+        match self.kind {
+            Kind::Kvm => ::kvm::NAME,
+            Kind::Jit => "jit",
+            Kind::Interp => "interp",
         }
     }
 
@@ -120,23 +139,72 @@ impl EnginePlan {
     /// # Errors
     /// When the engine asked for cannot serve this board.
     pub fn make(&mut self, board: &Board) -> Result<Arc<dyn Engine>, EngineError> {
-        let Some(options) = self.kvm.clone() else {
-            return if self.jit { translator() } else { Ok(interpreter()) };
-        };
-        match kvm(board, options) {
-            Err(e) if self.fallback => {
-                self.kvm = None;
-                self.reason = e.to_string();
-                Ok(interpreter())
+        loop {
+            match self.attempt(board) {
+                Err(e) if self.step_down(&e) => {}
+                result => return result,
             }
-            result => result,
         }
+    }
+
+    fn attempt(&self, board: &Board) -> Result<Arc<dyn Engine>, EngineError> {
+        match (self.kind, &self.kvm) {
+            (Kind::Kvm, Some(options)) => kvm(board, options.clone()),
+            (Kind::Jit, _) => {
+                check_translator(board.cpus())?;
+                Ok(match &self.recorder {
+                    Some(recorder) => Arc::new(RecordedTranslator(recorder.clone())),
+                    None => Arc::new(Translator),
+                })
+            }
+            _ => Ok(interpreter()),
+        }
+    }
+
+    /// Make the machine on the planned engine. Where the choice was left to us,
+    /// an engine that refuses the machine's vCPUs gives way to the next best.
+    ///
+    /// # Errors
+    /// When the engine asked for, or every engine, refuses the machine.
+    pub fn launch(&mut self, board: &Arc<Board>, policy: Policy) -> Result<Vm, VmError> {
+        loop {
+            let engine = self.make(board)?;
+            match Vm::new(board.clone(), engine, policy) {
+                Err(VmError::Engine(e)) if self.step_down(&e) => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// Plan the next best engine because of `error`; false if there is none, or
+    /// this engine was asked for.
+    fn step_down(&mut self, error: &EngineError) -> bool {
+        let next = match self.kind {
+            Kind::Kvm => Kind::Jit,
+            Kind::Jit => Kind::Interp,
+            Kind::Interp => return false,
+        };
+        if self.fallback {
+            let from = self.name();
+            self.kind = next;
+            self.note = Some(format!("engine {} instead of {from}: {error}", self.name()));
+        }
+        self.fallback
     }
 }
 
 /// The interpreter.
 pub fn interpreter() -> Arc<dyn Engine> {
     Arc::new(Interpreter)
+}
+
+/// Whether the translator can execute a machine of `vcpus` vCPUs on this host.
+///
+/// # Errors
+/// What is missing: processor features, or address space.
+pub fn check_translator(vcpus: usize) -> Result<(), EngineError> {
+    Translator::check_host()?;
+    Translator::check_reservation(vcpus)
 }
 
 /// The translator.
@@ -174,5 +242,26 @@ mod tests {
         let plan = plan(EngineChoice::Auto, true);
         assert_eq!(plan.name(), "interp");
         assert!(plan.clock.is_none());
+    }
+
+    #[test]
+    fn a_choice_left_to_us_steps_down_to_the_interpreter_and_says_why() {
+        let refused = EngineError::BadState { engine: "kvm", reason: "no room".into() };
+        let mut plan = plan(EngineChoice::Auto, true);
+        plan.kind = Kind::Kvm;
+        for name in ["jit", "interp"] {
+            assert!(plan.step_down(&refused));
+            assert_eq!(plan.name(), name);
+            assert!(plan.note.as_ref().is_some_and(|n| n.contains(name) && n.contains("no room")));
+        }
+        assert!(!plan.step_down(&refused));
+    }
+
+    #[test]
+    fn an_engine_that_was_asked_for_is_not_replaced() {
+        let refused = EngineError::BadState { engine: "jit", reason: "no room".into() };
+        let mut plan = plan(EngineChoice::Jit, true);
+        assert!(!plan.step_down(&refused));
+        assert_eq!((plan.name(), plan.note), ("jit", None));
     }
 }

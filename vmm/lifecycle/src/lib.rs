@@ -9,13 +9,20 @@
 mod engines;
 mod exit;
 mod gate;
+mod model;
 mod stage;
+mod stats;
 mod vcpu_thread;
 mod virtual_time;
 mod vm;
 
 pub use ::kvm::{Options as KvmOptions, ProbeResult, probe as probe_kvm};
-pub use engines::{EngineChoice, EnginePlan, UnknownEngine, interpreter, kvm, plan, translator};
+pub use ::translator::{Recorder, Symbols};
+pub use engines::{
+    EngineChoice, EnginePlan, UnknownEngine, check_translator, interpreter, kvm, plan, translator,
+};
 pub use exit::Outcome;
+pub use model::{DefaultModel, default_model};
 pub use stage::{Action, IllegalAction, Stage};
+pub use stats::{VcpuStats, VcpuTimes, VmStats};
 pub use vm::{MachineState, Policy, Vm, VmError};

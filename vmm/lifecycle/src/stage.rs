@@ -9,7 +9,8 @@
 //!    └──────────────▶ Stopped ◀──────────────┘
 //! ```
 //! Reset keeps a running machine running and a paused one paused. An engine
-//! switch pauses, switches and resumes; it is legal where its parts are.
+//! switch pauses, switches and resumes; it is legal where its parts are. Looking
+//! at a machine is legal until it has stopped.
 
 use std::fmt;
 
@@ -39,6 +40,8 @@ pub enum Action {
     Reset,
     /// Continue on another engine.
     SwitchEngine,
+    /// Read state or counters.
+    Observe,
     /// End.
     Stop,
 }
@@ -79,6 +82,7 @@ impl Stage {
             (S::Created, A::Start) | (S::Paused, A::Resume) => Ok(S::Running),
             (S::Running, A::Pause) => Ok(S::Paused),
             (S::Running | S::Paused, A::Reset | A::SwitchEngine) => Ok(self),
+            (S::Created | S::Running | S::Paused, A::Observe) => Ok(self),
             (S::Created | S::Running | S::Paused, A::Stop) => Ok(S::Stopped),
             _ => Err(IllegalAction { stage: self, action }),
         }
@@ -104,6 +108,7 @@ impl fmt::Display for Action {
             Action::Resume => "resume",
             Action::Reset => "reset",
             Action::SwitchEngine => "switch the engine of",
+            Action::Observe => "look at",
             Action::Stop => "stop",
         })
     }
@@ -119,6 +124,9 @@ mod tests {
         let legal = [
             (Stage::Created, Start, Stage::Running),
             (Stage::Created, Stop, Stage::Stopped),
+            (Stage::Created, Observe, Stage::Created),
+            (Stage::Running, Observe, Stage::Running),
+            (Stage::Paused, Observe, Stage::Paused),
             (Stage::Running, Pause, Stage::Paused),
             (Stage::Running, Reset, Stage::Running),
             (Stage::Running, SwitchEngine, Stage::Running),
@@ -129,7 +137,7 @@ mod tests {
             (Stage::Paused, Stop, Stage::Stopped),
         ];
         for stage in Stage::ALL {
-            for action in [Start, Pause, Resume, Reset, SwitchEngine, Stop] {
+            for action in [Start, Pause, Resume, Reset, SwitchEngine, Observe, Stop] {
                 let expect = legal.iter().find(|l| (l.0, l.1) == (stage, action)).map(|l| l.2);
                 assert_eq!(stage.after(action).ok(), expect, "{stage} {action}");
             }

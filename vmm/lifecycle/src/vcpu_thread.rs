@@ -1,6 +1,8 @@
 //! What one vCPU's host thread does between two visits at the gate.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use board::{Board, EventPoster, MachineEvent};
 use engine::attention_bits::{INIT, INTERRUPT, NMI, STARTUP, STOP};
@@ -12,12 +14,34 @@ use crate::gate::Gate;
 /// One vCPU's place; its thread holds the lock while it executes.
 pub(crate) type Slot = Mutex<Box<dyn Vcpu>>;
 
+/// How a vCPU's thread spends its time. Written at every halt, read only when asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Times {
+    /// Nanoseconds asleep because the guest had halted.
+    pub(crate) halted: AtomicU64,
+    /// Nanoseconds executing the guest.
+    pub(crate) executing: AtomicU64,
+    /// Halts that the thread slept through.
+    pub(crate) halts: AtomicU64,
+}
+
+impl Times {
+    /// Add the time since `since` to a sum; answers the time now.
+    fn add(sum: &AtomicU64, since: Instant) -> Instant {
+        let now = Instant::now();
+        sum.fetch_add(now.duration_since(since).as_nanos() as u64, Ordering::Relaxed);
+        now
+    }
+}
+
 /// Everything vCPU threads share.
 pub(crate) struct Shared {
     pub(crate) board: Arc<Board>,
     pub(crate) events: EventPoster,
     pub(crate) gate: Gate,
     pub(crate) slots: Vec<Slot>,
+    /// One a vCPU; stays zero in virtual time.
+    pub(crate) times: Vec<Times>,
 }
 
 /// The body of a vCPU thread in host time.
@@ -34,8 +58,12 @@ pub(crate) fn main(shared: &Shared, index: usize) {
 
 fn run_until_stopped(shared: &Shared, index: usize, vcpu: &mut dyn Vcpu) {
     let attention = shared.board.attention(index);
+    let times = &shared.times[index];
+    let mut since = Instant::now();
     loop {
-        match vcpu.run(u64::MAX) {
+        let halt = vcpu.run(u64::MAX);
+        since = Times::add(&times.executing, since);
+        match halt {
             Halt::Limit => {}
             Halt::Idle => {
                 let mask = match wake_mask(vcpu, attention.bits()) {
@@ -43,6 +71,8 @@ fn run_until_stopped(shared: &Shared, index: usize, vcpu: &mut dyn Vcpu) {
                     Err(error) => return fail(shared, index, error),
                 };
                 attention.wait(mask, None);
+                times.halts.fetch_add(1, Ordering::Relaxed);
+                since = Times::add(&times.halted, since);
             }
             Halt::Attention => match take_attention(&shared.board, index, vcpu) {
                 Ok(true) => return,

@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use board::{Board, MachineEvent, NEVER};
 use engine::attention_bits::{INIT, INTERRUPT, NMI, STARTUP, STOP};
-use engine::{Halt, Vcpu};
+use engine::{Attention, Halt, Vcpu};
 
 use crate::vcpu_thread::{Shared, stand_still, take_attention, wake_mask};
 
@@ -49,10 +49,11 @@ enum Turn {
 pub(crate) fn main(shared: &Shared) {
     let board = &shared.board;
     let (sleep, running) = (Arc::new(Sleep::default()), Arc::new(AtomicUsize::new(0)));
-    for attention in board.attentions() {
+    let kick = |attention: &Arc<Attention>| {
         let sleep = sleep.clone();
-        attention.set_kick(Some(Box::new(move || sleep.signal())));
-    }
+        attention.on_raise(Box::new(move || sleep.signal()))
+    };
+    let _kicks: Vec<_> = board.attentions().iter().map(kick).collect();
     let (current, attentions) = (running.clone(), board.attentions().to_vec());
     board.timers().on_sooner(Some(Box::new(move || {
         if let Some(a) = attentions.get(current.load(Ordering::SeqCst)) {
@@ -69,9 +70,6 @@ pub(crate) fn main(shared: &Shared) {
         Driver { shared, sleep: &sleep, running: &running }.run(&mut vcpus);
     }
     board.timers().on_sooner(None);
-    for attention in board.attentions() {
-        attention.set_kick(None);
-    }
 }
 
 struct Driver<'a> {

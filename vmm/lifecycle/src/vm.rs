@@ -12,7 +12,8 @@ use x86_state::{ApicState, CpuState};
 use crate::exit::Outcome;
 use crate::gate::{Gate, Order};
 use crate::stage::{Action, IllegalAction, Stage};
-use crate::vcpu_thread::{self, Shared};
+use crate::stats::{VcpuStats, VmStats};
+use crate::vcpu_thread::{self, Shared, Times};
 use crate::virtual_time;
 
 /// Why an operation on a machine failed.
@@ -80,6 +81,7 @@ impl Vm {
             events: board.events().clone(),
             board,
             gate: Gate::new(),
+            times: vcpus.iter().map(|_| Times::default()).collect(),
             slots: vcpus.into_iter().map(Mutex::new).collect(),
         });
         Ok(Vm {
@@ -107,6 +109,11 @@ impl Vm {
     /// The board.
     pub fn board(&self) -> &Arc<Board> {
         &self.shared.board
+    }
+
+    /// What happens when the guest resets.
+    pub fn policy(&self) -> Policy {
+        self.policy
     }
 
     /// How often the guest has reset.
@@ -147,14 +154,16 @@ impl Vm {
         Ok(())
     }
 
-    /// Park the vCPUs at an instruction boundary.
+    /// Park the vCPUs at an instruction boundary. The guest's time stands still
+    /// until [`Vm::resume`], unless the engine shows guests a counter of the
+    /// host's ([`Engine::time_can_stop`]).
     ///
     /// # Errors
     /// When the machine does not run.
     pub fn pause(&mut self) -> Result<(), VmError> {
         let next = self.stage.after(Action::Pause)?;
-        self.park(Order::Park);
-        self.shared.gate.wait_parked(self.threads.len());
+        self.bring_to_gate();
+        self.stop_clock();
         self.stage = next;
         Ok(())
     }
@@ -162,12 +171,39 @@ impl Vm {
     /// Let parked vCPUs go on.
     ///
     /// # Errors
-    /// When the machine is not paused.
+    /// When the machine is not paused, or the engine cannot bring the guest's
+    /// time back to where it stood; the machine stays paused then.
     pub fn resume(&mut self) -> Result<(), VmError> {
         let next = self.stage.after(Action::Resume)?;
+        self.start_clock()?;
         self.shared.gate.order(Order::Run);
         self.stage = next;
         Ok(())
+    }
+
+    fn stop_clock(&self) {
+        if self.engine.time_can_stop() {
+            self.shared.board.clock().stop();
+        }
+    }
+
+    fn start_clock(&self) -> Result<(), VmError> {
+        let board = &self.shared.board;
+        let stood = board.clock().start();
+        if stood > 0 {
+            let ticks = u128::from(stood) * u128::from(board.clock().tsc_khz()) / 1_000_000;
+            for slot in &self.shared.slots {
+                let mut vcpu = slot.lock().unwrap_or_else(PoisonError::into_inner);
+                vcpu.clock_stood_still(ticks as u64)?;
+            }
+            board.timers().clock_started();
+        }
+        Ok(())
+    }
+
+    fn bring_to_gate(&self) {
+        self.park(Order::Park);
+        self.shared.gate.wait_parked(self.threads.len());
     }
 
     /// Give an order and bring every vCPU to the gate.
@@ -178,7 +214,8 @@ impl Vm {
         }
     }
 
-    /// Run `f` with the vCPUs parked, in the stage `action` leads to.
+    /// Run `f` with the vCPUs parked and the clock going, in a stage that allows
+    /// `action`. A running machine whose `f` failed is left paused.
     fn while_parked<T>(
         &mut self,
         action: Action,
@@ -186,11 +223,20 @@ impl Vm {
     ) -> Result<T, VmError> {
         let stage = self.stage.after(action)?;
         if stage == Stage::Running {
-            self.pause()?;
+            self.bring_to_gate();
+            self.stage = Stage::Paused;
+            let value = f(self)?;
+            self.resume()?;
+            return Ok(value);
+        }
+        let stood = self.shared.board.clock().is_stopped();
+        if stood {
+            // Engines relate hardware's counters to a clock that runs.
+            self.start_clock()?;
         }
         let result = f(self);
-        if stage == Stage::Running && result.is_ok() {
-            self.resume()?;
+        if stood {
+            self.stop_clock();
         }
         result
     }
@@ -203,7 +249,11 @@ impl Vm {
     pub fn reset(&mut self) -> Result<(), VmError> {
         self.while_parked(Action::Reset, |vm| {
             let shared = &vm.shared;
-            while shared.board.event_queue().poll().is_some() {}
+            // What the guest posted before its reset is past; what others want of the owner is not.
+            let wishes: Vec<_> = std::iter::from_fn(|| shared.board.event_queue().poll())
+                .filter(|e| matches!(e, MachineEvent::Stop | MachineEvent::Attend))
+                .collect();
+            wishes.into_iter().for_each(|e| shared.events.post(e));
             for attention in shared.board.attentions() {
                 attention.clear(u32::MAX);
             }
@@ -222,7 +272,7 @@ impl Vm {
     /// # Errors
     /// When the stage does not allow it or the engine cannot export.
     pub fn state(&mut self) -> Result<MachineState, VmError> {
-        self.while_parked(Action::SwitchEngine, |vm| vm.export())
+        self.while_parked(Action::Observe, |vm| vm.export())
     }
 
     fn export(&self) -> Result<MachineState, VmError> {
@@ -274,13 +324,20 @@ impl Vm {
     /// # Errors
     /// When a reset fails.
     pub fn wait(&mut self, deadline: Option<Instant>) -> Result<Outcome, VmError> {
-        let outcome = self.watch(deadline)?.unwrap_or(Outcome::Timeout);
+        let outcome = loop {
+            match self.watch(deadline)? {
+                Some(outcome) => break outcome,
+                None if deadline.is_some_and(|d| Instant::now() >= d) => break Outcome::Timeout,
+                None => {}
+            }
+        };
         self.stop();
         Ok(outcome)
     }
 
-    /// Watch the machine until it wants to end or the deadline has come (`None`),
-    /// serving resets by the policy. It is not stopped.
+    /// Watch the machine until it wants to end, or until the deadline has come or
+    /// someone posted [`MachineEvent::Attend`] (`None`), serving resets by the
+    /// policy. It is not stopped.
     ///
     /// # Errors
     /// When a reset fails.
@@ -294,6 +351,7 @@ impl Vm {
                 MachineEvent::DebugExit(status) => Outcome::DebugExit(status),
                 MachineEvent::Stop => Outcome::Stopped,
                 MachineEvent::Failed { vcpu, error } => Outcome::Error { vcpu, error },
+                MachineEvent::Attend => return Ok(None),
                 MachineEvent::PanicNoticed => {
                     self.panicked = true;
                     continue;
@@ -323,6 +381,27 @@ impl Vm {
             let _ = timer.join();
         }
         self.stage = next;
+    }
+
+    /// What the vCPUs have done so far. A running machine is parked for the
+    /// moment of reading.
+    ///
+    /// # Errors
+    /// When the machine has stopped.
+    pub fn stats(&mut self) -> Result<VmStats, VmError> {
+        self.while_parked(Action::Observe, |vm| {
+            let clock = vm.shared.board.clock();
+            let vcpu = |(slot, times): (&Mutex<Box<dyn Vcpu>>, &Times)| {
+                let vcpu = slot.lock().unwrap_or_else(PoisonError::into_inner);
+                VcpuStats::read(vcpu.as_ref(), (!clock.is_virtual()).then_some(times))
+            };
+            Ok(VmStats {
+                vcpus: vm.shared.slots.iter().zip(&vm.shared.times).map(vcpu).collect(),
+                devices: vm.shared.board.counters().to_vec(),
+                guest_time: Duration::from_nanos(clock.now()),
+                resets: vm.resets,
+            })
+        })
     }
 
     /// Instructions retired by all vCPUs, if the engine counts them; the vCPUs

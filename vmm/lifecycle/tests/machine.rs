@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use board::{Board, BoardIo, MachineSpec, SerialSpec, TimeSource};
+use board::{Board, BoardIo, MachineEvent, MachineSpec, SerialSpec, TimeSource};
 use engine::{Engine, EngineError, Halt, LocalInterrupts, Vcpu, VcpuConfig};
 use iced_x86::code_asm::*;
 use lifecycle::{Outcome, Policy, Stage, Vm, interpreter};
@@ -147,6 +147,109 @@ fn a_paused_machine_stands_still_and_goes_on() {
         vm.stop();
         assert!(vm.resume().is_err());
     }
+}
+
+/// Where the last time stamp and the largest step between two are.
+const LAST: u64 = 0x1100;
+const LARGEST: u64 = 0x1104;
+
+fn watch_time_stamps(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let (mut again, mut small) = (a.create_label(), a.create_label());
+    a.rdtsc()?;
+    a.mov(dword_ptr(LAST), eax)?;
+    a.set_label(&mut again)?;
+    a.rdtsc()?;
+    a.mov(ebx, eax)?;
+    a.sub(eax, dword_ptr(LAST))?;
+    a.mov(dword_ptr(LAST), ebx)?;
+    a.cmp(eax, dword_ptr(LARGEST))?;
+    a.jbe(small)?;
+    a.mov(dword_ptr(LARGEST), eax)?;
+    a.set_label(&mut small)?;
+    a.inc(dword_ptr(COUNTER))?;
+    a.jmp(again)
+}
+
+#[test]
+fn the_guests_time_stands_still_while_it_is_paused() {
+    const PAUSE: Duration = Duration::from_millis(1000);
+    let firmware = Firmware::new(watch_time_stamps);
+    // 2^32 ticks are 4 s: the guest looks at the low half.
+    let mut vm = firmware.machine(false, |s| s.tsc_khz = Some(1_000_000));
+    let board = vm.board().clone();
+    vm.start().unwrap();
+    wait_for_count(&board);
+    vm.pause().unwrap();
+    let (at, before) = (board.clock().now(), counter(&board));
+    std::thread::sleep(PAUSE);
+    // Looking and moving leave the time where it stands, but for what they take themselves.
+    vm.stats().unwrap();
+    vm.switch_engine(interpreter()).unwrap();
+    assert_eq!((vm.stage(), board.clock().is_stopped()), (Stage::Paused, true));
+    let passed = Duration::from_nanos(board.clock().now() - at);
+    assert!(passed < PAUSE / 2, "{passed:?} passed in a pause");
+    assert_eq!(counter(&board), before);
+    vm.resume().unwrap();
+    wait_for_count(&board);
+    vm.stop();
+    let mut ticks = [0; 4];
+    board.memory().load(LARGEST, &mut ticks).unwrap();
+    let step = Duration::from_micros(u64::from(u32::from_le_bytes(ticks)) / 1000);
+    // A busy host makes steps of its own; a pause would be one of its length.
+    assert!(step < PAUSE / 2, "the guest saw its time jump by {step:?}");
+}
+
+#[test]
+fn counters_can_be_read_while_the_guest_runs() {
+    let firmware = Firmware::new(count_for_ever);
+    let mut vm = firmware.machine(false, |_| {});
+    let board = vm.board().clone();
+    assert_eq!(vm.stats().unwrap().vcpus[0].retired, Some(0));
+    vm.start().unwrap();
+    let mut last = 0;
+    for _ in 0..5 {
+        wait_for_count(&board);
+        let stats = vm.stats().unwrap();
+        assert_eq!(vm.stage(), Stage::Running);
+        let vcpu = &stats.vcpus[0];
+        let retired = vcpu.retired.unwrap();
+        assert!(retired > last, "{retired} after {last}");
+        last = retired;
+        let times = vcpu.times.unwrap();
+        assert!(times.executing > Duration::ZERO && times.halts == 0, "{times:?}");
+    }
+    vm.stop();
+    assert!(vm.stats().is_err());
+}
+
+#[test]
+fn a_halted_processor_is_seen_to_be_halted() {
+    let firmware = Firmware::new(|a| {
+        a.cli()?;
+        a.hlt()
+    });
+    let mut vm = firmware.machine(false, |_| {});
+    vm.start().unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    let times = vm.stats().unwrap().vcpus[0].times.unwrap();
+    assert!(times.halts >= 1 && times.halted_share() > 0.5, "{times:?}");
+}
+
+#[test]
+fn what_others_want_of_the_owner_survives_a_reset() {
+    let firmware = Firmware::new(count_for_ever);
+    let mut vm = firmware.machine(true, |_| {});
+    vm.start().unwrap();
+    let soon = || Some(Instant::now() + PATIENCE);
+    vm.board().events().post(MachineEvent::Attend);
+    assert!(vm.watch(soon()).unwrap().is_none());
+    for event in [MachineEvent::Reset, MachineEvent::Attend, MachineEvent::Stop] {
+        vm.board().events().post(event);
+    }
+    let start = Instant::now();
+    assert!(vm.watch(soon()).unwrap().is_none());
+    assert!(start.elapsed() < PATIENCE && vm.resets() == 1);
+    assert!(matches!(vm.watch(soon()).unwrap(), Some(Outcome::Stopped)));
 }
 
 #[test]
