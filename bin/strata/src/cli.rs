@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use lifecycle::{EngineChoice, Outcome};
+use vm_api::MachineName;
 
 use crate::quantity;
 
@@ -26,6 +27,34 @@ pub enum Command {
     /// Debian's packages, fetched once and cached.
     #[command(args_override_self = true, after_help = Outcome::STATUS_HELP, after_long_help = run_long_help())]
     Run(Box<RunArgs>),
+    /// List the machines that run
+    #[command(after_help = PS_HELP)]
+    Ps(PsArgs),
+    /// Show what a machine has done so far: engine counters, halts, memory, device accesses
+    ///
+    /// Without MACHINE all machines are shown. Reading the counters parks the vCPUs for a moment.
+    #[command(after_help = STATS_HELP)]
+    Stats(StatsArgs),
+    /// Let a running machine continue on another engine
+    ///
+    /// Returns when the guest executes there. Where the engine refuses, the machine goes on where it was.
+    #[command(after_help = ENGINE_HELP)]
+    Engine(EngineArgs),
+    /// Park the vCPUs of machines; their time stands still
+    #[command(after_help = CONTROL_HELP)]
+    Pause(MachinesArgs),
+    /// Let paused machines go on
+    #[command(after_help = CONTROL_HELP)]
+    Resume(MachinesArgs),
+    /// Press the power button of machines and wait for them to end; then force
+    #[command(after_help = STOP_HELP)]
+    Stop(StopArgs),
+    /// End machines now, whatever their guests are doing
+    #[command(after_help = CONTROL_HELP)]
+    Kill(MachinesArgs),
+    /// Print a machine's whole configuration as JSON
+    #[command(after_help = CONTROL_HELP)]
+    Inspect(InspectArgs),
     /// Say what this host offers, what is missing, and how to get it
     Doctor(DoctorArgs),
     /// Run a small guest of our own on every engine this host offers
@@ -45,6 +74,28 @@ pub enum Command {
     /// Print the version
     Version,
 }
+
+/// Exit statuses of the commands that speak to a running machine.
+macro_rules! control_status {
+    () => {
+        "Exit status:\n  0  done\n  1  the machine or the host refused\n  2  wrong command line, or no such machine"
+    };
+}
+const CONTROL_HELP: &str = control_status!();
+const PS_HELP: &str = concat!(
+    "Examples:\n  strata ps\n  strata ps --format json\n  strata kill $(strata ps -q)\n\n",
+    control_status!()
+);
+const STATS_HELP: &str = concat!(
+    "Examples:\n  strata stats web\n  strata stats --format json | jq '.[].vcpus[0].counters'\n\n",
+    control_status!()
+);
+const ENGINE_HELP: &str =
+    concat!("Examples:\n  strata engine web jit\n  strata engine 3f kvm\n\n", control_status!());
+const STOP_HELP: &str = concat!(
+    "Examples:\n  strata stop web\n  strata stop --timeout 2m web db\n  strata stop --timeout 0 web\n\n",
+    control_status!()
+);
 
 fn run_long_help() -> String {
     format!("{}\n\nKeys, when standard input is a terminal:\n{}", Outcome::STATUS_HELP, crate::console::KEYS)
@@ -102,9 +153,10 @@ pub struct MachineArgs {
     /// Number of vCPUs
     #[arg(short, long, value_name = "N", default_value_t = 1)]
     pub cpus: u32,
-    /// Processor model and switched features, e.g. x86-64-v3,-avx2
-    #[arg(long, value_name = "MODEL[,±FEATURE…]", default_value = "x86-64-v2")]
-    pub cpu: String,
+    /// Processor model and switched features, e.g. x86-64-v3,-avx2 [default: x86-64-v3 where the
+    /// host's processor has all of it, else x86-64-v2]
+    #[arg(long, value_name = "MODEL[,±FEATURE…]")]
+    pub cpu: Option<String>,
     /// Board
     #[arg(long, value_enum, default_value_t = Machine::Micro)]
     pub machine: Machine,
@@ -114,7 +166,10 @@ pub struct MachineArgs {
 pub struct RunArgs {
     #[command(flatten)]
     pub machine: MachineArgs,
-    /// Engine: auto, kvm or interp
+    /// Name for `strata ps` and the commands that take a machine
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<MachineName>,
+    /// Engine: auto, kvm, jit or interp
     #[arg(short, long, default_value_t = EngineChoice::Auto)]
     pub engine: EngineChoice,
     /// End the run after this long with status 124; units ms, s, m, h, a bare number is seconds
@@ -141,12 +196,78 @@ pub struct RunArgs {
     /// Print how long each phase took, and counters, when the run ends
     #[arg(long)]
     pub timings: bool,
+    /// Write /tmp/perf-PID.map, so that perf names translated guest code
+    #[arg(long)]
+    pub perf_map: bool,
+    /// Write jit-PID.dump in the working directory, for `perf record -k mono` and `perf inject --jit`
+    #[arg(long, conflicts_with = "perf_map")]
+    pub jitdump: bool,
+    /// The guest kernel's System.map, for names in --perf-map and --jitdump
+    #[arg(long, value_name = "FILE")]
+    pub guest_symbols: Option<PathBuf>,
     /// How the result is printed
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
     /// Command for the built-in guest to run instead of a shell
     #[arg(last = true, value_name = "CMD", conflicts_with_all = ["kernel", "firmware"])]
     pub command: Vec<String>,
+}
+
+#[derive(Args)]
+pub struct PsArgs {
+    /// Print identifiers only, one a line
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// How the result is printed
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+}
+
+#[derive(Args)]
+pub struct StatsArgs {
+    /// Name or identifier, or how it begins [default: all]
+    #[arg(value_name = "MACHINE")]
+    pub machines: Vec<String>,
+    /// How the result is printed
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+}
+
+#[derive(Args)]
+pub struct EngineArgs {
+    /// Name or identifier, or how it begins
+    #[arg(value_name = "MACHINE")]
+    pub machine: String,
+    /// Engine: auto, kvm, jit or interp
+    #[arg(value_name = "ENGINE")]
+    pub engine: EngineChoice,
+    /// How the result is printed
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+}
+
+#[derive(Args)]
+pub struct MachinesArgs {
+    /// Name or identifier, or how it begins
+    #[arg(value_name = "MACHINE", required = true)]
+    pub machines: Vec<String>,
+}
+
+#[derive(Args)]
+pub struct StopArgs {
+    /// How long guests may take before they are ended; units ms, s, m, h, a bare number is seconds
+    #[arg(short, long, value_name = "TIME", default_value = "30s", value_parser = quantity::duration)]
+    pub timeout: Duration,
+    /// Name or identifier, or how it begins
+    #[arg(value_name = "MACHINE", required = true)]
+    pub machines: Vec<String>,
+}
+
+#[derive(Args)]
+pub struct InspectArgs {
+    /// Name or identifier, or how it begins
+    #[arg(value_name = "MACHINE")]
+    pub machine: String,
 }
 
 #[derive(Args)]
@@ -214,6 +335,19 @@ mod tests {
             "strata run --debug-exit 0x501 --serial file:out --serial null --kernel k",
             "strata run --engine interp --switch 500ms:kvm --switch 2s:interp",
             "strata run --cpu x86-64-v3,-avx2 --format json -- uname -a",
+            "strata run --name web-1 --engine jit --perf-map --guest-symbols System.map",
+            "strata run --jitdump",
+            "strata ps",
+            "strata ps -q --format json",
+            "strata stats",
+            "strata stats web db --format json",
+            "strata engine web interp",
+            "strata pause web",
+            "strata resume web db",
+            "strata stop -t 2m web",
+            "strata stop --timeout 0 web",
+            "strata kill web",
+            "strata inspect web",
             "strata doctor --format json",
             "strata demo",
             "strata compare --engines interp,kvm -n 1000 --kernel k",
@@ -226,6 +360,12 @@ mod tests {
             "strata run --engine xen",
             "strata run --serial tcp:1",
             "strata run --memory lots",
+            "strata run --name ../x",
+            "strata run --perf-map --jitdump",
+            "strata engine web",
+            "strata engine web xen",
+            "strata pause",
+            "strata stop",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

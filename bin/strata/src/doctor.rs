@@ -4,8 +4,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use board::bytes_text;
+use engine::EngineError;
 use lifecycle::ProbeResult;
 use serde::Serialize;
+use vm_api::RuntimeDir;
 use x86_state::CpuModel;
 
 use crate::cli::{DoctorArgs, Format};
@@ -48,7 +50,7 @@ fn lacking(
 /// Look at the host and print what was found. Status 0 unless something is bad.
 pub fn command(args: &DoctorArgs) -> anyhow::Result<u8> {
     let probe = lifecycle::probe_kvm();
-    let findings = [kvm(&probe), models(&probe), memory(), processors(), fetching(), cache()];
+    let findings = look(&probe);
     let mut out = std::io::stdout().lock();
     match args.format {
         Format::Json => writeln!(out, "{}", serde_json::to_string(&findings)?)?,
@@ -69,6 +71,55 @@ pub fn command(args: &DoctorArgs) -> anyhow::Result<u8> {
     Ok(u8::from(findings.iter().any(|f| f.grade == Grade::Bad)))
 }
 
+fn look(probe: &ProbeResult) -> Vec<Finding> {
+    let translator = lifecycle::check_translator(1);
+    vec![
+        kvm(probe),
+        jit(&translator),
+        engine(probe, &translator),
+        models(probe),
+        memory(),
+        processors(),
+        fetching(),
+        cache(),
+        runtime(),
+    ]
+}
+
+fn jit(translator: &Result<(), EngineError>) -> Finding {
+    match translator {
+        Ok(()) => good("jit", "this processor runs translated code; address tables can be reserved"),
+        Err(e) => lacking(
+            "jit",
+            Grade::Fair,
+            e.to_string(),
+            "nothing to do for a missing processor feature; a refused reservation wants ulimit -v unlimited",
+        ),
+    }
+}
+
+/// What `--engine auto` takes here, and why.
+fn engine(probe: &ProbeResult, translator: &Result<(), EngineError>) -> Finding {
+    let found = match (probe.usable, translator) {
+        (true, _) => "auto takes kvm: it runs guests on the processor",
+        (false, Ok(())) => "auto takes jit: KVM is absent or restricted, and translated code runs",
+        (false, Err(_)) => "auto takes interp: neither KVM nor translated code runs",
+    };
+    good("engine", found)
+}
+
+fn runtime() -> Finding {
+    const SUBJECT: &str = "runtime";
+    match RuntimeDir::make() {
+        Ok(dir) => good(SUBJECT, format!("running machines are found in {}", dir.path().display())),
+        Err(e) => {
+            let text = e.to_string();
+            let (what, remedy) = text.split_once("; ").unwrap_or((&text, "set STRATA_RUNTIME_DIR"));
+            lacking(SUBJECT, Grade::Fair, what, remedy)
+        }
+    }
+}
+
 fn kvm(probe: &ProbeResult) -> Finding {
     const SUBJECT: &str = "kvm";
     let path = Path::new("/dev/kvm");
@@ -76,7 +127,7 @@ fn kvm(probe: &ProbeResult) -> Finding {
         return lacking(
             SUBJECT,
             Grade::Fair,
-            "/dev/kvm is not there; guests run on the interpreter",
+            "/dev/kvm is not there; guests run on a software engine",
             "load kvm_intel or kvm_amd, enable virtualization in the firmware, or nested virtualization in the cloud",
         );
     }
@@ -84,7 +135,7 @@ fn kvm(probe: &ProbeResult) -> Finding {
         return lacking(
             SUBJECT,
             Grade::Fair,
-            format!("/dev/kvm cannot be opened ({e}); guests run on the interpreter"),
+            format!("/dev/kvm cannot be opened ({e}); guests run on a software engine"),
             "add this user to the group kvm: sudo usermod -aG kvm $USER, then log in again",
         );
     }
@@ -95,7 +146,7 @@ fn kvm(probe: &ProbeResult) -> Finding {
         SUBJECT,
         Grade::Fair,
         probe.reason.clone(),
-        "nothing to do on this host; --engine auto takes the interpreter, --engine kvm works with its help",
+        "nothing to do on this host; --engine kvm works with the interpreter's help",
     )
 }
 
@@ -105,7 +156,11 @@ fn models(probe: &ProbeResult) -> Finding {
     let under_kvm = if probe.present { "" } else { "; none under kvm" };
     let count = |name: &str| name.parse::<CpuModel>().map_or(0, |m| m.feature_names().len());
     let list: Vec<_> = names.iter().map(|n| format!("{n} ({} features)", count(n))).collect();
-    good(SUBJECT, format!("{} on the interpreter{under_kvm}", list.join(", ")))
+    let default = lifecycle::default_model();
+    good(
+        SUBJECT,
+        format!("{}{under_kvm}; the default is {}: {}", list.join(", "), default.name, default.reason),
+    )
 }
 
 /// A field of /proc/meminfo in bytes.
@@ -199,9 +254,28 @@ mod tests {
     #[test]
     fn every_lack_has_a_remedy() {
         let probe = lifecycle::probe_kvm();
-        for f in [kvm(&probe), models(&probe), memory(), processors(), fetching(), cache()] {
+        let mut findings = look(&probe);
+        let refused = EngineError::BadState { engine: "jit", reason: "no room".into() };
+        findings.push(jit(&Err(refused)));
+        for f in findings {
             assert_eq!(f.grade == Grade::Good, f.remedy.is_none(), "{f:?}");
             assert!(!f.found.is_empty());
+        }
+    }
+
+    #[test]
+    fn the_engine_named_is_the_best_that_works() {
+        let mut probe = lifecycle::probe_kvm();
+        let refused = || Err(EngineError::BadState { engine: "jit", reason: "no room".into() });
+        for (usable, translator, name) in [
+            (true, Ok(()), "kvm"),
+            (true, refused(), "kvm"),
+            (false, Ok(()), "jit"),
+            (false, refused(), "interp"),
+        ] {
+            probe.usable = usable;
+            let found = engine(&probe, &translator).found;
+            assert!(found.starts_with(&format!("auto takes {name}")), "{found}");
         }
     }
 }

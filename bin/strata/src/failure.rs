@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use board::BoardError;
 use lifecycle::VmError;
+use vm_api::RegistryError;
 
 /// Something wrong with the command line or an input file.
 #[derive(Debug, thiserror::Error)]
@@ -17,12 +18,24 @@ fn is_input(error: &anyhow::Error) -> bool {
         e.is::<InputError>()
             || e.downcast_ref::<BoardError>().is_some_and(BoardError::is_input)
             || matches!(e.downcast_ref::<VmError>(), Some(VmError::Board(b)) if b.is_input())
+            || e.downcast_ref::<RegistryError>().is_some_and(names_a_machine)
     })
 }
 
-/// Print an error to standard error; answers the exit status, 1 or 2.
+/// The machine named is at fault.
+fn names_a_machine(error: &RegistryError) -> bool {
+    use RegistryError as E;
+    matches!(error, E::NameTaken { .. } | E::Unknown(_) | E::Ambiguous(..))
+}
+
+/// Print an error to standard error on the way out; answers the exit status, 1 or 2.
 pub fn report(error: &anyhow::Error) -> ExitCode {
     host_sys::restore_terminal();
+    ExitCode::from(print(error))
+}
+
+/// Print an error to standard error; answers the exit status, 1 or 2.
+pub fn print(error: &anyhow::Error) -> u8 {
     let mut text = String::new();
     for (i, cause) in error.chain().enumerate() {
         let label = if i == 0 { "error" } else { "  cause" };
@@ -35,5 +48,5 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     }
     // Nobody is left to tell when standard error is gone.
     let _ = std::io::stderr().write_all(text.as_bytes());
-    ExitCode::from(if is_input(error) { 2 } else { 1 })
+    if is_input(error) { 2 } else { 1 }
 }

@@ -4,6 +4,8 @@
 //! | --- | --- |
 //! | `cli` | the command line as types |
 //! | `run` | `strata run`: from arguments to an exit status |
+//! | `machines` | the commands that speak to running machines |
+//! | `figures` | statistics for people |
 //! | `console` | keys to the guest, escape keys |
 //! | `output` | serial output, and what is recognised in it |
 //! | `phases` | how long each phase of a start took |
@@ -16,8 +18,10 @@ mod cli;
 mod console;
 mod doctor;
 mod failure;
+mod figures;
 mod guest;
 mod lockstep;
+mod machines;
 mod output;
 mod phases;
 mod quantity;
@@ -36,6 +40,14 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Run(args) => run::command(*args, start),
+        Command::Ps(args) => machines::ps(&args),
+        Command::Stats(args) => machines::stats(&args),
+        Command::Engine(args) => machines::engine(&args),
+        Command::Pause(args) => machines::pause(&args),
+        Command::Resume(args) => machines::resume(&args),
+        Command::Stop(args) => machines::stop(&args),
+        Command::Kill(args) => machines::kill(&args),
+        Command::Inspect(args) => machines::inspect(&args),
         Command::Doctor(args) => doctor::command(&args),
         Command::Demo(args) => show_demo(&args),
         Command::Compare(args) => lockstep::command(&args),

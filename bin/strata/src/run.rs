@@ -1,16 +1,21 @@
 //! `strata run`: from arguments to an exit status.
 
 use std::io::Write;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use board::{Board, BoardIo, BootSpec, MachineSpec, MachineType, SerialSpec, TimeSource};
 use host_sys::{RawTerminal, TerminationSignals};
-use lifecycle::{EnginePlan, Outcome, Policy, Vm};
+use lifecycle::{EnginePlan, Outcome, Policy, Recorder, Symbols, Vm};
 use serde_json::json;
+use vm_api::{Registration, Registry, RegistryError, RuntimeDir};
+use vm_process::{Identity, Owner, Switch};
 
 use crate::cli::{Format, Machine, MachineArgs, RunArgs, Time};
+use crate::failure::InputError;
 use crate::output::{Markers, Output, Terminal, Watch};
 use crate::phases::{Phase, Phases};
 use crate::{console, guest};
@@ -22,6 +27,8 @@ pub fn command(args: RunArgs, start: Instant) -> anyhow::Result<u8> {
     let mut spec = specification(&args)?;
     // A wrong specification is told before anything is fetched or probed.
     spec.validate().map_err(board::BoardError::from)?;
+    let recorder = recorder(&args)?;
+    let socket = register(&args)?;
     let built_in = spec.boot.kernel.is_none() && spec.boot.firmware.is_none();
     if built_in {
         let shown = args.format == Format::Text;
@@ -31,11 +38,8 @@ pub fn command(args: RunArgs, start: Instant) -> anyhow::Result<u8> {
     phases.mark(Phase::Images);
     let virtual_time = spec.time == TimeSource::Virtual;
     let mut plan = lifecycle::plan(args.engine, virtual_time);
-    let mut switches = switches(&args, virtual_time);
-    // The one clock must suit every engine the machine will meet.
-    if let Some(clock) = switches.iter().find_map(|s| s.1.clock.clone()) {
-        plan.clock.get_or_insert(clock);
-    }
+    plan.recorder = recorder;
+    let switches = switches(&args, virtual_time);
     spec.tsc_khz = plan.clock.as_ref().map(|c| c.tsc_khz());
     phases.mark(Phase::Engine);
     let guest_status = Arc::new(OnceLock::new());
@@ -43,52 +47,92 @@ pub fn command(args: RunArgs, start: Instant) -> anyhow::Result<u8> {
     let io = BoardIo { clock: plan.clock.clone(), ..BoardIo::new() };
     let board = build(spec, io, &args, &phases, &terminal, built_in.then(|| guest_status.clone()))?;
     phases.mark(Phase::Machine);
-    let engine = plan.make(&board).context("the engine refuses this machine")?;
-    if args.timings && args.format == Format::Text {
-        eprintln!("strata: engine {} ({}, {:.0?})", plan.name(), plan.reason, plan.took);
-    }
-    let mut vm = Vm::new(board.clone(), engine, Policy { reboot: !args.no_reboot })?;
+    let vm = plan.launch(&board, Policy { reboot: !args.no_reboot }).context("cannot make the machine")?;
+    announce(&args, &plan, socket.as_ref().map(|s| &s.0));
     phases.mark(Phase::Loaded);
+    let mut owner = Owner::new(vm, &plan, start);
+    owner.on_switch(|name, took| eprintln!("strata: continued on engine {name} ({took:.1?})"));
+    // Held until the end: while it is, others find the machine.
+    let _registration = socket.map(|s| open_desk(s, &mut owner)).transpose()?;
     let raw = start_console(&board)?;
     watch_signals(signals, &board)?;
     phases.mark(Phase::FirstInstruction);
-    vm.start()?;
-    let outcome = follow(&mut vm, &mut switches, args.timeout);
-    vm.stop();
+    let outcome = owner.run(switches, args.timeout);
     terminal.finish();
     drop(raw);
     let outcome = outcome?;
-    report(&args, &plan, &phases, &vm, &outcome, built_in)?;
+    report(&args, &plan, &phases, owner.vm(), &outcome, built_in)?;
     // A command's own status speaks for a run that ended as it should.
     let command = guest_status.get().copied().filter(|_| matches!(outcome, Outcome::PowerOff));
     Ok(command.unwrap_or(outcome.status()))
 }
 
-/// The engine switches asked for, in order of time.
-fn switches(args: &RunArgs, virtual_time: bool) -> Vec<(Duration, EnginePlan)> {
-    let mut list: Vec<_> =
-        args.switch.iter().map(|(t, choice)| (*t, lifecycle::plan(*choice, virtual_time))).collect();
-    list.sort_by_key(|s| s.0);
-    list
+/// What the user should know of the engine and the machine's name.
+fn announce(args: &RunArgs, plan: &EnginePlan, registration: Option<&Registration>) {
+    if args.format != Format::Text {
+        return;
+    }
+    if let Some(note) = &plan.note {
+        eprintln!("strata: {note}");
+    }
+    if args.timings {
+        eprintln!("strata: engine {} ({}, {:.0?})", plan.name(), plan.reason, plan.took);
+        if let Some(registration) = registration {
+            eprintln!("strata: machine {}", registration.id());
+        }
+    }
 }
 
-/// Watch the machine to its end, switching engines on the way.
-fn follow(
-    vm: &mut Vm,
-    switches: &mut [(Duration, EnginePlan)],
-    timeout: Option<Duration>,
-) -> anyhow::Result<Outcome> {
-    let start = Instant::now();
-    for (after, plan) in switches.iter_mut().filter(|s| timeout.is_none_or(|t| s.0 < t)) {
-        if let Some(outcome) = vm.watch(Some(start + *after))? {
-            return Ok(outcome);
+/// Take the machine up in the runtime directory. A host where that is not
+/// possible still runs it, unless it was given a name to be found by.
+fn register(args: &RunArgs) -> anyhow::Result<Option<(Registration, UnixListener)>> {
+    let place = RuntimeDir::make().map_err(RegistryError::from);
+    match place.and_then(|place| Registry::new(place).register(args.name.clone())) {
+        Ok(socket) => Ok(Some(socket)),
+        Err(e) if args.name.is_some() => Err(e.into()),
+        Err(e) => {
+            if args.format == Format::Text {
+                eprintln!("strata: `strata ps` will not find this machine: {e}");
+            }
+            Ok(None)
         }
-        let engine = plan.make(vm.board()).context("the engine refuses this machine")?;
-        let began = Instant::now();
-        vm.switch_engine(engine).with_context(|| format!("cannot continue on engine {}", plan.name()))?;
-        eprintln!("strata: continued on engine {} ({:.1?})", plan.name(), began.elapsed());
     }
-    Ok(vm.watch(timeout.map(|t| start + t))?.unwrap_or(Outcome::Timeout))
+}
+
+/// Serve the machine's control socket.
+fn open_desk(socket: (Registration, UnixListener), owner: &mut Owner) -> anyhow::Result<Registration> {
+    let (registration, listener) = socket;
+    let (desk, requests) = vm_process::desk(owner.vm().board().events().clone());
+    owner.serve(Identity { id: registration.id().clone(), name: registration.name().cloned() }, requests);
+    vm_api::serve(listener, Arc::new(desk)).context("cannot start the control thread")?;
+    Ok(registration)
+}
+
+/// Who is told of translated blocks, if anyone is to be.
+fn recorder(args: &RunArgs) -> anyhow::Result<Option<Arc<Recorder>>> {
+    let symbols = match &args.guest_symbols {
+        Some(path) => Symbols::parse(&std::fs::read_to_string(path).with_context(|| {
+            InputError(format!(
+                "cannot read guest symbols {}; give the guest kernel's System.map",
+                path.display()
+            ))
+        })?),
+        None => Symbols::default(),
+    };
+    let made = if args.perf_map {
+        Recorder::perf_map(symbols)
+    } else if args.jitdump {
+        Recorder::jitdump(Path::new("."), symbols)
+    } else {
+        return Ok(None);
+    };
+    Ok(Some(Arc::new(made.context("cannot make the file for perf")?)))
+}
+
+/// The engine switches asked for.
+fn switches(args: &RunArgs, virtual_time: bool) -> Vec<Switch> {
+    let plan = |choice| lifecycle::plan(choice, virtual_time);
+    args.switch.iter().map(|(after, choice)| Switch { after: *after, plan: plan(*choice) }).collect()
 }
 
 /// The machine part of a command line.
@@ -101,7 +145,7 @@ pub fn machine_specification(args: &MachineArgs) -> MachineSpec {
         },
         memory: args.memory,
         cpus: args.cpus,
-        cpu: args.cpu.clone(),
+        cpu: args.cpu.clone().unwrap_or_else(|| lifecycle::default_model().name.to_string()),
         boot: BootSpec {
             kernel: args.kernel.clone(),
             initrd: args.initrd.clone(),
@@ -225,8 +269,11 @@ fn report(
     }
     match outcome {
         Outcome::PowerOff | Outcome::DebugExit(_) if !args.timings => Ok(()),
-        other => {
-            Ok(writeln!(err, "strata: {other} after {:.1?} (engine {})", phases.elapsed(), plan.name())?)
-        }
+        other => Ok(writeln!(
+            err,
+            "strata: {other} after {:.1?} (engine {})",
+            phases.elapsed(),
+            vm.engine().name()
+        )?),
     }
 }

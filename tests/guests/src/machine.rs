@@ -60,9 +60,11 @@ pub struct Finished {
 }
 
 impl Guest {
-    /// A guest on this engine; RAM, vCPUs and images are the command's defaults.
+    /// A guest on this engine, of one processor model on every host; RAM, vCPUs
+    /// and images are the command's defaults.
     pub fn new(engine: &str) -> Self {
-        Guest { arguments: vec!["--engine".into(), engine.into()], limit: LIMIT }
+        let arguments = ["--engine", engine, "--cpu", "x86-64-v2"].map(str::to_string).to_vec();
+        Guest { arguments, limit: LIMIT }
     }
 
     /// More arguments of `strata run`.

@@ -1,0 +1,232 @@
+//! The commands that speak to running machines.
+
+use std::io::Write;
+use std::time::Duration;
+
+use anyhow::Context;
+use board::bytes_text;
+use serde_json::json;
+use vm_api::{Action, CallError, Client, Ending, Found, MachineInfo, Registry, RegistryError, Reply, State};
+
+use crate::cli::{EngineArgs, Format, InspectArgs, MachinesArgs, PsArgs, StatsArgs, StopArgs};
+use crate::figures;
+
+/// How long a machine may take to say who it is before the list goes on without it.
+const GREETING: Duration = Duration::from_secs(2);
+/// How long a machine may take to do what it is asked; longer than the server's own limit.
+const PATIENCE: Duration = Duration::from_secs(70);
+
+/// A machine, asked.
+fn call(found: &Found, action: Action, limit: Duration) -> Result<Reply, CallError> {
+    let lost = |e: std::io::Error| CallError::Lost(e.to_string());
+    Client::connect(&found.socket()).map_err(lost)?.call(action, limit)
+}
+
+fn find(wanted: &str) -> Result<Found, RegistryError> {
+    Found::pick(Registry::all()?, wanted)
+}
+
+/// The name people know it by.
+fn label(found: &Found) -> String {
+    found.name.as_ref().map_or_else(|| found.id.to_string(), ToString::to_string)
+}
+
+/// What is known of a machine that does not answer.
+fn silent(found: &Found) -> MachineInfo {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    MachineInfo {
+        id: found.id.clone(),
+        name: found.name.clone(),
+        state: State::Unresponsive,
+        engine: String::new(),
+        engine_reason: String::new(),
+        vcpus: 0,
+        memory: 0,
+        cpu: String::new(),
+        uptime_ms: now.saturating_sub(Duration::from_secs(found.started)).as_millis() as u64,
+        pid: found.pid,
+    }
+}
+
+/// `strata ps`.
+pub fn ps(args: &PsArgs) -> anyhow::Result<u8> {
+    let mut list = Vec::new();
+    for found in Registry::all()? {
+        match call(&found, Action::Info, GREETING) {
+            Ok(Reply::Info(info)) => list.push(*info),
+            // It ended between the list and the question.
+            _ if !found.lives() => {}
+            _ => list.push(silent(&found)),
+        }
+    }
+    let mut out = std::io::stdout().lock();
+    match args.format {
+        _ if args.quiet => list.iter().try_for_each(|m| writeln!(out, "{}", m.id))?,
+        Format::Json => writeln!(out, "{}", serde_json::to_string(&list)?)?,
+        Format::Text => table(&mut out, &list)?,
+    }
+    Ok(0)
+}
+
+fn table(out: &mut dyn Write, list: &[MachineInfo]) -> std::io::Result<()> {
+    let rows: Vec<[String; 8]> = list
+        .iter()
+        .map(|m| {
+            let known = |text: String| if m.state == State::Unresponsive { "-".to_string() } else { text };
+            [
+                m.id.to_string(),
+                m.name.as_ref().map_or("-".to_string(), ToString::to_string),
+                known(m.engine.clone()),
+                known(m.vcpus.to_string()),
+                known(bytes_text(m.memory)),
+                m.state.word().to_string(),
+                figures::duration(Duration::from_millis(m.uptime_ms)),
+                m.pid.to_string(),
+            ]
+        })
+        .collect();
+    let heads = ["ID", "NAME", "ENGINE", "VCPUS", "MEMORY", "STATE", "UP", "PID"].map(str::to_string);
+    let all: Vec<_> = std::iter::once(&heads).chain(&rows).collect();
+    let widths: Vec<_> =
+        (0..heads.len()).map(|c| all.iter().map(|r| r[c].len()).max().unwrap_or(0)).collect();
+    for row in all {
+        let line: Vec<_> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        writeln!(out, "{}", line.join("  ").trim_end())?;
+    }
+    Ok(())
+}
+
+/// `strata stats`.
+pub fn stats(args: &StatsArgs) -> anyhow::Result<u8> {
+    let all = Registry::all()?;
+    let picked: Result<Vec<_>, _> = args.machines.iter().map(|w| Found::pick(all.clone(), w)).collect();
+    let wanted = if args.machines.is_empty() { all } else { picked? };
+    let mut list = Vec::new();
+    for found in &wanted {
+        match call(found, Action::Stats, PATIENCE).with_context(|| label(found))? {
+            Reply::Stats(stats) => list.push(*stats),
+            other => anyhow::bail!("{}: an answer to something else: {other:?}", label(found)),
+        }
+    }
+    let mut out = std::io::stdout().lock();
+    match args.format {
+        Format::Json => writeln!(out, "{}", serde_json::to_string(&list)?)?,
+        Format::Text => list.iter().try_for_each(|s| figures::print(&mut out, s))?,
+    }
+    Ok(0)
+}
+
+/// `strata engine`.
+pub fn engine(args: &EngineArgs) -> anyhow::Result<u8> {
+    let found = find(&args.machine)?;
+    let action = Action::SwitchEngine { engine: args.engine.to_string() };
+    let reply = call(&found, action, PATIENCE)
+        .with_context(|| format!("{} cannot continue on engine {}", label(&found), args.engine))?;
+    let Reply::Switched { engine, took_us } = reply else {
+        anyhow::bail!("{}: an answer to something else: {reply:?}", label(&found));
+    };
+    let mut out = std::io::stdout().lock();
+    match args.format {
+        Format::Json => {
+            writeln!(out, "{}", json!({ "id": found.id, "engine": engine, "took_us": took_us }))?;
+        }
+        Format::Text if took_us == 0 => writeln!(out, "{} is on engine {engine} already", label(&found))?,
+        Format::Text => {
+            let took = Duration::from_micros(took_us);
+            writeln!(out, "{} continues on engine {engine}; the guest stood for {took:.1?}", label(&found))?;
+        }
+    }
+    Ok(0)
+}
+
+/// Do something with each machine; each failure is told, and the worst status answered.
+fn each(wanted: &[String], mut act: impl FnMut(&Found) -> anyhow::Result<String>) -> anyhow::Result<u8> {
+    let mut worst = 0;
+    for name in wanted {
+        let result = find(name).map_err(anyhow::Error::from).and_then(|found| {
+            let done = act(&found).with_context(|| label(&found))?;
+            Ok(writeln!(std::io::stdout(), "{}: {done}", label(&found))?)
+        });
+        if let Err(error) = result {
+            worst = worst.max(crate::failure::print(&error));
+        }
+    }
+    Ok(worst)
+}
+
+/// `strata pause`.
+pub fn pause(args: &MachinesArgs) -> anyhow::Result<u8> {
+    each(&args.machines, |found| {
+        let stands = matches!(call(found, Action::Pause, PATIENCE)?, Reply::Paused { time_stands: true });
+        Ok(if stands { "paused" } else { "paused; its time goes on, for its engine shows it the host's TSC" }
+            .into())
+    })
+}
+
+/// `strata resume`.
+pub fn resume(args: &MachinesArgs) -> anyhow::Result<u8> {
+    each(&args.machines, |found| Ok(call(found, Action::Resume, PATIENCE).map(|_| "running".to_string())?))
+}
+
+/// `strata stop`.
+pub fn stop(args: &StopArgs) -> anyhow::Result<u8> {
+    each(&args.machines, |found| end(found, args.timeout))
+}
+
+/// `strata kill`.
+pub fn kill(args: &MachinesArgs) -> anyhow::Result<u8> {
+    each(&args.machines, |found| end(found, Duration::ZERO))
+}
+
+fn end(found: &Found, grace: Duration) -> anyhow::Result<String> {
+    let ending = found.end(grace)?;
+    // What a process that was killed leaves behind.
+    Registry::all()?;
+    Ok(match ending {
+        Ending::PoweredOff => "powered off",
+        Ending::Ended => "ended",
+        Ending::Killed => "its process did not answer and was killed",
+    }
+    .to_string())
+}
+
+/// `strata inspect`.
+pub fn inspect(args: &InspectArgs) -> anyhow::Result<u8> {
+    let found = find(&args.machine)?;
+    let reply = call(&found, Action::Inspect, PATIENCE).with_context(|| label(&found))?;
+    let Reply::Inspect(value) = reply else {
+        anyhow::bail!("{}: an answer to something else: {reply:?}", label(&found));
+    };
+    writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&*value)?)?;
+    Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_lines_up_and_a_silent_machine_is_in_it() {
+        let info = |name: Option<&str>, state| MachineInfo {
+            id: "0badcafe".parse().unwrap(),
+            name: name.map(|n| n.parse().unwrap()),
+            state,
+            engine: "interp".into(),
+            engine_reason: String::new(),
+            vcpus: 2,
+            memory: 512 << 20,
+            cpu: "x86-64-v2".into(),
+            uptime_ms: 61_500,
+            pid: 77,
+        };
+        let mut out = Vec::new();
+        table(&mut out, &[info(Some("a-long-name"), State::Running), info(None, State::Unresponsive)])
+            .unwrap();
+        let expect = "\
+ID        NAME         ENGINE  VCPUS  MEMORY   STATE         UP      PID
+0badcafe  a-long-name  interp  2      512 MiB  running       1m 01s  77
+0badcafe  -            -       -      -        unresponsive  1m 01s  77
+";
+        assert_eq!(String::from_utf8(out).unwrap(), expect);
+    }
+}

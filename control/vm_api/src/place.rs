@@ -1,0 +1,169 @@
+//! The runtime directory: where a user's running machines are found.
+//!
+//! | who | where |
+//! | --- | --- |
+//! | anyone with `STRATA_RUNTIME_DIR` | that directory |
+//! | a user with a session | `$XDG_RUNTIME_DIR/strata` |
+//! | root without one | `/run/strata` |
+//! | anyone else | `/tmp/strata-UID` |
+//!
+//! The directory is the user's own, mode 0700 and no symbolic link: in `/tmp`
+//! anyone may have made one of that name.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// Names a runtime directory of one's own.
+pub const RUNTIME_DIR_VARIABLE: &str = "STRATA_RUNTIME_DIR";
+
+/// A directory that was found safe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuntimeDir(PathBuf);
+
+/// Why there is no runtime directory.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaceError {
+    /// It cannot be made or looked at.
+    #[error("runtime directory {}: {source}; set {RUNTIME_DIR_VARIABLE} to one you may write", path.display())]
+    Io {
+        /// Where.
+        path: PathBuf,
+        /// The host's error.
+        source: io::Error,
+    },
+    /// Somebody else's, or open to others.
+    #[error("runtime directory {} {what}; {remedy}", path.display())]
+    Unsafe {
+        /// Where.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+        /// What to do.
+        remedy: String,
+    },
+}
+
+impl RuntimeDir {
+    /// Make the calling user's directory if it is not there.
+    ///
+    /// # Errors
+    /// When no place can be made, or what is there is not safe.
+    pub fn make() -> Result<Self, PlaceError> {
+        let uid = rustix::process::geteuid().as_raw();
+        let mut first = None;
+        for place in places(&|name| std::env::var_os(name), uid) {
+            match Self::make_at(&place, uid) {
+                Ok(dir) => return Ok(dir),
+                Err(e) => drop(first.get_or_insert(e)),
+            }
+        }
+        Err(first.expect("there is always a place to try"))
+    }
+
+    /// The directories of the calling user that are there and safe.
+    pub fn existing() -> Vec<Self> {
+        let uid = rustix::process::geteuid().as_raw();
+        let safe = |place: PathBuf| judge(&place, uid).is_ok().then_some(RuntimeDir(place));
+        places(&|name| std::env::var_os(name), uid).into_iter().filter_map(safe).collect()
+    }
+
+    /// Make `place` for user `uid`.
+    ///
+    /// # Errors
+    /// As [`RuntimeDir::make`].
+    pub fn make_at(place: &Path, uid: u32) -> Result<Self, PlaceError> {
+        match std::fs::DirBuilder::new().mode(0o700).create(place) {
+            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(PlaceError::Io { path: place.into(), source });
+            }
+            _ => {}
+        }
+        judge(place, uid)?;
+        Ok(RuntimeDir(place.into()))
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+/// Where to look, best first.
+fn places(variable: &dyn Fn(&str) -> Option<OsString>, uid: u32) -> Vec<PathBuf> {
+    if let Some(own) = variable(RUNTIME_DIR_VARIABLE).filter(|v| !v.is_empty()) {
+        return vec![own.into()];
+    }
+    // The XDG base directory specification: relative paths are to be ignored.
+    let session = variable("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|p| p.is_absolute());
+    let mut list: Vec<_> = session.map(|p| p.join("strata")).into_iter().collect();
+    if uid == 0 {
+        list.push("/run/strata".into());
+    }
+    list.push(format!("/tmp/strata-{uid}").into());
+    list
+}
+
+fn judge(place: &Path, uid: u32) -> Result<(), PlaceError> {
+    let wrong = |what: String, remedy: &str| {
+        Err(PlaceError::Unsafe { path: place.into(), what, remedy: remedy.to_string() })
+    };
+    let m =
+        std::fs::symlink_metadata(place).map_err(|source| PlaceError::Io { path: place.into(), source })?;
+    let other = format!("remove it, or set {RUNTIME_DIR_VARIABLE} to another");
+    if !m.is_dir() {
+        wrong("is not a directory".to_string(), &other)
+    } else if m.uid() != uid {
+        wrong(format!("belongs to user {}, not to user {uid}", m.uid()), &other)
+    } else if m.permissions().mode() & 0o077 != 0 {
+        let mode = m.permissions().mode() & 0o777;
+        wrong(format!("is open to others (mode {mode:o})"), "run: chmod 700 on it")
+    } else {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_place_that_suits_is_taken() {
+        fn check(variables: &[(&str, &str)], uid: u32, expect: &[&str]) {
+            let variable = |name: &str| variables.iter().find(|v| v.0 == name).map(|v| OsString::from(v.1));
+            let found = places(&variable, uid);
+            assert_eq!(found, expect.iter().map(PathBuf::from).collect::<Vec<_>>(), "{variables:?} {uid}");
+        }
+        let xdg = ("XDG_RUNTIME_DIR", "/run/user/7");
+        check(&[], 7, &["/tmp/strata-7"]);
+        check(&[], 0, &["/run/strata", "/tmp/strata-0"]);
+        check(&[xdg], 7, &["/run/user/7/strata", "/tmp/strata-7"]);
+        check(&[("XDG_RUNTIME_DIR", "here")], 7, &["/tmp/strata-7"]);
+        check(&[xdg, (RUNTIME_DIR_VARIABLE, "/x")], 0, &["/x"]);
+        check(&[(RUNTIME_DIR_VARIABLE, "")], 7, &["/tmp/strata-7"]);
+    }
+
+    #[test]
+    fn only_a_private_directory_of_the_user_is_safe() {
+        let uid = rustix::process::geteuid().as_raw();
+        let top = std::env::temp_dir().join(format!("strata-place-{}", std::process::id()));
+        let dir = RuntimeDir::make_at(&top, uid).unwrap();
+        assert_eq!(std::fs::metadata(dir.path()).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(RuntimeDir::make_at(&top, uid).unwrap(), dir);
+
+        let refused = |place: &Path, uid: u32, text: &str| {
+            let e = RuntimeDir::make_at(place, uid).unwrap_err().to_string();
+            assert!(e.contains(text) && e.contains("; "), "{e}");
+        };
+        refused(&top, uid + 1, "belongs to user");
+        refused(&top.join("a/b"), uid, "No such file");
+        std::fs::write(top.join("file"), "").unwrap();
+        refused(&top.join("file"), uid, "not a directory");
+        std::os::unix::fs::symlink(&top, top.join("link")).unwrap();
+        refused(&top.join("link"), uid, "not a directory");
+        std::fs::set_permissions(&top, std::fs::Permissions::from_mode(0o755)).unwrap();
+        refused(&top, uid, "mode 755");
+        std::fs::remove_dir_all(&top).unwrap();
+    }
+}

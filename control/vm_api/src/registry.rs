@@ -1,0 +1,441 @@
+//! The machines in a runtime directory.
+//!
+//! ```text
+//! strata/            0700, its own lock in .lock
+//!   3f9a1c2b/        one a machine
+//!     lock           held (flock) by the machine's process as long as it lives
+//!     machine.json   who it is: identifier, name, process, start
+//!     control.sock   where it listens
+//! ```
+//! A directory whose lock nobody holds belongs to a dead machine, however that
+//! died, and is removed by whoever looks next. Registering, removing and looking
+//! happen under the directory's own lock, so no one sees half a machine.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::identity::{MachineId, MachineName};
+use crate::place::{PlaceError, RuntimeDir};
+
+const LOCK: &str = "lock";
+const SOCKET: &str = "control.sock";
+const CARD: &str = "machine.json";
+/// The longest path a socket can have (sun_path of unix(7), with its final zero).
+const MAX_SOCKET_PATH: usize = 107;
+/// The longest card read: a person's name for a machine has at most 63 bytes.
+const MAX_CARD: u64 = 4096;
+
+/// Why a machine cannot be registered or found.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// No directory.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    /// The host refused a file.
+    #[error("{what} {}: {source}; check the runtime directory's free space and mode", path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// The host's error.
+        source: io::Error,
+    },
+    /// The path of the socket would be too long.
+    #[error(
+        "the control socket's path {} is longer than {MAX_SOCKET_PATH} bytes; set STRATA_RUNTIME_DIR to a shorter one",
+        .0.display()
+    )]
+    LongPath(PathBuf),
+    /// The name is in use.
+    #[error("a machine named \"{name}\" runs already ({id}); choose another --name or stop that one")]
+    NameTaken {
+        /// The name.
+        name: MachineName,
+        /// Who has it.
+        id: MachineId,
+    },
+    /// Nobody has this name or identifier.
+    #[error("no machine \"{0}\" runs here; `strata ps` lists those that do")]
+    Unknown(String),
+    /// Several identifiers begin so.
+    #[error("\"{0}\" begins the identifiers of {1} machines; give more of its digits")]
+    Ambiguous(String, usize),
+}
+
+fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RegistryError {
+    let path = path.to_path_buf();
+    move |source| RegistryError::Io { what, path, source }
+}
+
+/// What a machine's directory tells without asking its process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Card {
+    id: MachineId,
+    name: Option<MachineName>,
+    pid: u32,
+    /// Seconds since 1970.
+    started: u64,
+}
+
+/// A machine whose process lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Its identifier.
+    pub id: MachineId,
+    /// The name it was given.
+    pub name: Option<MachineName>,
+    /// Its process.
+    pub pid: u32,
+    /// When it started, in seconds since 1970.
+    pub started: u64,
+    dir: PathBuf,
+}
+
+impl Found {
+    /// Where it listens.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join(SOCKET)
+    }
+
+    /// Whether its process still lives.
+    pub fn lives(&self) -> bool {
+        is_locked(&self.dir)
+    }
+}
+
+/// A runtime directory and what is in it.
+#[derive(Debug, Clone)]
+pub struct Registry(RuntimeDir);
+
+/// This process's machine in the runtime directory. Dropping it takes it out.
+#[derive(Debug)]
+pub struct Registration {
+    id: MachineId,
+    name: Option<MachineName>,
+    dir: PathBuf,
+    registry: Registry,
+    /// Held as long as the process lives.
+    _lock: File,
+}
+
+impl Registration {
+    /// Its identifier.
+    pub fn id(&self) -> &MachineId {
+        &self.id
+    }
+
+    /// Its name.
+    pub fn name(&self) -> Option<&MachineName> {
+        self.name.as_ref()
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        if let Ok(_guard) = self.registry.guard() {
+            remove(&self.dir);
+        }
+    }
+}
+
+/// A file that is locked until it is closed.
+fn locked(path: &Path, operation: FlockOperation) -> Result<File, io::Error> {
+    let file = File::options().create(true).truncate(false).write(true).open(path)?;
+    loop {
+        match flock(&file, operation) {
+            Err(Errno::INTR) => {}
+            result => return Ok(result.map(|()| file)?),
+        }
+    }
+}
+
+/// Whether a process holds the lock of a machine's directory.
+fn is_locked(dir: &Path) -> bool {
+    let Ok(file) = File::open(dir.join(LOCK)) else { return false };
+    matches!(flock(&file, FlockOperation::NonBlockingLockShared), Err(Errno::WOULDBLOCK))
+}
+
+/// Remove a machine's directory: what is ours in it, and itself if nothing else is.
+fn remove(dir: &Path) {
+    for name in [SOCKET, CARD, LOCK] {
+        let _ = fs::remove_file(dir.join(name));
+    }
+    let _ = fs::remove_dir(dir);
+}
+
+fn read_card(dir: &Path) -> Option<Card> {
+    let path = dir.join(CARD);
+    let size = fs::symlink_metadata(&path).ok()?.len();
+    let bytes = if size <= MAX_CARD { fs::read(path).ok()? } else { return None };
+    serde_json::from_slice(&bytes).ok()
+}
+
+impl Registry {
+    /// The machines in a runtime directory.
+    pub fn new(place: RuntimeDir) -> Self {
+        Registry(place)
+    }
+
+    /// All machines of the calling user, oldest first. Directories of dead
+    /// machines are removed on the way.
+    ///
+    /// # Errors
+    /// When a directory cannot be read.
+    pub fn all() -> Result<Vec<Found>, RegistryError> {
+        let mut list = Vec::new();
+        for place in RuntimeDir::existing() {
+            list.extend(Registry(place).list()?);
+        }
+        list.sort_by(|a, b| (a.started, &a.id).cmp(&(b.started, &b.id)));
+        Ok(list)
+    }
+
+    fn guard(&self) -> Result<File, RegistryError> {
+        let path = self.0.path().join(".lock");
+        locked(&path, FlockOperation::LockExclusive).map_err(io_error("cannot lock", &path))
+    }
+
+    /// Take up a machine: a directory, its lock, and the socket to listen on.
+    ///
+    /// # Errors
+    /// When the name is in use or the host refuses a file.
+    pub fn register(&self, name: Option<MachineName>) -> Result<(Registration, UnixListener), RegistryError> {
+        let _guard = self.guard()?;
+        let others = self.look()?;
+        if let Some(name) = &name
+            && let Some(other) = others.iter().find(|o| o.name.as_ref() == Some(name))
+        {
+            return Err(RegistryError::NameTaken { name: name.clone(), id: other.id.clone() });
+        }
+        let (id, dir) = self.fresh_directory()?;
+        let path = dir.join(LOCK);
+        let lock = locked(&path, FlockOperation::NonBlockingLockExclusive)
+            .map_err(io_error("cannot lock", &path))?;
+        let registration =
+            Registration { id: id.clone(), name: name.clone(), dir, registry: self.clone(), _lock: lock };
+        let result = Self::furnish(&registration, Card { id, name, pid: std::process::id(), started: now() });
+        match result {
+            Ok(listener) => Ok((registration, listener)),
+            Err(e) => {
+                // Its drop would wait for the guard held here.
+                remove(&registration.dir);
+                std::mem::forget(registration);
+                Err(e)
+            }
+        }
+    }
+
+    fn furnish(registration: &Registration, card: Card) -> Result<UnixListener, RegistryError> {
+        let path = registration.dir.join(CARD);
+        let bytes = serde_json::to_vec(&card).map_err(|e| io_error("cannot write", &path)(e.into()))?;
+        fs::write(&path, bytes).map_err(io_error("cannot write", &path))?;
+        let socket = registration.dir.join(SOCKET);
+        if socket.as_os_str().len() > MAX_SOCKET_PATH {
+            return Err(RegistryError::LongPath(socket));
+        }
+        UnixListener::bind(&socket).map_err(io_error("cannot listen on", &socket))
+    }
+
+    /// A directory nobody has.
+    fn fresh_directory(&self) -> Result<(MachineId, PathBuf), RegistryError> {
+        loop {
+            let number = host_sys::entropy().unwrap_or_else(|| now() << 20 ^ u64::from(std::process::id()));
+            let id = MachineId::from_number(number);
+            let dir = self.0.path().join(id.as_str());
+            match fs::DirBuilder::new().mode(0o700).create(&dir) {
+                Ok(()) => return Ok((id, dir)),
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(io_error("cannot make", &dir)(e)),
+            }
+        }
+    }
+
+    /// The machines whose processes live; the others' directories are removed.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn list(&self) -> Result<Vec<Found>, RegistryError> {
+        let _guard = self.guard()?;
+        self.look()
+    }
+
+    /// As [`Registry::list`], with the guard held.
+    fn look(&self) -> Result<Vec<Found>, RegistryError> {
+        let top = self.0.path();
+        let mut list = Vec::new();
+        for entry in fs::read_dir(top).map_err(io_error("cannot read", top))? {
+            let entry = entry.map_err(io_error("cannot read", top))?;
+            let name = entry.file_name();
+            let Some(Ok(id)) = name.to_str().map(str::parse::<MachineId>) else { continue };
+            let dir = entry.path();
+            if !is_locked(&dir) {
+                remove(&dir);
+            } else if let Some(card) = read_card(&dir).filter(|card| card.id == id) {
+                list.push(Found { id, name: card.name, pid: card.pid, started: card.started, dir });
+            }
+        }
+        Ok(list)
+    }
+}
+
+impl Found {
+    /// The machine a person means: by name, by identifier, or by the beginning
+    /// of one identifier.
+    ///
+    /// # Errors
+    /// When that is no machine, or several.
+    pub fn pick(list: Vec<Found>, wanted: &str) -> Result<Found, RegistryError> {
+        let named = |f: &Found| f.name.as_ref().is_some_and(|n| n.as_str() == wanted);
+        if let Some(at) = list.iter().position(named) {
+            return Ok(list.into_iter().nth(at).expect("a position within the list"));
+        }
+        let begins = |f: &Found| !wanted.is_empty() && f.id.as_str().starts_with(wanted);
+        let mut matching: Vec<_> = list.into_iter().filter(begins).collect();
+        match (matching.pop(), matching.len()) {
+            (Some(only), 0) => Ok(only),
+            (Some(_), more) => Err(RegistryError::Ambiguous(wanted.to_string(), more + 1)),
+            (None, _) => Err(RegistryError::Unknown(wanted.to_string())),
+        }
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    struct Dir(PathBuf);
+
+    impl Dir {
+        fn new() -> Self {
+            static NEXT: AtomicUsize = AtomicUsize::new(0);
+            let n = NEXT.fetch_add(1, Ordering::Relaxed);
+            Dir(std::env::temp_dir().join(format!("strata-reg-{}-{n}", std::process::id())))
+        }
+        fn registry(&self) -> Registry {
+            let uid = rustix::process::geteuid().as_raw();
+            Registry::new(RuntimeDir::make_at(&self.0, uid).unwrap())
+        }
+    }
+
+    impl Drop for Dir {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn name(text: &str) -> Option<MachineName> {
+        Some(text.parse().unwrap())
+    }
+
+    #[test]
+    fn a_machine_is_found_as_long_as_it_is_registered() {
+        let dir = Dir::new();
+        let registry = dir.registry();
+        let (first, _listener) = registry.register(name("web")).unwrap();
+        let (second, listener) = registry.register(None).unwrap();
+        let list = registry.list().unwrap();
+        assert_eq!(list.len(), 2);
+        let web = Found::pick(list.clone(), "web").unwrap();
+        assert_eq!((&web.id, web.pid, web.lives()), (first.id(), std::process::id(), true));
+        let by_id = Found::pick(list, second.id().as_str()).unwrap();
+        assert_eq!((by_id.name.as_ref(), &by_id.id), (None, second.id()));
+        assert!(std::os::unix::net::UnixStream::connect(by_id.socket()).is_ok());
+        drop((second, listener));
+        assert!(!by_id.lives());
+        assert_eq!(registry.list().unwrap().len(), 1);
+        drop(first);
+        assert!(registry.list().unwrap().is_empty());
+        assert_eq!(fs::read_dir(&dir.0).unwrap().count(), 1, "only the directory's own lock is left");
+    }
+
+    #[test]
+    fn a_name_is_given_once() {
+        let dir = Dir::new();
+        let registry = dir.registry();
+        let (web, _listener) = registry.register(name("web")).unwrap();
+        let e = registry.register(name("web")).unwrap_err();
+        assert!(matches!(&e, RegistryError::NameTaken { id, .. } if id == web.id()), "{e}");
+        drop(web);
+        registry.register(name("web")).unwrap();
+    }
+
+    #[test]
+    fn what_the_dead_left_is_removed_and_nothing_else() {
+        let dir = Dir::new();
+        let registry = dir.registry();
+        let dead = dir.0.join("0badcafe");
+        let half_made = dir.0.join("00000001");
+        let full = dir.0.join("00000002");
+        let strange = dir.0.join("notes");
+        for d in [&dead, &half_made, &full, &strange] {
+            fs::create_dir(d).unwrap();
+        }
+        fs::write(dead.join(LOCK), "").unwrap();
+        fs::write(dead.join(CARD), "{}").unwrap();
+        fs::write(dead.join(SOCKET), "").unwrap();
+        fs::write(full.join("mine"), "").unwrap();
+        assert!(registry.list().unwrap().is_empty());
+        assert!(!dead.exists() && !half_made.exists());
+        assert!(full.join("mine").exists() && strange.exists());
+    }
+
+    #[test]
+    fn cards_that_are_damaged_do_not_hide_other_machines() {
+        let dir = Dir::new();
+        let registry = dir.registry();
+        let (damaged, _a) = registry.register(None).unwrap();
+        let (good, _b) = registry.register(None).unwrap();
+        for card in ["", "[]", "{\"id\":\"zzz\"}", &"x".repeat(5000)] {
+            fs::write(dir.0.join(damaged.id().as_str()).join(CARD), card).unwrap();
+            let list = registry.list().unwrap();
+            assert_eq!(list.iter().map(|f| &f.id).collect::<Vec<_>>(), [good.id()], "{card:.20}");
+        }
+    }
+
+    #[test]
+    fn a_path_too_long_for_a_socket_is_told_and_leaves_nothing() {
+        let dir = Dir(std::env::temp_dir().join("x".repeat(120)));
+        let registry = dir.registry();
+        assert!(matches!(registry.register(None), Err(RegistryError::LongPath(_))));
+        assert_eq!(fs::read_dir(&dir.0).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_machine_is_meant_by_name_identifier_or_its_beginning() {
+        let found = |id: &str, named: Option<&str>| Found {
+            id: id.parse().unwrap(),
+            name: named.map(|n| n.parse().unwrap()),
+            pid: 1,
+            started: 0,
+            dir: PathBuf::new(),
+        };
+        let list =
+            vec![found("ab000001", None), found("ab000002", Some("ab")), found("cd000003", Some("web"))];
+        for (wanted, id) in
+            [("ab", "ab000002"), ("ab000001", "ab000001"), ("c", "cd000003"), ("web", "cd000003")]
+        {
+            assert_eq!(Found::pick(list.clone(), wanted).unwrap().id.as_str(), id, "{wanted}");
+        }
+        assert!(matches!(Found::pick(list.clone(), "ab0"), Err(RegistryError::Ambiguous(_, 2))));
+        for unknown in ["", "x", "we", "cd0000031"] {
+            assert!(
+                matches!(Found::pick(list.clone(), unknown), Err(RegistryError::Unknown(_))),
+                "{unknown}"
+            );
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! The end of the socket that a machine's process holds.
+
+use std::io;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use rustix::net::sockopt::socket_peercred;
+
+use crate::protocol::{Action, Refusal, RefusalKind, Reply, Request, Response};
+use crate::wire::{self, LineError, Lines, MAX_REQUEST};
+
+/// Connections served at once, each by a thread: clients send one request and
+/// leave, so more are a client's defect.
+pub const MAX_CONNECTIONS: usize = 16;
+/// How long a request may take to arrive, and a silent connection is kept.
+const REQUEST_TIME: Duration = Duration::from_secs(10);
+/// How long one write of a response may take.
+const RESPONSE_TIME: Duration = Duration::from_secs(5);
+/// How long to wait when the host has no descriptor left for a connection.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// Who does what is asked.
+pub trait Handler: Send + Sync + 'static {
+    /// Do it and answer. Called from several threads; may take its time.
+    ///
+    /// # Errors
+    /// When it was not done; nothing has changed then.
+    fn handle(&self, action: Action) -> Result<Reply, Refusal>;
+}
+
+/// Serve a socket on a thread of its own, until the process ends.
+///
+/// # Errors
+/// When the host refuses the thread.
+pub fn serve(listener: UnixListener, handler: Arc<dyn Handler>) -> io::Result<()> {
+    std::thread::Builder::new()
+        .name("control".to_string())
+        .spawn(move || accept(&listener, &handler))
+        .map(drop)
+}
+
+fn accept(listener: &UnixListener, handler: &Arc<dyn Handler>) {
+    let open = Arc::new(AtomicUsize::new(0));
+    loop {
+        let stream = match listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(_) => {
+                std::thread::sleep(RETRY);
+                continue;
+            }
+        };
+        let Some(place) = Place::take(&open) else {
+            let message = format!("{MAX_CONNECTIONS} connections are open; close one and ask again");
+            refuse(&stream, Refusal::new(RefusalKind::Busy, message));
+            continue;
+        };
+        let handler = handler.clone();
+        // A host that refuses the thread drops the connection, which its client sees.
+        let _ = std::thread::Builder::new().name("control-client".to_string()).spawn(move || {
+            let _place = place;
+            connection(&stream, handler.as_ref());
+        });
+    }
+}
+
+/// One of the [`MAX_CONNECTIONS`].
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    fn take(open: &Arc<AtomicUsize>) -> Option<Place> {
+        let place = Place(open.clone());
+        // Dropping the place gives it back.
+        (open.fetch_add(1, Ordering::SeqCst) < MAX_CONNECTIONS).then_some(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Whether a peer may give orders: the machine's own user, and root. The
+/// directory's mode keeps others out already; this holds where it was opened.
+fn may_command(peer: u32, own: u32) -> bool {
+    peer == own || peer == 0
+}
+
+fn connection(stream: &UnixStream, handler: &dyn Handler) {
+    let own = rustix::process::geteuid().as_raw();
+    match socket_peercred(stream) {
+        Ok(peer) if may_command(peer.uid.as_raw(), own) => {}
+        Ok(peer) => {
+            let message = format!(
+                "user {} may not command a machine of user {own}; ask as that user",
+                peer.uid.as_raw()
+            );
+            return refuse(stream, Refusal::new(RefusalKind::Forbidden, message));
+        }
+        Err(e) => {
+            let message = format!("the host does not say who is asking: {e}");
+            return refuse(stream, Refusal::new(RefusalKind::Forbidden, message));
+        }
+    }
+    let mut lines = Lines::new(stream, MAX_REQUEST);
+    loop {
+        let line = match lines.next(REQUEST_TIME) {
+            Ok(Some(line)) => line,
+            Ok(None) | Err(LineError::Io(_)) => return,
+            Err(e @ LineError::TooLong(_)) => {
+                return refuse(stream, Refusal::new(RefusalKind::TooLong, e.to_string()));
+            }
+            Err(e) => return refuse(stream, Refusal::new(RefusalKind::TooSlow, e.to_string())),
+        };
+        let result = Request::parse(&line).and_then(|request| handler.handle(request.action));
+        if wire::send(stream, &Response::new(result), RESPONSE_TIME).is_err() {
+            return;
+        }
+    }
+}
+
+/// Tell a peer why, as far as it listens.
+fn refuse(stream: &UnixStream, refusal: Refusal) {
+    let _ = wire::send(stream, &Response::new(Err(refusal)), Duration::from_millis(100));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::{CallError, Client};
+    use std::io::{Read, Write};
+    use std::path::PathBuf;
+
+    #[test]
+    fn only_the_owner_and_root_command() {
+        for (peer, own, may) in
+            [(1000, 1000, true), (0, 1000, true), (1001, 1000, false), (0, 0, true), (1, 0, false)]
+        {
+            assert_eq!(may_command(peer, own), may, "{peer} commands {own}");
+        }
+    }
+
+    struct Echo;
+
+    impl Handler for Echo {
+        fn handle(&self, action: Action) -> Result<Reply, Refusal> {
+            match action {
+                Action::SwitchEngine { engine } => Ok(Reply::Switched { engine, took_us: 1 }),
+                Action::End => Err(Refusal::new(RefusalKind::Refused, "not today")),
+                _ => Ok(Reply::Done),
+            }
+        }
+    }
+
+    struct Socket(PathBuf);
+
+    impl Socket {
+        fn new() -> Self {
+            static NEXT: AtomicUsize = AtomicUsize::new(0);
+            let n = NEXT.fetch_add(1, Ordering::Relaxed);
+            let path = std::env::temp_dir().join(format!("strata-api-{}-{n}", std::process::id()));
+            serve(UnixListener::bind(&path).unwrap(), Arc::new(Echo)).unwrap();
+            Socket(path)
+        }
+        fn connect(&self) -> UnixStream {
+            UnixStream::connect(&self.0).unwrap()
+        }
+    }
+
+    impl Drop for Socket {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn one_connection_carries_many_requests_and_errors_do_not_end_it() {
+        let socket = Socket::new();
+        let mut client = Client::connect(&socket.0).unwrap();
+        for engine in ["jit", "interp"] {
+            let reply = client.call(Action::SwitchEngine { engine: engine.into() }, LIMIT).unwrap();
+            assert_eq!(reply, Reply::Switched { engine: engine.into(), took_us: 1 });
+            let refusal = client.call(Action::End, LIMIT).unwrap_err();
+            assert!(matches!(refusal, CallError::Refused(r) if r.message == "not today"));
+        }
+    }
+
+    /// What the server answers to raw bytes.
+    fn answer(bytes: &[u8]) -> String {
+        let socket = Socket::new();
+        let mut stream = socket.connect();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        // The server may have answered and closed before all is written.
+        let _ = stream.write_all(bytes);
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let mut text = Vec::new();
+        // A reset after the answer, for what was not read, is no answer less.
+        let _ = stream.read_to_end(&mut text);
+        String::from_utf8(text).unwrap()
+    }
+
+    #[test]
+    fn garbage_gets_a_reason() {
+        fn check(bytes: &[u8], text: &str) {
+            let answer = answer(bytes);
+            assert!(
+                answer.contains(text),
+                "{:?}: {answer}",
+                String::from_utf8_lossy(&bytes[..bytes.len().min(40)])
+            );
+        }
+        check(b"GET / HTTP/1.1\r\n\r\n", "bad-request");
+        check(b"\0\0\0\0\n", "bad-request");
+        check(b"{\"version\":9,\"action\":\"pause\"}\n", "wrong-version");
+        check(&[b'x'; MAX_REQUEST + 1], "too-long");
+        check(b"{\"version\":1,\"action\":\"pause\"}", "no end");
+        assert_eq!(answer(b""), "");
+        let two = answer(b"nonsense\n{\"version\":1,\"action\":\"pause\"}\n");
+        assert!(two.contains("bad-request") && two.contains("done"), "{two}");
+    }
+
+    #[test]
+    fn more_connections_than_places_are_told_so_and_places_come_back() {
+        let socket = Socket::new();
+        let mut held: Vec<_> = (0..MAX_CONNECTIONS).map(|_| Client::connect(&socket.0).unwrap()).collect();
+        // Each is being served once it has answered.
+        held.iter_mut().for_each(|c| assert_eq!(c.call(Action::Info, LIMIT).unwrap(), Reply::Done));
+        let refused = Client::connect(&socket.0).unwrap().call(Action::Info, LIMIT).unwrap_err();
+        assert!(matches!(&refused, CallError::Refused(r) if r.kind == RefusalKind::Busy), "{refused}");
+        drop(held);
+        let start = std::time::Instant::now();
+        while Client::connect(&socket.0).unwrap().call(Action::Info, LIMIT).is_err() {
+            assert!(start.elapsed() < LIMIT, "no place came back");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}

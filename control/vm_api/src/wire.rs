@@ -1,0 +1,144 @@
+//! Lines on a socket: one JSON value each, with a cap on length and time.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+/// The longest request in bytes, its newline included: the longest action is a
+/// few dozen, and what a client sends is held in memory.
+pub const MAX_REQUEST: usize = 16 << 10;
+/// The longest response a client takes: the statistics of 64 vCPUs fit many times.
+pub(crate) const MAX_RESPONSE: usize = 4 << 20;
+
+/// Why no line came.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LineError {
+    /// The line is longer than the cap.
+    #[error("the line is longer than {0} bytes")]
+    TooLong(usize),
+    /// It did not end in time.
+    #[error("no whole line within {0:?}")]
+    TooSlow(Duration),
+    /// The peer ended in the middle of a line.
+    #[error("the line has no end")]
+    Cut,
+    /// The host's error.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Reads lines from a socket.
+pub(crate) struct Lines<'a> {
+    stream: &'a UnixStream,
+    cap: usize,
+    /// Read and not yet taken.
+    rest: Vec<u8>,
+}
+
+impl<'a> Lines<'a> {
+    /// Lines of at most `cap` bytes.
+    pub(crate) fn new(stream: &'a UnixStream, cap: usize) -> Self {
+        Lines { stream, cap, rest: Vec::new() }
+    }
+
+    /// The next line without its newline, whole within `limit`; `None` when the
+    /// peer has ended.
+    pub(crate) fn next(&mut self, limit: Duration) -> Result<Option<Vec<u8>>, LineError> {
+        let deadline = Instant::now() + limit;
+        let mut looked = 0;
+        loop {
+            if let Some(end) = self.rest[looked..].iter().position(|b| *b == b'\n') {
+                let after = self.rest.split_off(looked + end + 1);
+                let mut line = std::mem::replace(&mut self.rest, after);
+                line.pop();
+                return Ok(Some(line));
+            }
+            looked = self.rest.len();
+            if looked >= self.cap {
+                return Err(LineError::TooLong(self.cap));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(LineError::TooSlow(limit));
+            }
+            self.stream.set_read_timeout(Some(left))?;
+            let mut buffer = [0; 4096];
+            let room = buffer.len().min(self.cap - looked);
+            match (&*self.stream).read(&mut buffer[..room]) {
+                Ok(0) if self.rest.is_empty() => return Ok(None),
+                Ok(0) => return Err(LineError::Cut),
+                Ok(n) => self.rest.extend_from_slice(&buffer[..n]),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+}
+
+/// Write one value and its newline; `limit` bounds each write.
+pub(crate) fn send(stream: &UnixStream, value: &impl serde::Serialize, limit: Duration) -> io::Result<()> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    stream.set_write_timeout(Some(limit))?;
+    let mut stream = stream;
+    stream.write_all(&line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn lines_come_whole_however_they_were_sent() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let mut lines = Lines::new(&b, 16);
+        (&a).write_all(b"one\ntwo\nth").unwrap();
+        assert_eq!(lines.next(LIMIT).unwrap().as_deref(), Some(&b"one"[..]));
+        assert_eq!(lines.next(LIMIT).unwrap().as_deref(), Some(&b"two"[..]));
+        (&a).write_all(b"ree\n\n").unwrap();
+        assert_eq!(lines.next(LIMIT).unwrap().as_deref(), Some(&b"three"[..]));
+        assert_eq!(lines.next(LIMIT).unwrap().as_deref(), Some(&b""[..]));
+        drop(a);
+        assert!(lines.next(LIMIT).unwrap().is_none());
+    }
+
+    #[test]
+    fn long_slow_and_cut_lines_are_told_apart() {
+        let (a, b) = UnixStream::pair().unwrap();
+        (&a).write_all(&[b'x'; 17]).unwrap();
+        assert!(matches!(Lines::new(&b, 16).next(LIMIT), Err(LineError::TooLong(16))));
+
+        let (a, b) = UnixStream::pair().unwrap();
+        (&a).write_all(b"half").unwrap();
+        let short = Duration::from_millis(20);
+        assert!(matches!(Lines::new(&b, 16).next(short), Err(LineError::TooSlow(_))));
+        drop(a);
+        assert!(matches!(Lines::new(&b, 16).next(LIMIT), Ok(None)));
+
+        let (a, b) = UnixStream::pair().unwrap();
+        (&a).write_all(b"half").unwrap();
+        drop(a);
+        assert!(matches!(Lines::new(&b, 16).next(LIMIT), Err(LineError::Cut)));
+    }
+
+    #[test]
+    fn a_dripping_peer_cannot_stretch_its_time() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let drip = std::thread::spawn(move || {
+            let mut sent = 0;
+            while (&a).write_all(b"x").is_ok() && sent < 1000 {
+                sent += 1;
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let start = Instant::now();
+        let result = Lines::new(&b, 1 << 20).next(Duration::from_millis(60));
+        assert!(matches!(result, Err(LineError::TooSlow(_))), "{result:?}");
+        assert!(start.elapsed() < Duration::from_secs(2));
+        drop(b);
+        drip.join().unwrap();
+    }
+}
