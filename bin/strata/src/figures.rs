@@ -76,9 +76,11 @@ fn vcpu(out: &mut dyn Write, index: usize, v: &VcpuFigures) -> std::io::Result<(
 fn translation(counters: &BTreeMap<String, u64>) -> Vec<String> {
     let count = |name: &str| counters.get(name).copied();
     let per = |a: Option<u64>, b: Option<u64>| Some(a? as f64 / b.filter(|b| *b > 0)? as f64);
-    let known = count("block_lookups_recent").zip(count("block_lookups_known")).map(|(a, b)| a + b);
+    // A look-up that finds nothing translates.
+    let found =
+        count("block_lookups").zip(count("blocks_translated")).map(|(all, new)| all.saturating_sub(new));
     let hits =
-        per(known, count("block_lookups")).map(|r| format!("{:.1} % of block look-ups hit", r * 100.0));
+        per(found, count("block_lookups")).map(|r| format!("{:.1} % of block look-ups hit", r * 100.0));
     let cost = per(count("translate_ns"), count("instructions_translated"))
         .map(|ns| format!("{ns:.0} ns to translate an instruction"));
     let growth = per(count("host_bytes_translated"), count("guest_bytes_translated"))
@@ -116,8 +118,7 @@ mod tests {
         };
         let jit = of(&[
             ("block_lookups", 200),
-            ("block_lookups_recent", 100),
-            ("block_lookups_known", 50),
+            ("blocks_translated", 50),
             ("instructions_translated", 10),
             ("translate_ns", 900),
             ("guest_bytes_translated", 40),
