@@ -67,9 +67,11 @@ impl std::hash::Hash for Key {
 /// One translated block.
 pub(crate) struct Block {
     pub key: Key,
-    /// Cache offset of the code, and of the entry.
+    /// Cache offset of the code, of the entry, and of what follows the entry's look at
+    /// the token.
     pub start: u32,
     pub entry: u32,
+    inner: u32,
     pub len: u32,
     /// (host offset, guest offset) of each instruction.
     pub map: Box<[(u16, u16)]>,
@@ -231,6 +233,7 @@ impl Blocks {
             key,
             start: at,
             entry: at + t.entry,
+            inner: at + t.inner,
             len: t.code.len() as u32,
             map: t.map.as_slice().into(),
             stub: (0, 0),
@@ -277,7 +280,8 @@ impl Blocks {
         if let Some(g) = l.guard {
             self.cache.patch_u32(g, space);
         }
-        let entry = self.list[to as usize].entry;
+        let b = &self.list[to as usize];
+        let entry = if l.forward { b.inner } else { b.entry };
         self.cache.patch_u32(l.patch, entry.wrapping_sub(l.patch + 4));
     }
 
@@ -305,13 +309,19 @@ impl Blocks {
         if self.by_key.get(&b.key) == Some(&id) {
             self.by_key.remove(&b.key);
         }
-        // JMP rel32 to the attention stub at the block's start.
-        let back = b.start.wrapping_sub(b.entry + 5);
-        let first = u32::from_le_bytes([0xe9, back as u8, (back >> 8) as u8, (back >> 16) as u8]);
-        let entry = b.entry;
-        let rest = self.cache.read_u32(entry + 4).unwrap_or(0) & !0xff | back >> 24;
-        self.cache.patch_u32(entry + 4, rest);
-        self.cache.patch_u32(entry, first);
+        // To the attention stub at the block's start.
+        let (start, entry, inner) = (b.start, b.entry, b.inner);
+        self.put_jump(entry, start);
+        self.put_jump(inner, start);
+    }
+
+    /// Replace five bytes of code by JMP rel32.
+    fn put_jump(&mut self, at: u32, to: u32) {
+        let distance = to.wrapping_sub(at + 5);
+        let first = u32::from_le_bytes([0xe9, distance as u8, (distance >> 8) as u8, (distance >> 16) as u8]);
+        let rest = self.cache.read_u32(at + 4).unwrap_or(0) & !0xff | distance >> 24;
+        self.cache.patch_u32(at + 4, rest);
+        self.cache.patch_u32(at, first);
     }
 
     /// Drop the blocks of pages whose generation is no longer the one they were
@@ -340,12 +350,10 @@ impl Blocks {
 
     /// A dead block's entry leads to the block that replaces it.
     pub fn forward(&mut self, dead: u32, to: u32) {
-        let (from, entry) = (self.list[dead as usize].entry, self.list[to as usize].entry);
-        let distance = entry.wrapping_sub(from + 5);
-        let rest = self.cache.read_u32(from + 4).unwrap_or(0) & !0xff | distance >> 24;
-        let first = u32::from_le_bytes([0xe9, distance as u8, (distance >> 8) as u8, (distance >> 16) as u8]);
-        self.cache.patch_u32(from + 4, rest);
-        self.cache.patch_u32(from, first);
+        let (from, to) = (&self.list[dead as usize], &self.list[to as usize]);
+        let (entry, inner, entry_to, inner_to) = (from.entry, from.inner, to.entry, to.inner);
+        self.put_jump(entry, entry_to);
+        self.put_jump(inner, inner_to);
     }
 
     /// What the jump cache holds for a block: code that checks the target (and,

@@ -113,7 +113,7 @@ impl Builder<'_> {
             self.leave_to(target);
         } else {
             let patch = self.r.at + displacement as u32;
-            self.links.push(Link { target, plain: false, patch, guard: None });
+            self.links.push(Link { target, plain: false, forward: target > self.ip, patch, guard: None });
             self.link_stub_numbered(self.links.len() - 1);
         }
     }
@@ -142,7 +142,8 @@ impl Builder<'_> {
         self.e.bytes(&[0xe9, 0, 0, 0, 0]);
         let at = self.r.at;
         let guard = guard.map(|g| at + g as u32);
-        self.links.push(Link { target, plain, patch: at + patch as u32, guard });
+        let forward = target > self.ip;
+        self.links.push(Link { target, plain, forward, patch: at + patch as u32, guard });
         let number = self.links.len() - 1;
         self.link_stub_numbered(number);
     }

@@ -19,7 +19,7 @@ mod stack;
 mod string;
 mod windows;
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Encoder, FlowControl, Instruction};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Encoder, FlowControl, Instruction, OpKind};
 
 use crate::emit::{Emitter, Mem};
 use crate::layout::{Exit, gs, host};
@@ -80,6 +80,9 @@ pub(crate) struct Link {
     pub target: u64,
     /// The block there must be one without windows.
     pub plain: bool,
+    /// It leads forward, so the look at the token can be left out: whatever runs in
+    /// circles goes back somewhere.
+    pub forward: bool,
     /// Cache offset of the 4-byte displacement to patch.
     pub patch: u32,
     /// Cache offset of the address-space number to patch, for links that leave
@@ -92,6 +95,8 @@ pub(crate) struct Translated {
     pub code: Vec<u8>,
     /// Offset of the entry within `code`.
     pub entry: u32,
+    /// Offset of what follows the look at the token.
+    pub inner: u32,
     /// (host offset, guest offset) of each instruction.
     pub map: Vec<(u16, u16)>,
     /// Guest bytes covered.
@@ -133,8 +138,17 @@ enum PendingKind {
     Plain(u64),
 }
 
-/// Bytes of most stubs.
-const STUB: usize = 14;
+impl PendingKind {
+    /// Most bytes its stub has.
+    fn len(self) -> usize {
+        match self {
+            PendingKind::Miss { place: access::Place::Register(host::ADDRESS, _), .. } => 9,
+            PendingKind::Miss { place: access::Place::Register(..), .. } => 12,
+            PendingKind::Miss { place: access::Place::Constant(_), .. } => 19,
+            PendingKind::Plain(_) => 14,
+        }
+    }
+}
 
 /// What outlives a block: the decoder's tables in shape, and memory to build in.
 pub(crate) struct Scratch {
@@ -190,21 +204,20 @@ struct Builder<'a> {
     /// (as far as it is known) after.
     held: Option<usize>,
     now_held: Option<usize>,
-    /// See [`ISLAND_REACH`].
-    reach: usize,
+    /// Emit every stub right behind its instruction: see [`translate`].
+    near: bool,
     out_of_reach: bool,
 }
 
-/// Pending stubs are emitted once the oldest is this far away, in bytes: far
-/// enough to share islands, near enough that one more instruction rarely puts it
-/// out of a short jump's reach. If one does, the block is made again with an
-/// island after every instruction.
-const ISLAND_REACH: usize = 55;
-
 /// Translate a block. `None` when the first instruction needs the interpreter.
+///
+/// Stubs gather in islands, which execution jumps over, as far apart as a short
+/// jump's reach allows by an estimate of what the next instruction becomes. Where
+/// the estimate is too low, the block is made again with an island behind every
+/// instruction.
 pub(crate) fn translate(r: &Request<'_>, s: &mut Scratch) -> Option<Translated> {
-    match attempt(r, s, ISLAND_REACH) {
-        Err(OutOfReach) => attempt(r, s, 0).unwrap_or(None),
+    match attempt(r, s, false) {
+        Err(OutOfReach) => attempt(r, s, true).unwrap_or(None),
         Ok(t) => t,
     }
 }
@@ -212,7 +225,7 @@ pub(crate) fn translate(r: &Request<'_>, s: &mut Scratch) -> Option<Translated> 
 /// A stub ended up too far from its jump.
 struct OutOfReach;
 
-fn attempt(r: &Request<'_>, s: &mut Scratch, reach: usize) -> Result<Option<Translated>, OutOfReach> {
+fn attempt(r: &Request<'_>, s: &mut Scratch, near: bool) -> Result<Option<Translated>, OutOfReach> {
     let mut b = Builder {
         r,
         e: Emitter { code: std::mem::take(&mut s.code) },
@@ -226,7 +239,7 @@ fn attempt(r: &Request<'_>, s: &mut Scratch, reach: usize) -> Result<Option<Tran
         ip: r.va,
         held: None,
         now_held: None,
-        reach,
+        near,
         out_of_reach: false,
     };
     b.stub(Exit::Attention, 0);
@@ -234,6 +247,7 @@ fn attempt(r: &Request<'_>, s: &mut Scratch, reach: usize) -> Result<Option<Tran
     b.e.load32(host::TEMP, Mem::gs(gs!(token)));
     let back = b.e.jrcxz();
     b.e.code[back] = (0usize.wrapping_sub(back + 1)) as u8;
+    let inner = b.e.len();
     let guard = r.straddling.filter(|_| r.va >> 63 == 0).map(|space| b.check_mapping(space));
 
     let list = b.decode();
@@ -244,6 +258,7 @@ fn attempt(r: &Request<'_>, s: &mut Scratch, reach: usize) -> Result<Option<Tran
     let mut ended = false;
     let mut guest_len = 0;
     for i in &list {
+        b.make_room(i, map.len());
         let before = (b.e.len(), b.pending.len(), b.links.len(), b.branches.len());
         map.push((b.e.len() as u16, (i.ip() - r.va) as u16));
         b.index = (map.len() - 1) as u8;
@@ -264,7 +279,6 @@ fn attempt(r: &Request<'_>, s: &mut Scratch, reach: usize) -> Result<Option<Tran
                 break;
             }
         }
-        b.island_if_far();
     }
     b.s.list = list;
     b.plan.clear();
@@ -281,7 +295,8 @@ fn attempt(r: &Request<'_>, s: &mut Scratch, reach: usize) -> Result<Option<Tran
     if b.out_of_reach {
         return Err(OutOfReach);
     }
-    Ok(Some(Translated { code: b.e.code, entry: entry as u32, map, guest_len, links: b.links, guard }))
+    let (entry, inner) = (entry as u32, inner as u32);
+    Ok(Some(Translated { code: b.e.code, entry, inner, map, guest_len, links: b.links, guard }))
 }
 
 impl Builder<'_> {
@@ -360,12 +375,32 @@ impl Builder<'_> {
         self.pending.clear();
     }
 
-    fn island_if_far(&mut self) {
-        let Some(oldest) = self.pending.first() else { return };
-        if self.e.len() - oldest.at + STUB * self.pending.len() > self.reach {
-            let over = self.e.jmp_short();
-            self.island();
-            self.out_of_reach |= !self.e.land_short(over);
+    /// Emit the pending stubs here if one might be out of reach behind the next
+    /// instruction, number `index`.
+    fn make_room(&mut self, next: &Instruction, index: usize) {
+        let here = self.e.len() + 2;
+        let mut stubs = 0;
+        let mut farthest = 0;
+        for p in &self.pending {
+            farthest = farthest.max(here + stubs - p.at);
+            stubs += p.kind.len();
+        }
+        if farthest == 0 || !self.near && farthest + self.room_for(next, index) < 127 {
+            return;
+        }
+        let over = self.e.jmp_short();
+        self.island();
+        self.out_of_reach |= !self.e.land_short(over);
+    }
+
+    /// About how much host code an instruction becomes, in bytes.
+    fn room_for(&self, i: &Instruction, index: usize) -> usize {
+        let memory = i.is_stack_instruction() || (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
+        match () {
+            () if i.is_string_instruction() => 110,
+            () if self.plan.opens(index) => 88,
+            () if memory => 56,
+            () => 24,
         }
     }
 

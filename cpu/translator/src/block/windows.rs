@@ -119,6 +119,12 @@ impl Plan {
         self.slots.resize(self.windows.len(), None);
     }
 
+    /// Whether an instruction may be the first of a window.
+    pub fn opens(&self, instruction: usize) -> bool {
+        let member = self.members.get(instruction).copied().flatten();
+        member.is_some_and(|m| self.windows[m.window].members > 1 && self.slots[m.window].is_none())
+    }
+
     fn close(&mut self, of: impl Fn(Origin) -> bool) {
         for w in self.windows.iter_mut().filter(|w| w.open && of(w.origin)) {
             w.open = false;
