@@ -186,7 +186,7 @@ impl Spaces {
 
     /// Check the current context's lower-half code pages against `walk` after its
     /// translations were flushed. If one moved, links into the lower half end.
-    pub fn verify_lower(&mut self, only: Option<u64>, walk: impl FnMut(u64) -> Option<u64>) {
+    pub fn verify_lower(&mut self, only: Option<u64>, walk: impl FnMut(u64, bool) -> Option<u64>) {
         let current = self.current;
         if moved(&mut self.contexts[current].code, only, walk) {
             self.contexts[current].number = self.fresh_number();
@@ -199,7 +199,7 @@ impl Spaces {
         &mut self,
         only: Option<u64>,
         globals: bool,
-        walk: impl FnMut(u64) -> Option<u64>,
+        walk: impl FnMut(u64, bool) -> Option<u64>,
     ) -> bool {
         (globals || self.upper_local) && moved(&mut self.upper_code, only, walk)
     }
@@ -228,16 +228,16 @@ impl Spaces {
 fn moved(
     map: &mut AddressMap<u64, u64>,
     only: Option<u64>,
-    mut walk: impl FnMut(u64) -> Option<u64>,
+    mut walk: impl FnMut(u64, bool) -> Option<u64>,
 ) -> bool {
     let before = map.len();
     match only {
         Some(va) => {
-            if map.get(&(va >> 12)).is_some_and(|ram| walk(va & !0xfff) != Some(*ram & !1)) {
+            if map.get(&(va >> 12)).is_some_and(|ram| walk(va & !0xfff, *ram & 1 != 0) != Some(*ram & !1)) {
                 map.remove(&(va >> 12));
             }
         }
-        None => map.retain(|page, ram| walk(page << 12) == Some(*ram & !1)),
+        None => map.retain(|page, ram| walk(page << 12, *ram & 1 != 0) == Some(*ram & !1)),
     }
     map.len() != before
 }

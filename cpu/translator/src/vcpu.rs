@@ -258,10 +258,12 @@ impl TranslatorVcpu {
         let pcid = if cpu.cr4 & cr4::PCIDE != 0 { (cpu.cr3 & 0xfff) as u16 } else { 0 };
         let params = cpu.paging_params();
         let memory = cpu.memory.clone();
-        let paging = cpu.cr0 & cr0::PG != 0;
-        let walk = move |va: u64| {
-            let physical = if paging { x86_mmu::inspect(&memory, &params, va)? } else { va };
-            Some(memory.translate(physical)?.offset.0 & !(PAGE - 1))
+        let ac = cpu.system_flags & rflags::AC != 0;
+        // Where a page is that may be fetched from without a flag being set.
+        let walk = move |va: u64, user: bool| {
+            let access = Access { write: false, fetch: true, user, system: false, ac };
+            let t = x86_mmu::walk_marked(&memory, &params, va, access)?;
+            Some(memory.translate(t.physical)?.offset.0 & !(PAGE - 1))
         };
         let upper = match f {
             Flush::All => {
@@ -695,7 +697,9 @@ impl TranslatorVcpu {
         Then::Again
     }
 
-    /// Enter a page into the tables. False: the access has no direct path.
+    /// Enter a page into the tables. False: the access has no direct path, or would
+    /// set accessed or dirty flags, which it must not if its instruction faults for
+    /// another reason: the interpreter executes it, and the next one enters the page.
     fn fill(&mut self, va: u64, write: bool) -> bool {
         let kind = Self::kind(self.interp.cpu());
         let cpu = self.interp.cpu();
@@ -704,7 +708,9 @@ impl TranslatorVcpu {
             return false;
         }
         let access = Self::access(cpu, write, false);
-        let Ok(t) = x86_mmu::walk(&cpu.memory, &cpu.paging_params(), va, access) else { return false };
+        let Some(t) = x86_mmu::walk_marked(&cpu.memory, &cpu.paging_params(), va, access) else {
+            return false;
+        };
         let Some(hit) = cpu.memory.translate(t.physical) else { return false };
         let page = hit.offset.0 / PAGE;
         let plain = hit.writable && t.writable && cpu.memory.marks().is_plain(hit.offset);

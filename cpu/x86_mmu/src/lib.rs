@@ -11,4 +11,4 @@ mod walk;
 
 pub use descriptor::{Descriptor, Gate, system_type};
 pub use paging::{Access, PageFault, PagingMode, PagingParams, Translation, page_fault_code};
-pub use walk::{ReservedPdpte, inspect, load_pdptes, walk};
+pub use walk::{ReservedPdpte, inspect, load_pdptes, walk, walk_marked};

@@ -63,6 +63,12 @@ impl Path {
             entry.mark(memory, ACCESSED | dirty)
         })
     }
+
+    /// Whether [`Path::mark`] has nothing to do.
+    fn is_marked(&self, write: bool) -> bool {
+        let accessed = self.entries[..self.len].iter().flatten().all(|e| e.has(ACCESSED));
+        accessed && (!write || self.leaf().is_some_and(|e| e.has(DIRTY)))
+    }
 }
 
 /// 32-bit paging (SDM volume 3, 5.3).
@@ -214,44 +220,73 @@ pub fn walk(
     access: Access,
 ) -> Result<Translation, PageFault> {
     if params.cr0 & cr0::PG == 0 {
-        return Ok(Translation {
-            physical: linear & 0xffff_ffff,
-            page_shift: 12,
-            user: true,
-            read_write: true,
-            writable: true,
-            executable: true,
-            readable: true,
-            global: false,
-        });
+        return Ok(Translation { physical: linear & 0xffff_ffff, ..UNPAGED });
     }
     loop {
-        let path = descend(memory, params, linear).map_err(|miss| {
-            let cause = match miss {
-                Miss::NotPresent => 0,
-                Miss::Reserved => page_fault_code::PROTECTION | page_fault_code::RESERVED,
-            };
-            fault(params, linear, access, cause)
-        })?;
-        let rights = Rights::of(path.rights, params, access);
-        if !rights.allow(access) {
-            return Err(fault(params, linear, access, page_fault_code::PROTECTION));
+        let (path, translation) = find(memory, params, linear, access)?;
+        if path.mark(memory, access.write) {
+            return Ok(translation);
         }
-        if !path.mark(memory, access.write) {
-            continue;
-        }
-        let leaf = path.leaf().map_or(0, |e| e.value);
-        return Ok(Translation {
-            physical: path.physical,
-            page_shift: path.page_shift,
-            user: path.rights & USER != 0,
-            read_write: path.rights & READ_WRITE != 0,
-            writable: rights.write && (access.write || leaf & DIRTY != 0),
-            executable: rights.fetch,
-            readable: rights.read,
-            global: leaf & GLOBAL != 0 && params.cr4 & cr4::PGE != 0,
-        });
     }
+}
+
+/// Translate `linear` if that needs no accessed or dirty flag to be set. `None`:
+/// it does, or the access faults; [`walk`] says which.
+pub fn walk_marked(
+    memory: &GuestMemory,
+    params: &PagingParams,
+    linear: u64,
+    access: Access,
+) -> Option<Translation> {
+    if params.cr0 & cr0::PG == 0 {
+        return Some(Translation { physical: linear & 0xffff_ffff, ..UNPAGED });
+    }
+    let (path, translation) = find(memory, params, linear, access).ok()?;
+    path.is_marked(access.write).then_some(translation)
+}
+
+/// What everything may do without paging.
+const UNPAGED: Translation = Translation {
+    physical: 0,
+    page_shift: 12,
+    user: true,
+    read_write: true,
+    writable: true,
+    executable: true,
+    readable: true,
+    global: false,
+};
+
+/// The entries for one access that they allow, and the translation once their flags are set.
+fn find(
+    memory: &GuestMemory,
+    params: &PagingParams,
+    linear: u64,
+    access: Access,
+) -> Result<(Path, Translation), PageFault> {
+    let path = descend(memory, params, linear).map_err(|miss| {
+        let cause = match miss {
+            Miss::NotPresent => 0,
+            Miss::Reserved => page_fault_code::PROTECTION | page_fault_code::RESERVED,
+        };
+        fault(params, linear, access, cause)
+    })?;
+    let rights = Rights::of(path.rights, params, access);
+    if !rights.allow(access) {
+        return Err(fault(params, linear, access, page_fault_code::PROTECTION));
+    }
+    let leaf = path.leaf().map_or(0, |e| e.value);
+    let translation = Translation {
+        physical: path.physical,
+        page_shift: path.page_shift,
+        user: path.rights & USER != 0,
+        read_write: path.rights & READ_WRITE != 0,
+        writable: rights.write && (access.write || leaf & DIRTY != 0),
+        executable: rights.fetch,
+        readable: rights.read,
+        global: leaf & GLOBAL != 0 && params.cr4 & cr4::PGE != 0,
+    };
+    Ok((path, translation))
 }
 
 /// Translate `linear` as a debugger does: no permission check, no flag set.

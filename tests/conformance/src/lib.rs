@@ -2,8 +2,11 @@
 //!
 //! [`Rig`] is the smallest machine: flat memory, one vCPU, a bus on which
 //! nothing answers. [`moo`] reads the single-step format of the 80286 suite.
+//! [`random`] and [`program`] make cases of our own.
 
 pub mod moo;
+pub mod program;
+pub mod random;
 mod rig;
 
 use std::path::PathBuf;

@@ -105,15 +105,20 @@ impl Rig {
         (halt, self.vcpu.state().expect("the state is readable"))
     }
 
-    /// Run from `state` without counting instructions, for at most ten seconds.
+    /// How other threads reach the vCPU.
+    pub fn attention(&self) -> Arc<Attention> {
+        self.attention.clone()
+    }
+
+    /// Run from `state` without counting instructions, for at most `patience`.
     ///
     /// # Panics
     /// As [`Rig::run`].
-    pub fn run_freely(&mut self, state: &CpuState) -> (Halt, CpuState) {
+    pub fn run_freely(&mut self, state: &CpuState, patience: Duration) -> (Halt, CpuState) {
         let (done, waiting) = std::sync::mpsc::channel::<()>();
         let attention = self.attention.clone();
         let watchdog = std::thread::spawn(move || {
-            if waiting.recv_timeout(Duration::from_secs(10)) == Err(RecvTimeoutError::Timeout) {
+            if waiting.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
                 attention.raise(attention_bits::STOP);
             }
         });

@@ -259,7 +259,7 @@ fn run(engine: &dyn Engine, bin: &Path) -> Verdict {
     let model = "x86-64-v3,+vaes,+vpclmulqdq".parse().expect("the model exists");
     let mut rig = Rig::new(engine, model, memory);
     let state = start(&rig, config["bits"].as_u64().expect("bits"));
-    let (halt, end) = rig.run_freely(&state);
+    let (halt, end) = rig.run_freely(&state, std::time::Duration::from_secs(10));
     let end = match program_end(&rig, &halt, end) {
         Ok(end) => end,
         Err(why) => return Verdict::Fail(why),

@@ -5,11 +5,12 @@
 //! (of up to eight instructions each) are run, `STRATA_RANDOM_SEED` where they begin;
 //! `STRATA_RANDOM_VERBOSE` lists each before it runs.
 
+use conformance::random::{Random, candidate, differences, fpu, left_out};
 use conformance::{Rig, software_engines};
 use engine::Halt;
 use guest_memory::{GuestMemory, MemoryMap, Region};
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
-use x86_state::{CpuModel, CpuState, F80, Segment, TableRegister, cr0, cr4, efer, rflags, xcr0};
+use iced_x86::{Decoder, DecoderOptions};
+use x86_state::{CpuModel, CpuState, Segment, TableRegister, cr0, cr4, efer, rflags, xcr0};
 
 const MEMORY: usize = 0x2_0000;
 /// Outside what they map, so that no case changes them.
@@ -25,117 +26,15 @@ const DATA: u64 = 0x1_0000;
 /// Pages here alias those of data; some are read-only, some not present.
 const ALIASES: u64 = 0x2_0000;
 const ALIASES_END: u64 = 0x4_0000;
+/// Addresses that registers are likely to hold.
+const WORDS: std::ops::Range<u64> = DATA + 0x4000..DATA + 0xc000;
 const LIMIT: u64 = 40;
 const CODE_MAX: usize = 200;
-
-/// SplitMix64: any seed is as good as any other.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-
-    /// A number that finds corners: small, near a power of two, an address of data, or anything.
-    fn number(&mut self) -> u64 {
-        match self.below(8) {
-            0 => self.below(4),
-            1 => (1u64 << self.below(64)).wrapping_sub(self.below(3)),
-            2..5 => DATA + 0x4000 + self.below(0x8000),
-            5 => self.next() as i32 as u64,
-            _ => self.next(),
-        }
-    }
-}
-
-/// Instructions whose result is each engine's own, or that would end the case at once.
-fn left_out(i: &Instruction) -> bool {
-    use Mnemonic as M;
-    // x87 functions without a prescribed last bit.
-    let approximate = matches!(
-        i.mnemonic(),
-        M::Fsin | M::Fcos | M::Fsincos | M::Fptan | M::Fpatan | M::F2xm1 | M::Fyl2x | M::Fyl2xp1
-    );
-    // To an address that is not canonical: the branch faults by the manual, its
-    // target in translated code.
-    let indirect = matches!(
-        i.flow_control(),
-        FlowControl::Return | FlowControl::IndirectBranch | FlowControl::IndirectCall
-    );
-    // They leave C1 alone on some processors, which the manual clears.
-    let keeps_c1 = matches!(i.mnemonic(), M::Fcomi | M::Fcomip | M::Fucomi | M::Fucomip);
-    // They show where the last x87 instruction was, which translated code does not follow.
-    let pointers = matches!(i.mnemonic(), M::Fnsave | M::Fnstenv) || i.is_save_restore_instruction();
-    let time_or_chance = matches!(i.mnemonic(), M::Rdtsc | M::Rdtscp | M::Rdpmc | M::Rdrand | M::Rdseed);
-    approximate
-        || indirect
-        || keeps_c1
-        || pointers
-        || time_or_chance
-        || i.is_privileged()
-        || matches!(i.flow_control(), FlowControl::Interrupt | FlowControl::Exception)
-}
-
-/// A string instruction with the prefixes that change it.
-fn string_instruction(r: &mut Random) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    bytes.extend([None, None, Some(0xf3), Some(0xf3), Some(0xf3), Some(0xf2)][r.below(6) as usize]);
-    match r.below(16) {
-        0 => bytes.insert(0, 0x67),
-        1 => bytes.insert(0, 0x64),
-        _ => {}
-    }
-    match r.below(4) {
-        0 => bytes.insert(0, 0x66),
-        1 => bytes.push(0x48),
-        _ => {}
-    }
-    bytes.push([0xa4, 0xa5, 0xa6, 0xa7, 0xaa, 0xab, 0xac, 0xad, 0xae, 0xaf][r.below(10) as usize]);
-    bytes
-}
 
 /// An address near a page's end or beginning, in data or among its aliases.
 fn near_page_boundary(r: &mut Random) -> u64 {
     let page = DATA + (r.below((ALIASES_END - DATA) >> 12) << 12);
     page.wrapping_add(r.below(64)).wrapping_sub(r.below(64))
-}
-
-/// Bytes that are likely to be one instruction.
-fn candidate(r: &mut Random) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    if r.below(8) == 0 {
-        return string_instruction(r);
-    }
-    if r.below(4) == 0 {
-        bytes.push([0x66, 0xf2, 0xf3, 0x66, 0xf0, 0x64][r.below(6) as usize]);
-    }
-    match r.below(8) {
-        0 | 1 => {
-            // VEX: no inverted register bits more often than not.
-            bytes.clear();
-            bytes.extend([0xc4, (0xe0 & r.next() as u8) | (1 + r.below(3) as u8), r.next() as u8]);
-        }
-        2 | 3 => bytes.push(0x40 | r.below(16) as u8),
-        _ => {}
-    }
-    if bytes.first() != Some(&0xc4) {
-        match r.below(8) {
-            0..3 => bytes.push(0x0f),
-            3 => bytes.extend([0x0f, 0x38]),
-            4 => bytes.extend([0x0f, 0x3a]),
-            5 => bytes.push(0xd8 | r.below(8) as u8),
-            _ => {}
-        }
-    }
-    bytes.extend((0..14).map(|_| r.next() as u8));
-    bytes
 }
 
 /// Up to eight instructions and a HLT.
@@ -203,32 +102,6 @@ fn memory_image(r: &mut Random, code: &[u8]) -> Vec<u8> {
     m
 }
 
-fn random_fpu(r: &mut Random, s: &mut CpuState) {
-    let unmasked = if r.below(8) == 0 { r.below(64) as u16 } else { 0 };
-    s.fpu.fcw = 0x37f & !unmasked | (r.below(4) as u16) << 10;
-    s.fpu.fsw = (r.below(8) as u16) << 11;
-    s.fpu.ftw = r.next() as u8;
-    let unmasked = if r.below(8) == 0 { r.next() as u32 } else { 0 };
-    s.fpu.mxcsr = 0x1f80 & !unmasked | r.next() as u32 & 0xe040;
-    for f in &mut s.fpu.regs {
-        let exponent = match r.below(4) {
-            0 => r.next() as u16,
-            1 => 0x7fff,
-            _ => 0x3fff - 64 + r.below(128) as u16,
-        };
-        *f = F80 { significand: r.next() | 1 << 63, sign_exponent: exponent };
-    }
-    for lane in s.fpu.ymm.iter_mut().flatten() {
-        let single = |r: &mut Random| (r.next() as u32 & 0x807f_ffff) as u64 | (120 + r.below(16)) << 23;
-        *lane = match r.below(4) {
-            0 => r.next(),
-            1 => r.number(),
-            2 => single(r) | single(r) << 32,
-            _ => (r.next() & 0x800f_ffff_ffff_ffff) | (1015 + r.below(16)) << 52,
-        };
-    }
-}
-
 /// A 64-bit program's state at CPL 0 or 3.
 fn state(r: &mut Random, reset: CpuState) -> CpuState {
     let mut s = reset;
@@ -252,7 +125,7 @@ fn state(r: &mut Random, reset: CpuState) -> CpuState {
     s.rflags = rflags::FIXED | r.next() & rflags::STATUS;
     s.rflags |= if r.below(16) == 0 { r.next() & (rflags::DF | rflags::AC | rflags::TF) } else { 0 };
     for g in &mut s.gpr {
-        *g = r.number();
+        *g = r.number(&WORDS);
     }
     if r.below(2) == 0 {
         s.gpr[1] = [r.below(20), r.below(0x3000)][r.below(2) as usize];
@@ -264,7 +137,7 @@ fn state(r: &mut Random, reset: CpuState) -> CpuState {
         };
     }
     s.gpr[4] = DATA + 0xc000 + r.below(64);
-    random_fpu(r, &mut s);
+    fpu(r, &WORDS, &mut s);
     s
 }
 
@@ -287,18 +160,6 @@ fn run(rig: &mut Rig, seed: u64, limit: u64) -> (CpuState, Vec<u8>) {
     (end, memory)
 }
 
-fn list(a: &CpuState, b: &CpuState) -> String {
-    let lines = |s: &CpuState| format!("{s:#x?}").lines().map(str::to_string).collect::<Vec<_>>();
-    let (a, b) = (lines(a), lines(b));
-    a.iter()
-        .zip(&b)
-        .enumerate()
-        .filter(|(_, (x, y))| x != y)
-        .map(|(n, (x, y))| format!("line {n}: {} | {}", x.trim(), y.trim()))
-        .collect::<Vec<_>>()
-        .join("\n    ")
-}
-
 /// The instructions of a case.
 fn listing(seed: u64) -> String {
     let code = code(&mut Random(seed));
@@ -319,7 +180,7 @@ fn explain(a: &mut Rig, b: &mut Rig, seed: u64) -> String {
             let at = mx.iter().zip(&my).position(|(p, q)| p != q);
             let bytes =
                 at.map(|p| format!("memory at {p:#x}: {:02x} | {:02x}", mx[p], my[p])).unwrap_or_default();
-            return format!("seed {seed}, step {limit}\n{listing}    {}\n    {bytes}", list(&x, &y));
+            return format!("seed {seed}, step {limit}\n{listing}    {}\n    {bytes}", differences(&x, &y));
         }
     }
     format!("seed {seed}: only at the end\n{listing}")

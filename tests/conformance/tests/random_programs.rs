@@ -1,0 +1,192 @@
+//! Random programs, run freely: the translator's blocks, links, call prediction
+//! and address tables end where the interpreter ends.
+//!
+//! `STRATA_RANDOM_CASES` says how many programs are run, `STRATA_RANDOM_SEED` where
+//! they begin; `STRATA_RANDOM_VERBOSE` lists each before it runs.
+
+use std::time::{Duration, Instant};
+
+use conformance::program::emit::{Emitted, emit};
+use conformance::program::{Program, generate, image, layout, shrink};
+use conformance::random::differences;
+use conformance::{Rig, software_engines};
+use engine::{Engine, Halt};
+use guest_memory::GuestMemory;
+use x86_state::{CpuModel, CpuState};
+
+/// Instructions after which a program counts as one without an end.
+const LIMIT: u64 = 400_000;
+/// Longer than any program that ends takes on any engine: one that changes its own
+/// page with most of its instructions takes long in translated code.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Time to make a difference small.
+const SHRINKING: Duration = Duration::from_secs(40);
+
+/// How a run ended.
+#[derive(Clone, PartialEq)]
+struct End {
+    halted: bool,
+    state: CpuState,
+    memory: Vec<u8>,
+}
+
+fn model() -> CpuModel {
+    "x86-64-v3".parse().expect("the model exists")
+}
+
+fn rig(engine: &dyn Engine) -> Rig {
+    let memory = GuestMemory::flat(layout::RAM as u64).expect("memory");
+    Rig::new(engine, model(), memory)
+}
+
+/// Put a program into a machine's memory.
+fn place(rig: &Rig, program: &Program, code: &Emitted) -> CpuState {
+    rig.memory.store(0, &image::memory(&program.setup, code)).expect("memory");
+    image::state(&program.setup, code.start, rig.reset_state())
+}
+
+/// What of a machine is a result.
+fn end(rig: &Rig, halt: &Halt, mut state: CpuState) -> End {
+    (state.fpu.fop, state.fpu.fip, state.fpu.fdp, state.fpu.fcs, state.fpu.fds) = (0, 0, 0, 0, 0);
+    let mut memory = vec![0; layout::RAM];
+    rig.memory.load(0, &mut memory).expect("memory");
+    let stack = layout::NMI_STACK as usize..layout::NMI_STACK_TOP as usize;
+    memory[stack].fill(0);
+    End { halted: matches!(halt, Halt::Idle), state, memory }
+}
+
+/// Run on the reference; `None` when the program has no end.
+fn reference(rig: &mut Rig, program: &Program, code: &Emitted) -> Option<End> {
+    let start = place(rig, program, code);
+    let (halt, state) = rig.run(&start, LIMIT);
+    assert!(!matches!(halt, Halt::Failed(_)), "seed {}: {halt:?}", program.setup.seed);
+    matches!(halt, Halt::Idle).then(|| end(rig, &halt, state))
+}
+
+fn freely(rig: &mut Rig, program: &Program, code: &Emitted) -> End {
+    let start = place(rig, program, code);
+    let (halt, state) = rig.run_freely(&start, PATIENCE);
+    assert!(!matches!(halt, Halt::Failed(_)), "seed {}: {halt:?}", program.setup.seed);
+    end(rig, &halt, state)
+}
+
+/// The log of exceptions, oldest first.
+fn log(memory: &[u8]) -> Vec<[u64; 4]> {
+    let word = |at: u64| u64::from_le_bytes(memory[at as usize..at as usize + 8].try_into().expect("eight"));
+    let n = word(layout::SYSTEM);
+    (n.saturating_sub(layout::LOG_ENTRIES)..n)
+        .map(|i| layout::LOG + i % layout::LOG_ENTRIES * 32)
+        .map(|at| [word(at), word(at + 8), word(at + 16), word(at + 24)])
+        .collect()
+}
+
+fn canonical(address: u64) -> bool {
+    ((address as i64) << 16 >> 16) as u64 == address
+}
+
+/// A documented deviation: a branch to an address that is not canonical faults at
+/// its target in translated code.
+fn excused(end: &End) -> bool {
+    log(&end.memory).iter().any(|e| !canonical(e[1]))
+}
+
+fn describe(a: &End, b: &End) -> String {
+    let mut text = String::new();
+    if a.halted != b.halted {
+        text += &format!("    halted: {} | {}\n", a.halted, b.halted);
+    }
+    text += &format!("    {}\n", differences(&a.state, &b.state));
+    let words = a.memory.chunks_exact(8).zip(b.memory.chunks_exact(8)).enumerate();
+    for (n, (x, y)) in words.filter(|(_, (x, y))| x != y).take(12) {
+        text += &format!("    memory at {:#x}: {x:02x?} | {y:02x?}\n", n * 8);
+    }
+    let (x, y) = (log(&a.memory), log(&b.memory));
+    if let Some(n) = (0..x.len().max(y.len())).find(|n| x.get(*n) != y.get(*n)) {
+        let from = n.saturating_sub(2);
+        for i in from..(n + 2).min(x.len().max(y.len())) {
+            text += &format!("    exception {i}: {:x?} | {:x?}\n", x.get(i), y.get(i));
+        }
+    }
+    text
+}
+
+/// Whether a program ends differently on two fresh machines.
+fn differs(engines: [&dyn Engine; 2], program: &Program) -> Option<(End, End)> {
+    let code = emit(program)?;
+    let a = reference(&mut rig(engines[0]), program, &code)?;
+    let b = freely(&mut rig(engines[1]), program, &code);
+    (a != b && !excused(&b)).then_some((a, b))
+}
+
+fn explain(engines: [&dyn Engine; 2], program: &Program, found: &(End, End)) -> String {
+    let seed = program.setup.seed;
+    let mut text = describe(&found.0, &found.1);
+    println!("seed {seed} differs:\n{text}");
+    let mut last = None;
+    let start = Instant::now();
+    let small = shrink(program, |p| {
+        let found = if start.elapsed() < SHRINKING { differs(engines, p) } else { None };
+        let any = found.is_some();
+        last = found.or(last.take());
+        any
+    });
+    let Some((a, b)) = last else {
+        return format!("seed {seed}: only after the programs before it\n{text}");
+    };
+    text = describe(&a, &b);
+    let listing = emit(&small).expect("it is smaller").listing();
+    format!("seed {seed}: {:x?}\n{listing}{text}", small.setup)
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |s| s.parse().expect("a number"))
+}
+
+#[test]
+fn engines_agree_on_random_programs() {
+    let (cases, first) = (number("STRATA_RANDOM_CASES", 2000), number("STRATA_RANDOM_SEED", 1));
+    let verbose = std::env::var_os("STRATA_RANDOM_VERBOSE").is_some();
+    let engines = software_engines();
+    let (first_engine, others) = engines.split_first().expect("an engine");
+    let mut reference_rig = rig(&**first_engine);
+    let mut rigs: Vec<Rig> = others.iter().map(|e| rig(&**e)).collect();
+    let (mut wrong, mut endless, mut exceptions, mut deviating) = (Vec::new(), 0, 0, 0);
+    for seed in first..first + cases {
+        let program = generate(seed);
+        let Some(code) = emit(&program) else { continue };
+        if verbose {
+            println!("seed {seed}: {:x?}\n{}", program.setup, code.listing());
+        }
+        let Some(a) = reference(&mut reference_rig, &program, &code) else {
+            endless += 1;
+            continue;
+        };
+        exceptions += log(&a.memory).len();
+        for (engine, rig) in others.iter().zip(&mut rigs) {
+            let b = freely(rig, &program, &code);
+            if a == b {
+                continue;
+            }
+            if excused(&b) {
+                deviating += 1;
+            } else if wrong.len() < 10 {
+                wrong.push(format!(
+                    "{}: {}",
+                    engine.name(),
+                    explain([&**first_engine, &**engine], &program, &(a.clone(), b))
+                ));
+            }
+        }
+    }
+    println!(
+        "{cases} programs from seed {first}: {exceptions} exceptions, {endless} programs without an end, \
+         {deviating} that branch to an address that is not canonical"
+    );
+    // Programs that show nothing would pass as well.
+    assert!(
+        endless + deviating <= 10 + cases / 10 && exceptions as u64 > cases,
+        "few programs show anything"
+    );
+    assert!(wrong.is_empty(), "{} programs differ\n{}", wrong.len(), wrong.join("\n"));
+}
