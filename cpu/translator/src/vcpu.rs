@@ -470,6 +470,10 @@ impl TranslatorVcpu {
 
     /// Where in the backing the page is that code at `va` is fetched from.
     fn code_page(&mut self, va: u64) -> Option<u64> {
+        // The walk and the tables look at 48 bits.
+        if !self.interp.cpu().canonical(va) {
+            return None;
+        }
         let user = self.interp.cpu().cpl == 3;
         if let Some(page) = self.spaces.code_page(va, user) {
             return Some(page);

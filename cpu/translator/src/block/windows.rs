@@ -36,6 +36,11 @@ enum Origin {
 }
 
 impl Origin {
+    /// RSP alone, whose constant steps are followed.
+    fn is_stack(self) -> bool {
+        matches!(self, Origin::Registers(Some(base), None) if usize::from(base) == RSP)
+    }
+
     fn uses(self, written: u16) -> bool {
         match self {
             Origin::Registers(base, index) => {
@@ -99,19 +104,23 @@ impl Plan {
 
     /// Group the accesses of a block; there are no windows yet.
     pub fn make(&mut self, list: &[Instruction], facts: &mut FactTable) {
-        let mut moved = 0;
+        let mut moved = 0_i32;
         for i in list {
             let facts = facts.of(i);
             let member = operand(i, &facts).and_then(|o| self.join(&o, moved));
             self.members.push(member);
             let (by, written) = (stack_change(i), written(i, &facts));
-            match by {
-                Some(by) => moved += by,
-                None if written >> RSP & 1 != 0 => moved = 0,
+            // Beyond what displacements hold, RSP is as good as unknown.
+            let now = by.and_then(|by| moved.checked_add(by)).filter(|m| m.unsigned_abs() <= 1 << 30);
+            match now {
+                Some(now) => moved = now,
+                None if by.is_some() || written >> RSP & 1 != 0 => moved = 0,
                 None => {}
             }
-            let kept = if by.is_some() { 1 << RSP } else { 0 };
-            self.close(|o| o.uses(written & !kept));
+            let stack = 1_u16 << RSP;
+            let written = if by.is_some() { written | stack } else { written };
+            let kept = if now.is_some() { stack } else { 0 };
+            self.close(|o| o.uses(if o.is_stack() { written & !kept } else { written }));
             if is_barrier(i) {
                 self.close(|_| true);
             }
@@ -133,8 +142,9 @@ impl Plan {
 
     /// Add an access to an open window, or open one for it.
     fn join(&mut self, o: &Operand, moved: i32) -> Option<Member> {
-        let moved = if matches!(o.origin, Origin::Registers(Some(4), None)) { moved } else { 0 };
-        let at = o.disp.checked_add(moved)?;
+        let moved = if o.origin.is_stack() { moved } else { 0 };
+        // Displacements that leave room for the stack's movement both ways.
+        let at = o.disp.checked_add(moved).filter(|at| at.unsigned_abs() < 1 << 30)?;
         let (low, high) = match o.origin {
             Origin::Page(_) => (0, 0x1000),
             Origin::Registers(..) => (at, at.checked_add(o.size)?),
@@ -144,7 +154,8 @@ impl Plan {
             w.open
                 && w.origin == o.origin
                 && (w.access == o.access || w.access == Access::Store)
-                && (matches!(o.origin, Origin::Page(_)) || w.high.max(high) - w.low.min(low) <= SPAN)
+                && (matches!(o.origin, Origin::Page(_))
+                    || i64::from(w.high.max(high)) - i64::from(w.low.min(low)) <= i64::from(SPAN))
         });
         let window = match found {
             Some((n, w)) => {

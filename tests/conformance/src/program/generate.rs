@@ -132,7 +132,8 @@ impl Generator {
         match self.r.below(100) {
             0..36 => (Item::Bytes(self.instruction()), 1),
             36..46 => (Item::Bytes(self.value()), 1),
-            46..56 => (Item::Bytes(self.access()), 2),
+            46..52 => (Item::Bytes(self.access()), 2),
+            52..56 => (Item::Bytes(self.neighbours()), 6),
             56..61 => (Item::Bytes(self.stack()), 1),
             61..67 => (self.special(), 3),
             67..71 if !deep => self.container(room),
@@ -314,6 +315,39 @@ impl Generator {
             }
             18 => a.cmpxchg(dword_ptr(at), GPR32[value]),
             _ => a.inc(dword_ptr(at)),
+        })
+    }
+
+    /// Accesses near one address, by the same registers and by the stack pointer,
+    /// with changes of both in between.
+    fn neighbours(&mut self) -> Vec<u8> {
+        let address = self.address();
+        let wide = self.one_in(8);
+        let kinds: Vec<_> = (0..2 + self.r.below(6)).map(|_| (self.r.below(12), self.r.next())).collect();
+        let free = [rax, rcx, rdx, rbx, r8, r10, r13];
+        assemble(|a| {
+            a.mov(rsi, address)?;
+            a.mov(ebp, 8)?;
+            for (kind, bits) in kinds {
+                let register = free[(bits >> 32) as usize % free.len()];
+                let near = (bits & 0x7f) as i32;
+                let disp = if wide { bits as i32 } else { near };
+                match kind {
+                    0 => a.mov(register, qword_ptr(rsi + disp))?,
+                    1 => a.mov(qword_ptr(rsi + disp), register)?,
+                    2 => a.mov(register, qword_ptr(rsi + rbp * 2 + near))?,
+                    3 => a.add(qword_ptr(rsi + rbp * 2 + near), register)?,
+                    4 => a.push(register)?,
+                    5 => a.pop(register)?,
+                    6 => a.mov(register, qword_ptr(rsp + rbp + near))?,
+                    7 => a.mov(qword_ptr(rsp + disp), register)?,
+                    8 => a.lea(rsp, qword_ptr(rsp + (near & !7) - 0x40))?,
+                    9 => a.add(rsi, near - 0x40)?,
+                    10 => a.inc(byte_ptr(address.wrapping_add(near as u64)))?,
+                    _ => a.sub(rsp, near & !7)?,
+                }
+            }
+            Ok(())
         })
     }
 
