@@ -151,6 +151,10 @@ impl Emitter {
             self.bytes(&[0x48 | (from >> 3) << 2 | to >> 3, 0x89, 0xc0 | (from & 7) << 3 | to & 7]);
         }
     }
+    /// MOVSXD r64, r32.
+    pub fn sign_extend32(&mut self, to: u8, from: u8) {
+        self.bytes(&[0x48 | (to >> 3) << 2 | from >> 3, 0x63, 0xc0 | (to & 7) << 3 | from & 7]);
+    }
     /// MOV r64, imm by the shortest form.
     pub fn mov_imm(&mut self, to: u8, value: u64) {
         if let Ok(v) = u32::try_from(value) {
@@ -248,6 +252,8 @@ mod tests {
         check(|e| e.pext(1, 7, 14), "pext rcx,rdi,r14");
         check(|e| e.pext_gs(1, 9, -8), "pext rcx,r9,gs:[0FFFFFFFFFFFFFFF8h]");
         check(|e| e.mov(8, 1), "mov r8,rcx");
+        check(|e| e.sign_extend32(1, 12), "movsxd rcx,r12d");
+        check(|e| e.sign_extend32(8, 2), "movsxd r8,edx");
         check(|e| e.mov_imm(9, 5), "mov r9d,5");
         check(|e| e.mov_imm(7, u64::MAX), "mov rdi,0FFFFFFFFFFFFFFFFh");
         check(|e| e.mov_imm(7, 1 << 40), "mov rdi,10000000000h");

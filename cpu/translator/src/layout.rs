@@ -166,6 +166,11 @@ pub(crate) struct State {
     pub page_offset_mask: u64,
     pub qword_offset_mask: u64,
     pub jump_index_mask: u64,
+    /// Of the number of a bit in a bit string: the element's number, the bit's in it.
+    pub dword_element_mask: u64,
+    pub dword_bit_mask: u64,
+    pub qword_element_mask: u64,
+    pub qword_bit_mask: u64,
     /// Host addresses of the starts of a block's windows.
     pub windows: [u64; WINDOWS],
     pub ymm: [[u64; 4]; 16],

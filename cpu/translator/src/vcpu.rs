@@ -135,6 +135,8 @@ impl TranslatorVcpu {
         let state = memory.get();
         state.page_offset_mask = PAGE - 1;
         state.qword_offset_mask = 7;
+        (state.dword_element_mask, state.dword_bit_mask) = (!31, 31);
+        (state.qword_element_mask, state.qword_bit_mask) = (!63, 63);
         state.within_page[..PAGE as usize].fill(1);
         state.jump_index_mask = JUMP_INDEX;
         state.jump_cache.fill(blocks.address(blocks.thunks.indirect));

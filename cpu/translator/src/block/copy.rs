@@ -1,7 +1,7 @@
 //! Instructions that run as themselves, with registers renamed and the memory
 //! operand replaced by the looked-up host address.
 
-use iced_x86::{Code, EncodingKind, Instruction, MemorySize, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{EncodingKind, Instruction, MemorySize, Mnemonic, OpAccess, OpKind, Register};
 
 use super::Builder;
 use super::access::{Access, gpr_number};
@@ -34,7 +34,7 @@ struct Uses {
     high_byte: bool,
 }
 
-fn host_register(number: u8, like: Register) -> Register {
+pub(super) fn host_register(number: u8, like: Register) -> Register {
     let n = u32::from(number);
     let base = match like.size() {
         8 => Register::RAX,
@@ -78,9 +78,6 @@ impl Builder<'_> {
         }
         let uses = self.uses(i);
         if uses.hidden {
-            return false;
-        }
-        if memory.is_some() && is_bit_string(i) {
             return false;
         }
         let window = if memory.is_some() { self.windowed() } else { None };
@@ -287,25 +284,6 @@ fn is_hint(i: &Instruction) -> bool {
             | Mnemonic::Prefetchnta
             | Mnemonic::Prefetchw
             | Mnemonic::Prefetch
-    )
-}
-
-/// The bit number in a register reaches beyond the memory operand.
-fn is_bit_string(i: &Instruction) -> bool {
-    matches!(
-        i.code(),
-        Code::Bt_rm16_r16
-            | Code::Bt_rm32_r32
-            | Code::Bt_rm64_r64
-            | Code::Bts_rm16_r16
-            | Code::Bts_rm32_r32
-            | Code::Bts_rm64_r64
-            | Code::Btr_rm16_r16
-            | Code::Btr_rm32_r32
-            | Code::Btr_rm64_r64
-            | Code::Btc_rm16_r16
-            | Code::Btc_rm32_r32
-            | Code::Btc_rm64_r64
     )
 }
 

@@ -8,6 +8,7 @@
 //! Nothing but guest instructions touches the host's flags.
 
 mod access;
+mod bits;
 mod classify;
 mod control;
 mod copy;
@@ -20,6 +21,8 @@ mod string;
 mod windows;
 
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Encoder, FlowControl, Instruction, OpKind};
+
+use copy::host_register;
 
 use crate::emit::{Emitter, Mem};
 use crate::layout::{Exit, gs, host};
@@ -335,6 +338,9 @@ impl Builder<'_> {
         }
         if self.string(i).is_some() {
             return Some(Next::Continue);
+        }
+        if let Some(done) = self.bit_string(i) {
+            return done.then_some(Next::Continue);
         }
         self.copy(i).then_some(Next::Continue)
     }

@@ -14,6 +14,7 @@
 use iced_x86::{Code, FlowControl, Instruction, OpAccess, OpKind, Register};
 
 use super::access::{Access, Found, Place, gpr_number};
+use super::bits::is_bit_string;
 use super::copy::{access_size, writes};
 use super::facts::{FactTable, Facts};
 use super::{Builder, Pending, PendingKind};
@@ -191,7 +192,11 @@ fn operand(i: &Instruction, facts: &Facts) -> Option<Operand> {
         Code::Pop_r64 | Code::Retnq | Code::Retnq_imm16 => return stack(0, Access::Load),
         _ => {}
     }
-    if i.is_stack_instruction() || i.flow_control() != FlowControl::Next || i.is_string_instruction() {
+    if i.is_stack_instruction()
+        || i.flow_control() != FlowControl::Next
+        || i.is_string_instruction()
+        || is_bit_string(i)
+    {
         return None;
     }
     let n = (0..i.op_count()).find(|n| i.op_kind(*n) == OpKind::Memory)?;
