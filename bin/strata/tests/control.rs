@@ -297,6 +297,48 @@ fn nonsense_on_the_socket_harms_nobody() {
     assert_eq!(guest.status(), Some(0));
 }
 
+/// A run of the command with little address space (ulimit -v, in KiB).
+fn cramped(host: &Host, engine: &str) -> (Option<i32>, String) {
+    let line = r#"ulimit -v 4000000; exec "$0" "$@""#;
+    let firmware = host.0.join("cramped.fw");
+    // mov al, 0x15; out 0xf4, al; hlt
+    let mut image = vec![0xb0, 0x15, 0xe6, 0xf4, 0xf4];
+    image.resize(SIZE, 0xf4);
+    image[SIZE - 16..SIZE - 13].copy_from_slice(&[0xe9, 0x0d, 0xf0]);
+    std::fs::write(&firmware, image).expect("writable");
+    let run =
+        ["run", "--debug-exit", "--memory", "2M", "--serial", "null", "--timeout", "1m", "--engine", engine];
+    let out = Command::new("sh")
+        .args(["-c", line, env!("CARGO_BIN_EXE_strata")])
+        .args(run)
+        .arg("--firmware")
+        .arg(firmware)
+        .env("STRATA_RUNTIME_DIR", host.0.join("run"))
+        .stdin(Stdio::null())
+        .output()
+        .expect("a shell");
+    (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
+}
+
+#[test]
+fn without_room_for_address_tables_auto_takes_the_interpreter_and_jit_refuses() {
+    let host = Host::new("cramped");
+    let doctor = host.json(&["doctor", "--format", "json"]);
+    let engine = doctor.as_array().expect("findings").iter().find(|f| f["subject"] == "engine");
+    let auto = engine.expect("doctor tells the engine")["found"].as_str().expect("text").to_string();
+
+    let (status, text) = cramped(&host, "auto");
+    // What the guest wrote to the debug-exit port: it ran.
+    assert_eq!(status, Some(0x2b), "{text}");
+    if auto.starts_with("auto takes jit") {
+        let note = text.lines().find(|l| l.contains("engine interp instead of jit")).unwrap_or_default();
+        assert!(note.contains("address tables") && note.contains("ulimit -v"), "{text}");
+    }
+    let (status, text) = cramped(&host, "jit");
+    assert_eq!(status, Some(1), "{text}");
+    assert!(text.contains("error: ") && text.contains("--engine interp"), "{text}");
+}
+
 #[test]
 fn no_colour_reaches_a_pipe_and_help_has_examples_and_statuses() {
     let host = Host::new("help");

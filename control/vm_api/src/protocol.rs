@@ -271,6 +271,7 @@ impl Request {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn requests_are_what_the_document_shows() {
@@ -322,6 +323,27 @@ mod tests {
         check(br#"{"version":1,"action":{"switch-engine":{"engine":7}}}"#, BadRequest, "string");
         check(br#"{"version":1,"action":"pause"} {"#, BadRequest, "trailing");
         check("[".repeat(10_000).as_bytes(), BadRequest, "recursion");
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic_the_parser(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Request::parse(&bytes);
+        }
+
+        #[test]
+        fn a_damaged_request_is_another_request_or_refused(
+            at in 0usize..60, byte in any::<u8>(), cut in 0usize..60
+        ) {
+            let request = Request { version: VERSION, action: Action::SwitchEngine { engine: "kvm".into() } };
+            let mut line = serde_json::to_vec(&request).unwrap();
+            let last = line.len() - 1;
+            line[at.min(last)] = byte;
+            line.truncate(line.len().saturating_sub(cut % 3));
+            if let Ok(other) = Request::parse(&line) {
+                prop_assert_eq!(Request::parse(&serde_json::to_vec(&other).unwrap()), Ok(other));
+            }
+        }
     }
 
     #[test]
