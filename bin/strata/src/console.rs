@@ -14,8 +14,9 @@ Ctrl-A x  end the machine (status 130)
   Ctrl-A h  show these keys";
 
 const ESCAPE: u8 = 0x01;
-/// How long to wait before a full receive buffer is offered the rest again.
-const RETRY: Duration = Duration::from_millis(2);
+/// How long to wait before a full receive buffer is offered the rest again; a
+/// small part of the time in which the guest empties it.
+const RETRY: Duration = Duration::from_millis(50);
 
 /// What a key means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +55,8 @@ impl Keys {
     }
 }
 
-/// Carry standard input to serial port `port` until it ends. With `terminal`
+/// Carry standard input to serial port `port` until it ends; its end is not the
+/// machine's. The port holds input back until the guest receives. With `terminal`
 /// the escape keys work; else every byte is the guest's.
 pub fn carry_input(board: &Arc<Board>, port: usize, terminal: bool) {
     let mut keys = Keys::default();

@@ -14,10 +14,11 @@ pub const READY: &str = guest_image::READY_MARKER;
 /// What precedes the exit status of the command it ran.
 pub const STATUS: &str = guest_image::STATUS_MARKER;
 
-/// Its kernel command line. Mitigations protect from a processor that is not
-/// there; self-tests of ciphers would take half of the start. A panic restarts at once, which ends the run with
-/// the panic's status instead of leaving it hanging.
-const CMDLINE: &str = "console=ttyS0 quiet panic=-1 mitigations=off cryptomgr.notests";
+/// Its kernel command line. The console uses RTS, so that it holds input back
+/// that no program reads yet. Mitigations protect from a processor that is not
+/// there; self-tests of ciphers would take half of the start. A panic restarts at
+/// once, which ends the run with the panic's status instead of leaving it hanging.
+const CMDLINE: &str = "console=ttyS0,115200n8r quiet panic=-1 mitigations=off cryptomgr.notests";
 
 /// Shows steps and downloads on standard error.
 struct Bars {

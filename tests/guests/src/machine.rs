@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use guest_image::{Flavour, GuestFiles, Silent};
 
 /// Longer than any boot may take, on a busy host too.
@@ -55,6 +55,8 @@ pub struct Finished {
     pub status: Option<i32>,
     /// Everything printed, the guest's console first.
     pub text: String,
+    /// What the command printed on standard error, part of `text`.
+    pub errors: String,
     /// From start to end.
     pub took: Duration,
 }
@@ -151,8 +153,16 @@ impl Running {
     /// # Errors
     /// When the guest ends or the time limit passes before.
     pub fn wait_for(&mut self, text: &str) -> Result<()> {
+        self.wait_for_times(text, 1)
+    }
+
+    /// Wait until the console has shown a text so many times.
+    ///
+    /// # Errors
+    /// As [`Running::wait_for`].
+    pub fn wait_for_times(&mut self, text: &str, times: usize) -> Result<()> {
         loop {
-            if text_of(&self.seen).contains(text) {
+            if text_of(&self.seen).matches(text).count() >= times {
                 return Ok(());
             }
             let ended = self.child.try_wait().context("cannot wait for the command")?;
@@ -171,6 +181,22 @@ impl Running {
     pub fn type_in(&mut self, text: &str) -> Result<()> {
         let input = self.child.stdin.as_mut().context("no input")?;
         input.write_all(text.as_bytes()).context("the command takes no input")
+    }
+
+    /// End the command's standard input.
+    pub fn close_input(&mut self) {
+        self.child.stdin = None;
+    }
+
+    /// Ask the command to end, by a signal.
+    ///
+    /// # Errors
+    /// When there is no `kill`.
+    pub fn terminate(&self) -> Result<()> {
+        let sent =
+            Command::new("kill").arg(self.child.id().to_string()).status().context("cannot run kill")?;
+        ensure!(sent.success(), "kill: {sent}");
+        Ok(())
     }
 
     /// Wait for the end.
@@ -192,8 +218,9 @@ impl Running {
             // It only reads; a panic there would show as missing text.
             let _ = reader.join();
         }
-        let text = text_of(&self.seen) + &text_of(&self.errors);
-        Ok(Finished { status: status.code(), text, took })
+        let errors = text_of(&self.errors);
+        let text = text_of(&self.seen) + &errors;
+        Ok(Finished { status: status.code(), text, errors, took })
     }
 
     /// Processor time used so far, user and system.

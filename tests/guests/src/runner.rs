@@ -17,16 +17,18 @@ use crate::machine::Guest;
 use crate::slow_tests;
 
 /// Seconds a program may take natively, where some of the selftests hang.
-const NATIVE_LIMIT: u32 = 20;
+fn native_limit() -> u32 {
+    if slow_tests() { 120 } else { 10 }
+}
 
 /// Seconds a program may take in the guest.
 fn guest_limit() -> u32 {
-    if slow_tests() { 1200 } else { 240 }
+    if slow_tests() { 7200 } else { 120 }
 }
 
 /// A guest with all programs of a suite ends in this time.
 fn suite_limit() -> Duration {
-    Duration::from_secs(if slow_tests() { 3600 } else { 900 })
+    Duration::from_secs(if slow_tests() { 14400 } else { 300 })
 }
 
 /// Output beyond this is cut off, equally natively and in the guest.
@@ -80,7 +82,7 @@ fn command_line(program: &Program, limit: u32) -> String {
 pub fn run_natively(program: &Program) -> Result<Run> {
     let script = format!(
         "cd /tmp; {{ {}; echo $? >&3; }} 3>&2 | head -c {OUTPUT_CAP}",
-        command_line(program, NATIVE_LIMIT)
+        command_line(program, native_limit())
     );
     let output = Command::new("sh")
         .args(["-c", &script])
@@ -124,13 +126,17 @@ fn guest_script(programs: &[Program]) -> String {
     let mut script = String::from(
         "export LD_LIBRARY_PATH=/programs/lib64:/programs/lib32\n\
          dmesg -n 1; stty -F /dev/ttyS1 raw; exec 3>/dev/ttyS1; cd /tmp; ip link set lo up\n\
-         run() { sh -c \"$3\" \"$2\" | head -c \"$4\" | gzip -1 > /run/out; }\n",
+         run() { sh -c \"$3\" \"$2\" | head -c \"$4\" | gzip -1 > /run/out; }\n\
+         now() { read -r up idle < /proc/uptime; echo ${up%.*}${up#*.}0; }\n",
     );
     for (i, p) in programs.iter().enumerate() {
         // The status travels through a file: a pipe tells that of its last part.
         let line = format!("{{ {}; echo $? > /run/status; }}", command_line(p, guest_limit()));
-        script += &format!("echo '{}'; run {i} /programs/bin/{i} '{line}' {OUTPUT_CAP}\n", p.name);
-        script += &format!("echo \"{i} $(cat /run/status) $(wc -c < /run/out)\" >&3; cat /run/out >&3\n");
+        script +=
+            &format!("echo '{}'; start=$(now); run {i} /programs/bin/{i} '{line}' {OUTPUT_CAP}\n", p.name);
+        script += &format!(
+            "echo \"{i} $(cat /run/status) $(wc -c < /run/out) $(($(now) - start))\" >&3; cat /run/out >&3\n"
+        );
     }
     script + "exec 3>&-; echo all programs have run\n"
 }
@@ -139,6 +145,8 @@ fn guest_script(programs: &[Program]) -> String {
 pub struct GuestRuns {
     /// By position in the list of programs.
     pub runs: BTreeMap<usize, Run>,
+    /// What each took, in guest time.
+    pub times: BTreeMap<usize, Duration>,
     /// The console, for a look at what went wrong.
     pub console: String,
     /// The whole boot and run.
@@ -175,20 +183,23 @@ pub fn run_in_guest(engine: &str, guest: &GuestFiles, name: &str, programs: &[Pr
         .with(&["--serial", "stdio", "--serial", &format!("file:{}", text(&results))])
         .limit(suite_limit())
         .run()?;
-    let runs = parse_results(&fs::read(&results).unwrap_or_default())?;
+    let (runs, times) = parse_results(&fs::read(&results).unwrap_or_default())?;
     fs::remove_dir_all(&work)?;
-    Ok(GuestRuns { runs, console: finished.text, took: finished.took })
+    Ok(GuestRuns { runs, times, console: finished.text, took: finished.took })
 }
 
-/// `number status length\n` and so many bytes of gzip, again and again; what is
-/// cut off at the end is left out.
-fn parse_results(mut bytes: &[u8]) -> Result<BTreeMap<usize, Run>> {
-    let mut runs = BTreeMap::new();
+type Results = (BTreeMap<usize, Run>, BTreeMap<usize, Duration>);
+
+/// `number status length milliseconds\n` and so many bytes of gzip, again and
+/// again; what is cut off at the end is left out.
+fn parse_results(mut bytes: &[u8]) -> Result<Results> {
+    let (mut runs, mut times) = Results::default();
     while let Some(end) = bytes.iter().position(|b| *b == b'\n') {
         let header = std::str::from_utf8(&bytes[..end]).context("a header that is no text")?;
         let words: Vec<&str> = header.split_whitespace().collect();
-        ensure!(words.len() == 3, "a header \"{header}\"");
+        ensure!(words.len() == 4, "a header \"{header}\"");
         let (index, status) = (words[0].parse()?, words[1].parse()?);
+        times.insert(index, Duration::from_millis(words[3].parse()?));
         let length: usize = words[2].parse()?;
         let Some(packed) = bytes[end + 1..].get(..length) else { break };
         let mut output = Vec::new();
@@ -196,7 +207,7 @@ fn parse_results(mut bytes: &[u8]) -> Result<BTreeMap<usize, Run>> {
         runs.insert(index, Run { status, output });
         bytes = &bytes[end + 1 + length..];
     }
-    Ok(runs)
+    Ok((runs, times))
 }
 
 #[cfg(test)]
@@ -216,14 +227,15 @@ mod tests {
         let mut stream = Vec::new();
         for (i, text) in [b"one\n".as_slice(), b"", b"three"].into_iter().enumerate() {
             let body = packed(text);
-            stream.extend_from_slice(format!("{i} {} {}\n", i * 64, body.len()).as_bytes());
+            stream.extend_from_slice(format!("{i} {} {} {i}230\n", i * 64, body.len()).as_bytes());
             stream.extend_from_slice(&body);
         }
-        let all = parse_results(&stream).unwrap();
+        let (all, times) = parse_results(&stream).unwrap();
         assert_eq!(all.len(), 3);
+        assert_eq!(times[&1], Duration::from_millis(1230));
         assert_eq!(all[&0], Run { status: 0, output: b"one\n".to_vec() });
         assert_eq!(all[&2], Run { status: 128, output: b"three".to_vec() });
-        assert_eq!(parse_results(&stream[..stream.len() - 1]).unwrap().len(), 2);
+        assert_eq!(parse_results(&stream[..stream.len() - 1]).unwrap().0.len(), 2);
         assert!(parse_results(b"nonsense\n").is_err());
     }
 

@@ -125,7 +125,7 @@ fn serial_ports(c: &mut Context<'_>, slot: usize) -> Vec<Attachment> {
     let outputs = std::mem::take(&mut c.serial_outputs);
     let mut list = Vec::new();
     for (i, (output, (port, gsi))) in outputs.into_iter().zip(SERIAL_PLACES).enumerate() {
-        let serial = Serial::new(c.line(gsi), output);
+        let serial = Serial::new(c.clock.clone(), c.line(gsi), output);
         c.handles.serial.push((slot + i, serial.input()));
         list.push(attach(serial).at_port(port, Serial::PORT_COUNT));
     }

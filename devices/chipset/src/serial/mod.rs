@@ -4,21 +4,21 @@
 //! deltas, the OUT2 interrupt gate and restorable state.
 
 mod output;
+mod receiver;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use device_model::{Device, IrqLine, PortIo};
+use device_model::{Clock, Device, IrqLine, Nanos, PortIo, Timed};
 use saved_state::{Saved, StateError};
 use serde::{Deserialize, Serialize};
 
 use crate::byte_ports;
 pub use output::{BufferedOutput, SerialOutput};
+use receiver::{CAPACITY, FIFO, Line, Receiver};
 
 const NAME: &str = "serial";
-const FIFO: usize = 16;
 
 const IER_RECEIVED: u8 = 1 << 0;
 const IER_EMPTY: u8 = 1 << 1;
@@ -40,6 +40,7 @@ const FCR_KEPT: u8 = 0xc9;
 const LCR_DIVISOR: u8 = 1 << 7;
 
 const MCR_WRITABLE: u8 = 0x1f;
+const MCR_RTS: u8 = 1 << 1;
 const MCR_OUT2: u8 = 1 << 3;
 const MCR_LOOP: u8 = 1 << 4;
 
@@ -65,11 +66,16 @@ pub struct SerialState {
     overrun: bool,
     empty_pending: bool,
     received: Vec<u8>,
+    /// How many of `received` are from loopback.
+    looped: u8,
     input: Vec<u8>,
+    uses_rts: bool,
+    polls: bool,
 }
 
 struct Chip {
     // Runtime glue.
+    clock: Clock,
     irq: IrqLine,
     output: Box<dyn SerialOutput>,
     // Volatile state.
@@ -84,10 +90,7 @@ struct Chip {
     overrun: bool,
     /// The transmitter-empty interrupt has not been seen yet.
     empty_pending: bool,
-    /// The receiver's FIFO, or its holding register.
-    received: VecDeque<u8>,
-    /// What the FIFO has no room for yet.
-    input: VecDeque<u8>,
+    receiver: Receiver,
 }
 
 impl Chip {
@@ -101,7 +104,7 @@ impl Chip {
         self.divisor = 12;
         self.overrun = false;
         self.empty_pending = false;
-        self.received.clear();
+        self.receiver.reset();
         self.update();
     }
 
@@ -109,17 +112,18 @@ impl Chip {
         self.fcr & FCR_ENABLE != 0
     }
 
-    fn room(&self) -> usize {
-        let size = if self.fifos() { FIFO } else { 1 };
-        size.saturating_sub(self.received.len())
+    fn line(&self) -> Line {
+        Line {
+            fifo: self.fifos(),
+            interrupt: self.ier & IER_RECEIVED != 0,
+            rts: self.mcr & MCR_RTS != 0,
+            looped: self.mcr & MCR_LOOP != 0,
+        }
     }
 
-    /// The line is flow-controlled: input waits until the receiver has room.
+    /// Receive what may come now.
     fn refill(&mut self) {
-        if self.mcr & MCR_LOOP == 0 {
-            let n = self.room().min(self.input.len());
-            self.received.extend(self.input.drain(..n));
-        }
+        self.receiver.refill(self.line(), self.clock.now());
     }
 
     fn trigger(&self) -> usize {
@@ -137,9 +141,9 @@ impl Chip {
     fn identification(&self) -> u8 {
         if self.ier & IER_LINE != 0 && self.overrun {
             IIR_LINE
-        } else if self.ier & IER_RECEIVED != 0 && self.received.len() >= self.trigger() {
+        } else if self.ier & IER_RECEIVED != 0 && self.receiver.fifo.len() >= self.trigger() {
             IIR_RECEIVED
-        } else if self.ier & IER_RECEIVED != 0 && !self.received.is_empty() {
+        } else if self.ier & IER_RECEIVED != 0 && !self.receiver.fifo.is_empty() {
             IIR_TIMEOUT
         } else if self.ier & IER_EMPTY != 0 && self.empty_pending {
             IIR_EMPTY
@@ -157,14 +161,14 @@ impl Chip {
 
     fn read(&mut self, offset: u16) -> u8 {
         let divisor = self.lcr & LCR_DIVISOR != 0;
+        match offset {
+            5 => self.receiver.status_read(),
+            _ => self.receiver.other_access(),
+        }
         let value = match offset {
             0 if divisor => self.divisor as u8,
             1 if divisor => (self.divisor >> 8) as u8,
-            0 => {
-                let byte = self.received.pop_front().unwrap_or(0);
-                self.refill();
-                byte
-            }
+            0 => self.receiver.take(),
             1 => self.ier,
             2 => {
                 let id = self.identification();
@@ -176,7 +180,7 @@ impl Chip {
             3 => self.lcr,
             4 => self.mcr,
             5 => {
-                let data = if self.received.is_empty() { 0 } else { LSR_DATA };
+                let data = if self.receiver.fifo.is_empty() { 0 } else { LSR_DATA };
                 let overrun = if std::mem::take(&mut self.overrun) { LSR_OVERRUN } else { 0 };
                 LSR_EMPTY | data | overrun
             }
@@ -188,12 +192,16 @@ impl Chip {
             7 => self.scratch,
             _ => 0xff,
         };
+        if matches!(offset, 0 | 5) {
+            self.refill();
+        }
         self.update();
         value
     }
 
     fn write(&mut self, offset: u16, value: u8) {
         let divisor = self.lcr & LCR_DIVISOR != 0;
+        self.receiver.other_access();
         match offset {
             0 if divisor => self.divisor = self.divisor & 0xff00 | u16::from(value),
             1 if divisor => self.divisor = self.divisor & 0x00ff | u16::from(value) << 8,
@@ -203,17 +211,24 @@ impl Chip {
                 self.ier = value & 0x0f;
                 // Enabling it while the transmitter is empty, as always here, interrupts.
                 self.empty_pending |= newly & IER_EMPTY != 0;
+                self.receiver.set_up();
+                self.refill();
             }
             2 => {
                 if (value ^ self.fcr) & FCR_ENABLE != 0 || value & FCR_CLEAR_RECEIVE != 0 {
-                    self.received.clear();
+                    self.receiver.clear();
+                    self.receiver.set_up();
                 }
                 self.fcr = if value & FCR_ENABLE != 0 { value & FCR_KEPT } else { 0 };
                 self.refill();
             }
             3 => self.lcr = value,
             4 => {
+                if value & !self.mcr & MCR_LOOP != 0 {
+                    self.receiver.clear();
+                }
                 self.mcr = value & MCR_WRITABLE;
+                self.receiver.uses_rts |= value & (MCR_LOOP | MCR_RTS) == MCR_RTS;
                 self.set_modem_lines();
                 self.refill();
             }
@@ -226,9 +241,7 @@ impl Chip {
     fn transmit(&mut self, value: u8) {
         if self.mcr & MCR_LOOP == 0 {
             self.output.put(&[value]);
-        } else if self.room() > 0 {
-            self.received.push_back(value);
-        } else {
+        } else if !self.receiver.send_back(self.line(), value) {
             self.overrun = true;
         }
         self.empty_pending = true;
@@ -274,8 +287,9 @@ impl Serial {
     pub const PORT_COUNT: u16 = 8;
 
     /// A port after power-up that writes to `output`.
-    pub fn new(irq: IrqLine, output: Box<dyn SerialOutput>) -> Self {
+    pub fn new(clock: Clock, irq: IrqLine, output: Box<dyn SerialOutput>) -> Self {
         Serial(Arc::new(Mutex::new(Chip {
+            clock,
             irq,
             output,
             ier: 0,
@@ -287,8 +301,7 @@ impl Serial {
             divisor: 12,
             overrun: false,
             empty_pending: false,
-            received: VecDeque::new(),
-            input: VecDeque::new(),
+            receiver: Receiver::default(),
         })))
     }
 
@@ -300,14 +313,14 @@ impl Serial {
 
 impl SerialInput {
     /// Most bytes that wait for the guest.
-    pub const CAPACITY: usize = 64 << 10;
+    pub const CAPACITY: usize = CAPACITY;
 
     /// Send bytes to the guest. Answers how many were taken: fewer when the
-    /// guest has not read what waits; offer the rest later.
+    /// guest has not read what waits; offer the rest later. The port's deadline
+    /// may have changed.
     pub fn push_input(&self, bytes: &[u8]) -> usize {
         let mut chip = lock(&self.0);
-        let n = bytes.len().min(Self::CAPACITY.saturating_sub(chip.input.len()));
-        chip.input.extend(&bytes[..n]);
+        let n = chip.receiver.offer(bytes);
         chip.refill();
         chip.update();
         n
@@ -325,6 +338,23 @@ impl Device for Serial {
     fn port_io(&mut self) -> Option<&mut dyn PortIo> {
         Some(self)
     }
+    fn timed(&mut self) -> Option<&mut dyn Timed> {
+        Some(self)
+    }
+}
+
+impl Timed for Serial {
+    fn next_deadline(&self) -> Option<Nanos> {
+        let chip = lock(&self.0);
+        chip.receiver.next_deadline(chip.line())
+    }
+
+    fn expire(&mut self, now: Nanos) {
+        let mut chip = lock(&self.0);
+        let line = chip.line();
+        chip.receiver.refill(line, now);
+        chip.update();
+    }
 }
 
 impl PortIo for Serial {
@@ -340,11 +370,12 @@ impl PortIo for Serial {
 
 impl Saved for Serial {
     type State = SerialState;
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
 
     fn save(&self) -> SerialState {
         let chip = lock(&self.0);
         let Chip {
+            clock: _,
             irq: _,
             output: _,
             ier,
@@ -356,8 +387,7 @@ impl Saved for Serial {
             divisor,
             overrun,
             empty_pending,
-            received,
-            input,
+            receiver,
         } = &*chip;
         SerialState {
             ier: *ier,
@@ -369,8 +399,11 @@ impl Saved for Serial {
             divisor: *divisor,
             overrun: *overrun,
             empty_pending: *empty_pending,
-            received: received.iter().copied().collect(),
-            input: input.iter().copied().collect(),
+            received: receiver.fifo.iter().copied().collect(),
+            looped: receiver.looped as u8,
+            input: receiver.waiting.iter().copied().collect(),
+            uses_rts: receiver.uses_rts,
+            polls: receiver.polls,
         }
     }
 
@@ -386,7 +419,10 @@ impl Saved for Serial {
             overrun,
             empty_pending,
             received,
+            looped,
             input,
+            uses_rts,
+            polls,
         } = state;
         StateError::check(ier & !0x0f == 0, NAME, "ier", *ier, "bits 3-0")?;
         StateError::check(fcr & !FCR_KEPT == 0, NAME, "fcr", *fcr, "bits 7, 6, 3, 0")?;
@@ -399,7 +435,14 @@ impl Saved for Serial {
             received.len() as u64,
             "the FIFO's size",
         )?;
-        StateError::check(input.len() <= SerialInput::CAPACITY, NAME, "input", input.len() as u64, "65536")?;
+        StateError::check(
+            usize::from(*looped) <= received.len(),
+            NAME,
+            "looped",
+            *looped,
+            "the count of received bytes",
+        )?;
+        StateError::check(input.len() <= CAPACITY, NAME, "input", input.len() as u64, "65536")?;
         let mut chip = lock(&self.0);
         chip.ier = *ier;
         chip.fcr = *fcr;
@@ -410,8 +453,14 @@ impl Saved for Serial {
         chip.divisor = *divisor;
         chip.overrun = *overrun;
         chip.empty_pending = *empty_pending;
-        chip.received = received.iter().copied().collect();
-        chip.input = input.iter().copied().collect();
+        chip.receiver = Receiver {
+            fifo: received.iter().copied().collect(),
+            looped: usize::from(*looped),
+            waiting: input.iter().copied().collect(),
+            uses_rts: *uses_rts,
+            polls: *polls,
+            ..Receiver::default()
+        };
         chip.update();
         Ok(())
     }

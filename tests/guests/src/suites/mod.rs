@@ -1,6 +1,7 @@
 //! Suites that others wrote: which programs, how they are built, how judged.
 
 pub mod qemu_tcg;
+mod sample;
 pub mod selftests;
 pub mod valgrind;
 
@@ -15,7 +16,6 @@ use anyhow::{Context, Result, ensure};
 
 use crate::packages;
 use crate::runner::{Judge, Program, Run, run_natively};
-use crate::slow_tests;
 
 /// A program still to be built.
 struct Recipe {
@@ -49,22 +49,18 @@ pub struct Suite {
     pub programs: Vec<Program>,
     /// Those that this host's compiler refuses.
     pub unbuilt: Vec<String>,
+    /// Which they are, for people.
+    pub choice: String,
+    /// How many there must be, built or not.
+    pub chosen: usize,
 }
 
-/// Programs that take minutes on an interpreter.
-const SLOW: [&str; 2] = ["amd64-fb_test_amd64", "test-i386-fprem"];
+/// Programs that take minutes on an interpreter: never in a sample.
+const SLOW: [&str; 4] = ["amd64-fb_test_amd64", "test-i386-fprem", "amd64-amd64locked", "x86-x86locked"];
 
-/// Whether a program is part of this run: `STRATA_PROGRAMS` is a part of the names
-/// of those wanted, else all but the slow ones are.
-fn chosen(name: &str) -> bool {
-    match std::env::var("STRATA_PROGRAMS") {
-        Ok(part) => name.contains(&part),
-        Err(_) => slow_tests() || !SLOW.contains(&name),
-    }
-}
-
-/// Build what is not in the cache yet, on every processor.
-fn build(name: &'static str, recipes: &[Recipe]) -> Result<Suite> {
+/// Build what is not in the cache yet, on every processor. Of all programs every
+/// `step`th is taken, see [`sample`].
+fn build(name: &'static str, recipes: &[Recipe], step: usize) -> Result<Suite> {
     let works = Command::new("gcc").args(["-m32", "-print-file-name=libc.so"]).output();
     let libc = works.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_string());
     ensure!(
@@ -72,7 +68,7 @@ fn build(name: &'static str, recipes: &[Recipe]) -> Result<Suite> {
         "gcc with 32-bit support is missing; install gcc-multilib"
     );
     let directory = packages::place(&format!("bin/{name}"))?;
-    let recipes: Vec<&Recipe> = recipes.iter().filter(|r| chosen(&r.name)).collect();
+    let (recipes, choice, chosen) = sample::choose(recipes, step)?;
     let (next, built) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let worker = || {
         while let Some(recipe) = recipes.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -96,7 +92,7 @@ fn build(name: &'static str, recipes: &[Recipe]) -> Result<Suite> {
             None => unbuilt.push(recipe.name.clone()),
         }
     }
-    Ok(Suite { name, programs, unbuilt })
+    Ok(Suite { name, programs, unbuilt, choice, chosen })
 }
 
 /// The built program, or None if the compiler refuses.

@@ -9,6 +9,9 @@ use super::{Recipe, Suite, build};
 use crate::packages;
 use crate::runner::Judge;
 
+/// One program in so many is in a run's sample.
+const SAMPLE: usize = 3;
+
 const BITS_64: [&str; 3] = ["x86_64/vsyscall", "x86_64/noexec", "x86_64/cmpxchg"];
 const BITS_32: [&str; 18] = [
     "test-i386-bmi2",
@@ -108,7 +111,7 @@ pub fn suite() -> Result<Suite> {
             .file(&tcg.join("multiarch/sha512.c")),
     );
     recipes.extend(multiarch(&tcg));
-    build("qemu-tcg", &recipes)
+    build("qemu-tcg", &recipes, SAMPLE)
 }
 
 fn multiarch(tcg: &Path) -> Vec<Recipe> {

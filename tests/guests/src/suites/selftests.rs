@@ -7,6 +7,9 @@ use super::{Recipe, Suite, build};
 use crate::packages;
 use crate::runner::Judge;
 
+/// One program in so many is in a run's sample.
+const SAMPLE: usize = 3;
+
 const BOTH: [&str; 16] = [
     "single_step_syscall",
     "sysret_ss_attrs",
@@ -73,5 +76,5 @@ pub fn suite() -> Result<Suite> {
             recipes.push(recipe.with(&["-lrt", "-ldl", "-lm"]));
         }
     }
-    build("selftests", &recipes)
+    build("selftests", &recipes, SAMPLE)
 }

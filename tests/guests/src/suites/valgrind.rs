@@ -11,6 +11,9 @@ use super::{Recipe, Suite, build};
 use crate::packages;
 use crate::runner::Judge;
 
+/// One program in so many is in a run's sample.
+const SAMPLE: usize = 4;
+
 /// Flags of single programs, as the makefiles give them.
 const FLAGS: [(&str, &str); 4] = [
     ("amd64locked", "-O"),
@@ -39,7 +42,7 @@ pub fn suite() -> Result<Suite> {
             recipes.extend(recipe(&root, &directory, width, &test)?);
         }
     }
-    build("valgrind", &recipes)
+    build("valgrind", &recipes, SAMPLE)
 }
 
 /// The value of a line `key: value` of a test's description.
