@@ -10,7 +10,7 @@ pub mod attention_bits {
     /// The local APIC or PIC has a deliverable interrupt. A level: the interrupt
     /// controller raises and clears it; engines never clear it.
     pub const INTERRUPT: u32 = 1 << 0;
-    /// An NMI has arrived. The engine takes it.
+    /// An NMI has arrived. The engine takes it; the bit stays while another waits.
     pub const NMI: u32 = 1 << 1;
     /// INIT has arrived. The vCPU's owner takes it.
     pub const INIT: u32 = 1 << 2;
@@ -21,6 +21,10 @@ pub mod attention_bits {
     /// What makes `run` return.
     pub const RETURNING: u32 = INIT | STARTUP | STOP;
 }
+
+/// A second NMI waits. Two at once are one that is handled and one that is latched
+/// meanwhile (SDM volume 3, 7.7.1), whether or not the first has been taken yet.
+const SECOND_NMI: u32 = 1 << 31;
 
 /// Called, with no lock of the caller's held that a vCPU could want, to make an
 /// engine that is blind to the word (hardware assist) look at it.
@@ -91,14 +95,36 @@ impl Attention {
         self.kicks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Clear bits without taking them (an interrupt request went away).
-    pub fn clear(&self, bits: u32) {
-        self.bits.fetch_and(!bits, Ordering::SeqCst);
+    /// An NMI arrives. A third one is lost.
+    pub fn nmi(&self) {
+        let second = |bits: u32| (bits & attention_bits::NMI != 0).then_some(bits | SECOND_NMI);
+        if self.bits.fetch_update(Ordering::SeqCst, Ordering::SeqCst, second).is_err() {
+            self.raise(attention_bits::NMI);
+        }
     }
 
-    /// Take those of `mask` that are raised.
+    /// The handler of an NMI ends: only one can have been latched meanwhile.
+    pub fn nmi_handled(&self) {
+        self.bits.fetch_and(!SECOND_NMI, Ordering::SeqCst);
+    }
+
+    /// Clear bits without taking them (an interrupt request went away).
+    pub fn clear(&self, bits: u32) {
+        let second = if bits & attention_bits::NMI != 0 { SECOND_NMI } else { 0 };
+        self.bits.fetch_and(!(bits | second), Ordering::SeqCst);
+    }
+
+    /// Take those of `mask` that are raised; of two NMIs one.
     pub fn take(&self, mask: u32) -> u32 {
-        self.bits.fetch_and(!mask, Ordering::SeqCst) & mask
+        let mask = mask & !SECOND_NMI;
+        let rest = |bits: u32| {
+            let latched = if bits & mask & attention_bits::NMI != 0 { bits & SECOND_NMI } else { 0 };
+            let next = if latched != 0 { attention_bits::NMI } else { 0 };
+            Some(bits & !mask & !latched | next)
+        };
+        // It always answers Some.
+        let (Ok(before) | Err(before)) = self.bits.fetch_update(Ordering::SeqCst, Ordering::SeqCst, rest);
+        before & mask
     }
 
     /// A startup IPI with this vector.
@@ -149,6 +175,7 @@ impl std::fmt::Debug for Attention {
 
 #[cfg(test)]
 mod tests {
+    use super::attention_bits::{INIT, NMI};
     use super::*;
 
     #[test]
@@ -175,5 +202,44 @@ mod tests {
         drop(new);
         raise();
         assert_eq!(seen(), [0, 0]);
+    }
+
+    /// So many arrive, then so many can be taken.
+    fn check(arrive: u32, handled: bool, taken: u32) {
+        let attention = Attention::new();
+        (0..arrive).for_each(|_| attention.nmi());
+        if handled {
+            attention.nmi_handled();
+        }
+        attention.raise(INIT);
+        for n in 0..taken {
+            assert_eq!(attention.take(NMI), NMI, "{arrive} arrived, {n} taken");
+        }
+        assert_eq!(attention.take(NMI), 0, "{arrive} arrived");
+        assert_eq!(attention.take(!NMI), INIT);
+        assert_eq!(attention.bits(), 0);
+    }
+
+    #[test]
+    fn two_nmis_are_kept_and_no_third() {
+        for (arrive, taken) in [(0, 0), (1, 1), (2, 2), (3, 2)] {
+            check(arrive, false, taken);
+            check(arrive, true, taken.min(1));
+        }
+    }
+
+    #[test]
+    fn a_latched_nmi_survives_other_bits_and_goes_with_its_own() {
+        let attention = Attention::new();
+        attention.nmi();
+        attention.nmi();
+        // What a state that is loaded does.
+        attention.raise(NMI);
+        assert_eq!(attention.take(!NMI), 0);
+        assert_eq!(attention.take(NMI), NMI);
+        assert_eq!(attention.bits(), NMI);
+        attention.nmi();
+        attention.clear(NMI);
+        assert_eq!(attention.bits(), 0);
     }
 }

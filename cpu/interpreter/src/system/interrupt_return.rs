@@ -18,7 +18,9 @@ const WIDE: u64 = rflags::RF | rflags::AC | rflags::ID;
 /// IRET, IRETD, IRETQ.
 pub(super) fn interrupt_return(cpu: &mut Cpu, i: &Insn) -> Step {
     // NMIs are unblocked even if the instruction faults (SDM volume 3, 7.7.1).
-    cpu.nmi_blocked = false;
+    if std::mem::take(&mut cpu.nmi_blocked) {
+        cpu.attention.nmi_handled();
+    }
     cpu.leave_at = 0;
     if !cpu.protected() {
         return return_real(cpu, i.size);

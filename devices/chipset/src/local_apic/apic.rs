@@ -242,7 +242,7 @@ impl Apic {
             Mode::Fixed { vector, level } | Mode::LowestPriority { vector, level } => {
                 self.queue(vector, level)
             }
-            Mode::Nmi => self.attention.raise(attention_bits::NMI),
+            Mode::Nmi => self.attention.nmi(),
             Mode::Init => self.attention.raise(attention_bits::INIT),
             Mode::Startup { vector } => self.attention.startup(vector),
             // Only the PIC, at LINT0, can be asked for its vector.
@@ -284,7 +284,7 @@ impl Apic {
         let mode = if matches!(source, LVT_TIMER | LVT_ERROR) { 0 } else { entry >> 8 & 7 };
         match mode {
             0 => self.queue(entry as u8, entry & LVT_LEVEL != 0 && source == LVT_LINT0),
-            4 => self.attention.raise(attention_bits::NMI),
+            4 => self.attention.nmi(),
             5 => self.attention.raise(attention_bits::INIT),
             _ => {}
         }

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use device_model::{Clock, MsiMessage, MsiSink, Nanos};
-use engine::{Attention, EngineError, LocalInterrupts, attention_bits};
+use engine::{Attention, EngineError, LocalInterrupts};
 use x86_state::ApicState;
 
 use apic::{Apic, Effect};
@@ -283,7 +283,7 @@ impl LocalInterrupts for LocalApics {
     }
 
     fn nmi(&self, vcpu: usize) {
-        self.with(vcpu, |a| a.attention().raise(attention_bits::NMI));
+        self.with(vcpu, |a| a.attention().nmi());
     }
 
     fn apic_state(&self, vcpu: usize) -> Result<ApicState, EngineError> {

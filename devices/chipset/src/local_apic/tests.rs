@@ -1,5 +1,6 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
+use engine::attention_bits;
 use proptest::prelude::*;
 
 use super::registers::*;
