@@ -97,8 +97,8 @@ pub(crate) fn finish(
     page[TYPE_OF_LOADER] = LOADER_UNDEFINED;
     page[LOADFLAGS] |= LOADED_HIGH;
     put(&mut page, CODE32_START, (kernel.0 as u32).to_le_bytes());
-    put(&mut page, CMD_LINE_PTR, (low::CMDLINE as u32).to_le_bytes());
-    placer.put("boot parameters", low::BOOT_PARAMS, &page)
+    put(&mut page, CMD_LINE_PTR, (placer.low(low::CMDLINE) as u32).to_le_bytes());
+    placer.put("boot parameters", placer.low(low::BOOT_PARAMS), &page)
 }
 
 fn put_e820(page: &mut [u8; SIZE], map: &[MemoryRange]) -> Result<()> {

@@ -192,6 +192,6 @@ fn load_own(
     } else {
         entry::protected32(&mut placer, request.cpu_signature, setup.address as u32)?
     };
-    cpu.gpr[reg::RSI] = low::BOOT_PARAMS;
+    cpu.gpr[reg::RSI] = placer.low(low::BOOT_PARAMS);
     Ok(BootState { cpu, protocol, note: None, loaded: placer.finish() })
 }

@@ -114,7 +114,7 @@ impl<'a> Elf<'a> {
         })
     }
 
-    fn loads(&self) -> impl Iterator<Item = &Segment> {
+    fn loads(&self) -> impl Iterator<Item = &Segment> + Clone {
         self.segments.iter().filter(|s| s.kind == PT_LOAD && s.memory_size > 0)
     }
 
@@ -158,13 +158,14 @@ impl<'a> Elf<'a> {
     /// Put every segment at its physical address. Returns the range covered.
     pub fn load(&self, placer: &mut Placer<'_>, what: &'static str) -> Result<(u64, u64)> {
         let (start, end) = self.physical_range()?;
+        placer.keep_clear(what, self.loads().map(|s| (s.physical_address, s.memory_size)))?;
+        placer.require_low()?;
         for s in self.loads() {
             if s.file_size > s.memory_size {
                 return Err(self.file.malformed("p_filesz", s.file_size, "at most p_memsz expected"));
             }
             // Everything is checked before anything is written.
             self.file.slice(s.offset, s.file_size)?;
-            placer.require_clear(what, s.physical_address, s.memory_size)?;
             placer.require_ram(what, s.physical_address, s.memory_size)?;
         }
         for s in self.loads() {

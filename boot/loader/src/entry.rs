@@ -60,8 +60,9 @@ fn flat_state(placer: &mut Placer<'_>, signature: u32, code: u32) -> Result<CpuS
         descriptor(&cpu.tr),
     ];
     let bytes: Vec<u8> = gdt.iter().flat_map(|d| d.to_le_bytes()).collect();
-    placer.put("descriptor table", low::GDT, &bytes)?;
-    cpu.gdtr = TableRegister { base: low::GDT, limit: bytes.len() as u16 - 1 };
+    let at = placer.low(low::GDT);
+    placer.put("descriptor table", at, &bytes)?;
+    cpu.gdtr = TableRegister { base: at, limit: bytes.len() as u16 - 1 };
     cpu.idtr = TableRegister { base: 0, limit: 0 };
     cpu.cr0 = cr0::PE | cr0::ET | cr0::NE;
     cpu.msrs.mtrr_def_type = MTRR_ENABLED_WRITE_BACK;
@@ -81,7 +82,8 @@ pub(crate) fn protected32(placer: &mut Placer<'_>, signature: u32, entry: u32) -
 /// 64-bit mode with the first 4 GiB mapped to themselves by 2 MiB pages.
 pub(crate) fn long64(placer: &mut Placer<'_>, signature: u32, entry: u64) -> Result<CpuState> {
     const DIRECTORIES: u64 = 4;
-    let page = |i: u64| low::PAGE_TABLES + i * 0x1000;
+    let first = placer.low(low::PAGE_TABLES);
+    let page = |i: u64| first + i * 0x1000;
     let mut tables = vec![0u64; 512 * (2 + DIRECTORIES as usize)];
     tables[0] = page(1) | PRESENT_WRITABLE;
     for d in 0..DIRECTORIES {
@@ -91,7 +93,7 @@ pub(crate) fn long64(placer: &mut Placer<'_>, signature: u32, entry: u64) -> Res
         *entry = (i as u64) << 21 | LARGE_PAGE | PRESENT_WRITABLE;
     }
     let bytes: Vec<u8> = tables.iter().flat_map(|e| e.to_le_bytes()).collect();
-    placer.put("page tables", low::PAGE_TABLES, &bytes)?;
+    placer.put("page tables", first, &bytes)?;
 
     let mut cpu = flat_state(placer, signature, CODE64)?;
     cpu.cr3 = page(0);
@@ -100,6 +102,6 @@ pub(crate) fn long64(placer: &mut Placer<'_>, signature: u32, entry: u64) -> Res
     cpu.cr0 |= cr0::PG;
     cpu.rip = entry;
     // A stack for the first instructions; kernels set their own.
-    cpu.gpr[reg::RSP] = low::BOOT_PARAMS - 0x10;
+    cpu.gpr[reg::RSP] = placer.low(low::BOOT_PARAMS) - 0x10;
     Ok(cpu)
 }

@@ -32,11 +32,10 @@ pub(crate) fn enter(
 ) -> Result<BootState> {
     let elf = elf::parse_amd64(vmlinux)?;
     let entry = elf.physical_entry()?;
-    placer.require_low()?;
     let (start, end) = elf.load(&mut placer, "kernel")?;
     let end = end.checked_next_multiple_of(LARGE_PAGE).unwrap_or(end);
     boot_params::finish(&mut placer, request, page, limits, (start, end))?;
     let mut cpu = entry::long64(&mut placer, request.cpu_signature, entry)?;
-    cpu.gpr[reg::RSI] = low::BOOT_PARAMS;
+    cpu.gpr[reg::RSI] = placer.low(low::BOOT_PARAMS);
     Ok(BootState { cpu, protocol, note: None, loaded: placer.finish() })
 }

@@ -79,7 +79,6 @@ pub(crate) fn load(mut placer: Placer<'_>, request: &BootRequest<'_>) -> Result<
             "only bits 0 to 2 and 16 are supported",
         ));
     }
-    placer.require_low()?;
     let (entry, end) = if flags & ADDRESSES != 0 {
         load_flat(&mut placer, &file, header)?
     } else if request.kernel.starts_with(elf::MAGIC) {
@@ -98,7 +97,7 @@ pub(crate) fn load(mut placer: Placer<'_>, request: &BootRequest<'_>) -> Result<
     put_info(&mut placer, request, end)?;
     let mut cpu = entry::protected32(&mut placer, request.cpu_signature, entry)?;
     cpu.gpr[reg::RAX] = LOADER_MAGIC;
-    cpu.gpr[reg::RBX] = low::MULTIBOOT_INFO;
+    cpu.gpr[reg::RBX] = placer.low(low::MULTIBOOT_INFO);
     Ok(BootState { cpu, protocol: Protocol::Multiboot, note: None, loaded: placer.finish() })
 }
 
@@ -125,7 +124,8 @@ fn load_flat(placer: &mut Placer<'_>, file: &Fields<'_>, header: u64) -> Result<
         0 => load_addr + len,
         end => end.max(load_addr + len),
     };
-    placer.require_clear("kernel", load_addr, end - load_addr)?;
+    placer.keep_clear("kernel", std::iter::once((load_addr, end - load_addr)))?;
+    placer.require_low()?;
     placer.require_ram("kernel", load_addr, end - load_addr)?;
     placer.put("kernel", load_addr, data)?;
     placer.zero(load_addr + len, end - load_addr - len)?;
@@ -138,7 +138,8 @@ fn put_info(placer: &mut Placer<'_>, request: &BootRequest<'_>, kernel_end: u64)
     if map.len() > MEMORY_MAP_MAX {
         return Err(LoadError::MapTooLong { ranges: map.len(), max: MEMORY_MAP_MAX });
     }
-    let at = |offset: usize| (low::MULTIBOOT_INFO as u32 + offset as u32).to_le_bytes();
+    let info = placer.low(low::MULTIBOOT_INFO);
+    let at = |offset: usize| (info as u32 + offset as u32).to_le_bytes();
     let mut flags = info::FLAG_MEM | info::FLAG_CMDLINE | info::FLAG_MMAP | info::FLAG_NAME;
     let mut table = vec![0; SIZE];
     let kib = |r: u64| ((r / 1024).min(u32::MAX.into()) as u32).to_le_bytes();
@@ -147,7 +148,7 @@ fn put_info(placer: &mut Placer<'_>, request: &BootRequest<'_>, kernel_end: u64)
 
     let cmdline = format!("{PROGRAM_NAME} {}", request.cmdline);
     placer.put_cmdline(cmdline.trim_end(), low::CMDLINE_MAX)?;
-    put(&mut table, info::CMDLINE, (low::CMDLINE as u32).to_le_bytes());
+    put(&mut table, info::CMDLINE, (placer.low(low::CMDLINE) as u32).to_le_bytes());
 
     if let Some(module) = request.initrd {
         let start = placer.put_module(module, kernel_end)?;
@@ -167,7 +168,7 @@ fn put_info(placer: &mut Placer<'_>, request: &BootRequest<'_>, kernel_end: u64)
     put(&mut table, info::BOOT_LOADER_NAME, at(NAME_STRING));
     put(&mut table, NAME_STRING, *b"strata\0");
     put(&mut table, 0, flags.to_le_bytes());
-    placer.put("Multiboot information", low::MULTIBOOT_INFO, &table)
+    placer.put("Multiboot information", info, &table)
 }
 
 fn put_map_entry(table: &mut [u8], at: usize, range: &MemoryRange) {

@@ -5,8 +5,9 @@ use guest_memory::GuestMemory;
 use crate::error::{LoadError, Result};
 use crate::{Loaded, MemoryRange};
 
-/// Guest-physical places below 640 KiB that the loaders use. The kernel copies
-/// what it wants of them early and then treats them as free memory.
+/// Guest-physical places below 640 KiB that the loaders use, before
+/// [`Placer::low`] has moved them out of the kernel's way. The kernel copies what
+/// it wants of them early and then treats them as free memory.
 pub(crate) mod low {
     /// Global descriptor table.
     pub const GDT: u64 = 0x500;
@@ -24,6 +25,9 @@ pub(crate) mod low {
     pub const CMDLINE_MAX: usize = 0xffff;
     /// End of what the loaders use.
     pub const END: u64 = 0x3_0000;
+    /// How far all of it may be moved, first choice first.
+    pub const MOVES: [u64; 3] = [0, END, 2 * END];
+    const _: () = assert!(MOVES[2] + END <= 0x9_0000, "the extended BIOS data area must stay free");
 }
 
 const PAGE: u64 = 0x1000;
@@ -35,12 +39,14 @@ pub(crate) struct Placer<'a> {
     memory: &'a GuestMemory,
     ranges: &'a [MemoryRange],
     loaded: Vec<Loaded>,
+    /// How far the places of [`low`] are moved.
+    moved: u64,
 }
 
 impl<'a> Placer<'a> {
-    /// Check that the low megabyte can hold the boot structures.
+    /// Nothing is placed yet.
     pub fn new(memory: &'a GuestMemory, ranges: &'a [MemoryRange]) -> Self {
-        Placer { memory, ranges, loaded: Vec::new() }
+        Placer { memory, ranges, loaded: Vec::new(), moved: 0 }
     }
 
     pub fn memory(&self) -> &'a GuestMemory {
@@ -82,18 +88,38 @@ impl<'a> Placer<'a> {
         Err(LoadError::TooLittleMemory { what, end, have })
     }
 
-    /// Refuse a kernel that lies over the boot data.
-    pub fn require_clear(&self, what: &'static str, start: u64, len: u64) -> Result<()> {
-        if start < low::END && start.saturating_add(len) > low::GDT {
-            let expected = "an address of 0x30000 or above expected, below it lies the boot data";
-            return Err(LoadError::Malformed { what, field: "load address", value: start, expected });
+    /// Where a place of [`low`] is.
+    pub fn low(&self, place: u64) -> u64 {
+        self.moved + place
+    }
+
+    /// Move the places of [`low`] out of the way of a kernel with these segments
+    /// (start and length); to be called before one is used. Refuses a kernel that
+    /// leaves them no place.
+    pub fn keep_clear(
+        &mut self,
+        what: &'static str,
+        kernel: impl Iterator<Item = (u64, u64)> + Clone,
+    ) -> Result<()> {
+        let overlapped = |moved: u64| {
+            let (from, to) = (moved + low::GDT, moved + low::END);
+            kernel.clone().find(|&(start, len)| start < to && start.saturating_add(len) > from)
+        };
+        match low::MOVES.into_iter().find(|&m| overlapped(m).is_none()) {
+            Some(moved) => self.moved = moved,
+            None => {
+                let value = overlapped(0).map_or(0, |s| s.0);
+                let expected =
+                    "a kernel that leaves 192 KiB at 0x500, 0x30500 or 0x60500 to the boot data expected";
+                return Err(LoadError::Malformed { what, field: "load address", value, expected });
+            }
         }
         Ok(())
     }
 
     /// Refuse unless the places of [`low`] are RAM.
     pub fn require_low(&self) -> Result<()> {
-        self.require_ram("boot data in low memory", low::GDT, low::END - low::GDT)
+        self.require_ram("boot data in low memory", self.low(low::GDT), low::END - low::GDT)
     }
 
     /// Store bytes and remember them.
@@ -120,7 +146,7 @@ impl<'a> Placer<'a> {
         self.loaded.push(Loaded { what, address, size });
     }
 
-    /// Store the command line with its closing zero at [`low::CMDLINE`].
+    /// Store the command line with its closing zero in its low place.
     pub fn put_cmdline(&mut self, cmdline: &str, max: usize) -> Result<()> {
         let max = max.min(low::CMDLINE_MAX);
         if cmdline.len() > max {
@@ -131,7 +157,7 @@ impl<'a> Placer<'a> {
         }
         let mut bytes = cmdline.as_bytes().to_vec();
         bytes.push(0);
-        self.put("command line", low::CMDLINE, &bytes)
+        self.put("command line", self.low(low::CMDLINE), &bytes)
     }
 
     /// Put a Multiboot module on the first page behind the kernel, where loaders

@@ -31,33 +31,33 @@ pub(crate) fn load(mut placer: Placer<'_>, request: &BootRequest<'_>, kernel: &[
     if request.memory_map.len() > MEMORY_MAP_MAX {
         return Err(LoadError::MapTooLong { ranges: request.memory_map.len(), max: MEMORY_MAP_MAX });
     }
-    placer.require_low()?;
     let (start, end) = elf.load(&mut placer, "kernel")?;
+    let at = placer.low(low::PVH_INFO);
     placer.put_cmdline(request.cmdline, Limits::VMLINUX.cmdline_max)?;
 
     let mut info = vec![0; SIZE];
     put(&mut info, 0, START_MAGIC.to_le_bytes());
     put(&mut info, 4, VERSION.to_le_bytes());
     if let Some(initrd) = request.initrd.filter(|i| !i.is_empty()) {
-        let at = placer.put_initrd(initrd, Limits::VMLINUX.initrd_limit, (start, end))?;
+        let module = placer.put_initrd(initrd, Limits::VMLINUX.initrd_limit, (start, end))?;
         put(&mut info, 12, 1u32.to_le_bytes());
-        put(&mut info, 16, (low::PVH_INFO + MODULE_LIST).to_le_bytes());
-        put(&mut info, MODULE_LIST as usize, at.to_le_bytes());
+        put(&mut info, 16, (at + MODULE_LIST).to_le_bytes());
+        put(&mut info, MODULE_LIST as usize, module.to_le_bytes());
         put(&mut info, MODULE_LIST as usize + 8, (initrd.len() as u64).to_le_bytes());
     }
-    put(&mut info, 24, low::CMDLINE.to_le_bytes());
+    put(&mut info, 24, placer.low(low::CMDLINE).to_le_bytes());
     put(&mut info, 32, request.rsdp.unwrap_or(0).to_le_bytes());
-    put(&mut info, 40, (low::PVH_INFO + MEMORY_MAP).to_le_bytes());
+    put(&mut info, 40, (at + MEMORY_MAP).to_le_bytes());
     put(&mut info, 48, (request.memory_map.len() as u32).to_le_bytes());
     for (i, r) in request.memory_map.iter().enumerate() {
-        let at = (MEMORY_MAP + i as u64 * MEMORY_MAP_ENTRY) as usize;
-        put(&mut info, at, r.start.to_le_bytes());
-        put(&mut info, at + 8, r.size.to_le_bytes());
-        put(&mut info, at + 16, r.kind.to_le_bytes());
+        let entry = (MEMORY_MAP + i as u64 * MEMORY_MAP_ENTRY) as usize;
+        put(&mut info, entry, r.start.to_le_bytes());
+        put(&mut info, entry + 8, r.size.to_le_bytes());
+        put(&mut info, entry + 16, r.kind.to_le_bytes());
     }
-    placer.put("PVH start info", low::PVH_INFO, &info)?;
+    placer.put("PVH start info", at, &info)?;
 
     let mut cpu = entry::protected32(&mut placer, request.cpu_signature, entry)?;
-    cpu.gpr[reg::RBX] = low::PVH_INFO;
+    cpu.gpr[reg::RBX] = at;
     Ok(BootState { cpu, protocol: Protocol::Pvh, note: None, loaded: placer.finish() })
 }

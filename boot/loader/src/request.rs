@@ -103,7 +103,8 @@ pub struct BootRequest<'a> {
     /// Kernel command line, without a program name.
     pub cmdline: &'a str,
     /// The whole memory map the guest is to see. Usable RAM must include
-    /// 0x500 to 0x30000 for every protocol but firmware.
+    /// 0x500 to 0x30000 for every protocol but firmware; for a kernel that lies
+    /// there, the same 0x30000 or 0x60000 higher.
     pub memory_map: &'a [MemoryRange],
     /// Guest-physical address of the ACPI RSDP.
     pub rsdp: Option<u64>,

@@ -209,6 +209,42 @@ fn multiboot_kernels() {
     }
 }
 
+/// A kernel linked where the boot data usually lies has it moved, whole.
+#[test]
+fn the_boot_data_makes_way_for_a_kernel() {
+    const HERE: u64 = 0x8000;
+    let moved = |mut file: Vec<u8>| {
+        images::put(&mut file, 64 + 24, HERE.to_le_bytes());
+        images::put(&mut file, 24, HERE.to_le_bytes());
+        file
+    };
+    let cases = [
+        (moved(images::multiboot_elf(true)), Protocol::Multiboot),
+        (moved(images::elf(true, Some(HERE as u32), 0x2000)), Protocol::Pvh),
+        (moved(images::elf(true, None, 0x2000)), Protocol::Linux64),
+    ];
+    for (kernel, protocol) in cases {
+        let machine = Machine::new(64);
+        let state = load(&machine.memory, &machine.request(&kernel)).unwrap();
+        assert_eq!((state.protocol, state.cpu.rip), (protocol, HERE));
+        let (kernels, data): (Vec<_>, Vec<_>) =
+            state.loaded.iter().copied().partition(|l| l.what == "kernel");
+        assert_eq!((kernels.len(), kernels[0].address), (1, HERE));
+        assert!(data.len() >= 3, "{data:?}");
+        for l in data {
+            assert!(l.address >= 0x3_0500 && l.address + l.size <= 0x6_0000, "{l:x?}");
+        }
+        let table = state.cpu.gdtr.base;
+        assert_eq!(machine.u64(table + 0x10) >> 40 & 0xff, 0x9b, "the code segment is in the moved table");
+        let cmdline = match protocol {
+            Protocol::Linux64 => u64::from(machine.u32(state.cpu.gpr[reg::RSI] + 0x228)),
+            Protocol::Pvh => machine.u64(state.cpu.gpr[reg::RBX] + 24),
+            _ => u64::from(machine.u32(state.cpu.gpr[reg::RBX] + 16)) + "kernel ".len() as u64,
+        };
+        assert_eq!(machine.read(cmdline, 14), b"console=ttyS0\0");
+    }
+}
+
 #[test]
 fn firmware_ends_at_4_gib_and_is_shadowed_below_1_mib() {
     let (machine, image) = (Machine::new(4), images::firmware());

@@ -113,7 +113,7 @@ fn headers_that_lie() {
         (patch(images::linux(), 0x1f4, &[0xff; 4]), &["truncated"]),
         (patch(images::linux(), 0x25c, &[1]), &["pref_address"]),
         (patch(elf(), phdr + 40, &u64::MAX.to_le_bytes()), &["p_memsz"]),
-        (moved(0x10000), &["load address", "0x30000"]),
+        (patch(moved(0x10000), phdr + 40, &0x6_0000u64.to_le_bytes()), &["load address", "0x60500"]),
         (moved(1 << 40), &["too little memory"]),
         (patch(elf(), phdr + 32, &u64::MAX.to_le_bytes()), &["p_filesz"]),
         (patch(elf(), phdr + 40, &(1u64 << 50).to_le_bytes()), &["too little memory"]),
