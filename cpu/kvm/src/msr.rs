@@ -153,7 +153,8 @@ impl MsrFile {
     pub(crate) fn read(&mut self, model: &CpuModel, index: u32) -> Option<u64> {
         use msr_index as i;
         match index {
-            i::PLATFORM_ID | i::PRED_CMD | MCG_CTL | i::XSS => Some(0),
+            i::PLATFORM_ID | MCG_CTL | i::XSS => Some(0),
+            i::SPEC_CTRL if !model.has(Feature::SpecCtrl) => None,
             // Locked, VMX off.
             i::FEATURE_CONTROL => Some(1),
             i::ARCH_CAPABILITIES if model.has(Feature::ArchCapabilities) => Some(model.arch_capabilities()),
@@ -164,13 +165,17 @@ impl MsrFile {
     }
 
     /// WRMSR that came to us. `None` is #GP(0).
-    pub(crate) fn write(&mut self, index: u32, value: u64) -> Option<()> {
+    pub(crate) fn write(&mut self, model: &CpuModel, index: u32, value: u64) -> Option<()> {
         use msr_index as i;
         let allowed = match index {
             i::MTRR_CAP | i::MCG_CAP | i::ARCH_CAPABILITIES | i::FEATURE_CONTROL | i::PLATFORM_ID => {
                 return None;
             }
-            i::PRED_CMD | MCG_CTL => return Some(()),
+            i::SPEC_CTRL | i::PRED_CMD if !model.has(Feature::SpecCtrl) => return None,
+            // IBPB: as in the interpreter, accepted and left to the host.
+            i::PRED_CMD => return (value & !1 == 0).then_some(()),
+            MCG_CTL => return Some(()),
+            i::SPEC_CTRL => 3,
             i::XSS => return (value == 0).then_some(()),
             i::MTRR_PHYS_BASE0..i::MTRR_FIX64K => (1 << PhysicalBits::MAX) - 1,
             i::MTRR_DEF_TYPE => 0xcff,

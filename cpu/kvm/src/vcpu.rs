@@ -304,7 +304,7 @@ impl KvmVcpu {
                 let answer = if msr::is_platform(msr) {
                     bus.platform_msr_write(index, msr, value)
                 } else {
-                    msrs.write(msr, value)
+                    msrs.write(&config.model, msr, value)
                 };
                 *error = u8::from(answer.is_none());
                 Event::Answered

@@ -112,6 +112,7 @@ features! {
     La57 "la57" 7 0 Ecx 16 9;
     Rdpid "rdpid" 7 0 Ecx 22 3;
     Fsrm "fsrm" 7 0 Edx 4 2;
+    SpecCtrl "spec-ctrl" 7 0 Edx 26 1;
     ArchCapabilities "arch-capabilities" 7 0 Edx 29 1;
     Xsaveopt "xsaveopt" 0xd 1 Eax 0 2;
     Xsavec "xsavec" 0xd 1 Eax 1 2;
@@ -237,12 +238,14 @@ impl CpuModel {
     }
 
     /// IA32_ARCH_CAPABILITIES: immune to every attack Linux knows a bit for, so
-    /// that a guest does not slow itself down for nothing.
+    /// that a guest does not slow itself down for nothing. IBRS_ALL makes Linux set
+    /// IBRS once, in SPEC_CTRL, instead of replacing its indirect branches by
+    /// returns; a model without `spec-ctrl` does not claim it.
     pub fn arch_capabilities(&self) -> u64 {
         // RDCL_NO, IBRS_ALL, SKIP_L1DFL_VMENTRY, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO,
         // SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO, ITS_NO.
         (1 << 0)
-            | (1 << 1)
+            | (if self.has(Feature::SpecCtrl) { 1 << 1 } else { 0 })
             | (1 << 3)
             | (1 << 4)
             | (1 << 5)
@@ -461,6 +464,16 @@ mod tests {
         let m = CpuModel::default_model();
         assert_eq!(m.cpuid(1, 0, ONE, false, 1).ecx & 1 << 27, 0);
         assert_ne!(m.cpuid(1, 0, ONE, true, 1).ecx & 1 << 27, 0);
+    }
+
+    /// What a guest is told of its immunity goes with what it can do.
+    #[test]
+    fn arch_capabilities_go_with_the_features() {
+        for (name, ibrs_all) in [("x86-64-v2", true), ("x86-64-v2,-spec-ctrl", false)] {
+            let m: CpuModel = name.parse().unwrap();
+            assert_eq!(m.arch_capabilities() >> 1 & 1 != 0, ibrs_all, "{name}");
+            assert_eq!(m.cpuid(7, 0, ONE, false, 1).edx >> 26 & 1 != 0, ibrs_all, "{name}");
+        }
     }
 
     #[test]

@@ -173,6 +173,9 @@ fn model_specific_registers() {
         (MCG_CAP, 0, None),
         (MTRR_CAP, 0, None),
         (ARCH_CAPABILITIES, 0, None),
+        (SPEC_CTRL, 3, Some(3)),
+        (SPEC_CTRL, 4, None),
+        (PRED_CMD, 2, None),
         (0x1234_5678, 0, None),
     ];
     for (index, value, expected) in table {
