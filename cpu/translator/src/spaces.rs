@@ -16,6 +16,14 @@ pub(crate) enum Kind {
     SupervisorAc,
 }
 
+/// A page that code may be fetched from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CodePage {
+    /// Where it is in the backing.
+    pub ram: u64,
+    pub global: bool,
+}
+
 struct Context {
     pcid: u16,
     view: Option<View>,
@@ -31,10 +39,10 @@ pub(crate) struct Spaces {
     current: usize,
     supervisor: View,
     supervisor_ac: View,
-    /// Upper-half code pages.
-    upper_code: AddressMap<u64, u64>,
-    /// Some upper-half code page is not global.
-    upper_local: bool,
+    /// Upper-half code pages: global ones, and those that each change of address
+    /// space flushes.
+    upper_global: AddressMap<u64, u64>,
+    upper_local: AddressMap<u64, u64>,
     numbers: u32,
     clock: u64,
 }
@@ -46,8 +54,8 @@ impl Spaces {
             current: 0,
             supervisor: View::new(state)?,
             supervisor_ac: View::new(state)?,
-            upper_code: AddressMap::default(),
-            upper_local: false,
+            upper_global: AddressMap::default(),
+            upper_local: AddressMap::default(),
             numbers: 0,
             clock: 0,
         };
@@ -167,28 +175,42 @@ impl Spaces {
         self.flush(true);
     }
 
-    fn code(&mut self, va: u64) -> &mut AddressMap<u64, u64> {
-        if va >> 63 == 0 { &mut self.contexts[self.current].code } else { &mut self.upper_code }
-    }
-
     /// Where the code page of `va` is, if that is known.
     /// `user`: fetched at CPL 3.
-    pub fn code_page(&mut self, va: u64, user: bool) -> Option<u64> {
-        let known = *self.code(va).get(&(va >> 12))?;
-        (known & 1 == u64::from(user)).then_some(known & !1)
+    pub fn code_page(&self, va: u64, user: bool) -> Option<u64> {
+        let page = va >> 12;
+        let known = if va >> 63 == 0 {
+            self.contexts[self.current].code.get(&page)
+        } else {
+            self.upper_global.get(&page).or_else(|| self.upper_local.get(&page))
+        };
+        known.filter(|known| **known & 1 == u64::from(user)).map(|known| known & !1)
     }
 
     /// Remember where the code page of `va` is.
-    pub fn set_code_page(&mut self, va: u64, user: bool, ram: u64, global: bool) {
-        self.upper_local |= va >> 63 != 0 && !global;
-        self.code(va).insert(va >> 12, ram | u64::from(user));
+    pub fn set_code_page(&mut self, va: u64, user: bool, page: CodePage) {
+        let known = page.ram | u64::from(user);
+        match va >> 63 {
+            0 => self.contexts[self.current].code.insert(va >> 12, known),
+            _ => self.set_upper(va >> 12, known, page.global),
+        };
+    }
+
+    fn set_upper(&mut self, page: u64, known: u64, global: bool) -> Option<u64> {
+        let (to, from) = match global {
+            true => (&mut self.upper_global, &mut self.upper_local),
+            false => (&mut self.upper_local, &mut self.upper_global),
+        };
+        from.remove(&page);
+        to.insert(page, known)
     }
 
     /// Check the current context's lower-half code pages against `walk` after its
     /// translations were flushed. If one moved, links into the lower half end.
-    pub fn verify_lower(&mut self, only: Option<u64>, walk: impl FnMut(u64, bool) -> Option<u64>) {
+    pub fn verify_lower(&mut self, only: Option<u64>, mut walk: impl FnMut(u64, bool) -> Option<CodePage>) {
         let current = self.current;
-        if moved(&mut self.contexts[current].code, only, walk) {
+        let stays = |page, known| walk(page << 12, known & 1 != 0).is_some_and(|p| p.ram == known & !1);
+        if moved(&mut self.contexts[current].code, only, stays) {
             self.contexts[current].number = self.fresh_number();
         }
     }
@@ -199,9 +221,26 @@ impl Spaces {
         &mut self,
         only: Option<u64>,
         globals: bool,
-        walk: impl FnMut(u64, bool) -> Option<u64>,
+        mut walk: impl FnMut(u64, bool) -> Option<CodePage>,
     ) -> bool {
-        (globals || self.upper_local) && moved(&mut self.upper_code, only, walk)
+        let mut changed = Vec::new();
+        let mut stays = |page: u64, known: u64, global: bool| match walk(page << 12, known & 1 != 0) {
+            Some(now) if now.ram == known & !1 => {
+                if now.global != global {
+                    changed.push((page, known, now.global));
+                }
+                true
+            }
+            _ => false,
+        };
+        let mut lost = moved(&mut self.upper_local, only, |page, known| stays(page, known, false));
+        if globals {
+            lost |= moved(&mut self.upper_global, only, |page, known| stays(page, known, true));
+        }
+        for (page, known, global) in changed {
+            self.set_upper(page, known, global);
+        }
+        lost
     }
 
     /// A context's lower-half code pages are not known any more.
@@ -224,20 +263,17 @@ impl Spaces {
     }
 }
 
-/// Drop the code pages that are no longer where they were; whether any was.
-fn moved(
-    map: &mut AddressMap<u64, u64>,
-    only: Option<u64>,
-    mut walk: impl FnMut(u64, bool) -> Option<u64>,
-) -> bool {
+/// Drop the code pages that do not stay; whether there was any.
+fn moved(map: &mut AddressMap<u64, u64>, only: Option<u64>, mut stays: impl FnMut(u64, u64) -> bool) -> bool {
     let before = map.len();
     match only {
         Some(va) => {
-            if map.get(&(va >> 12)).is_some_and(|ram| walk(va & !0xfff, *ram & 1 != 0) != Some(*ram & !1)) {
-                map.remove(&(va >> 12));
+            let page = va >> 12;
+            if map.get(&page).is_some_and(|known| !stays(page, *known)) {
+                map.remove(&page);
             }
         }
-        None => map.retain(|page, ram| walk(page << 12, *ram & 1 != 0) == Some(*ram & !1)),
+        None => map.retain(|page, known| stays(*page, *known)),
     }
     map.len() != before
 }

@@ -19,7 +19,7 @@ use crate::call_stack::CallStack;
 use crate::layout::{Exit, JUMP_INDEX, State, jump_index};
 use crate::native;
 use crate::signals::Running;
-use crate::spaces::{Kind, Spaces};
+use crate::spaces::{CodePage, Kind, Spaces};
 use crate::tables::{Fill, StateMemory};
 
 /// Bytes read to make a block of: more than most blocks cover.
@@ -265,7 +265,7 @@ impl TranslatorVcpu {
         let walk = move |va: u64, user: bool| {
             let access = Access { write: false, fetch: true, user, system: false, ac };
             let t = x86_mmu::walk_marked(&memory, &params, va, access)?;
-            Some(memory.translate(t.physical)?.offset.0 & !(PAGE - 1))
+            Some(CodePage { ram: memory.translate(t.physical)?.offset.0 & !(PAGE - 1), global: t.global })
         };
         let upper = match f {
             Flush::All => {
@@ -484,7 +484,7 @@ impl TranslatorVcpu {
         let access = Self::access(cpu, false, true);
         let t = x86_mmu::walk(&cpu.memory, &cpu.paging_params(), va, access).ok()?;
         let page = cpu.memory.translate(t.physical)?.offset.0 & !(PAGE - 1);
-        self.spaces.set_code_page(va, user, page, t.global);
+        self.spaces.set_code_page(va, user, CodePage { ram: page, global: t.global });
         Some(page)
     }
 

@@ -72,8 +72,7 @@ impl Path {
 }
 
 /// 32-bit paging (SDM volume 3, 5.3).
-fn descend_32(memory: &GuestMemory, params: &PagingParams, linear: u64) -> Result<Path, Miss> {
-    let mut path = Path::new();
+fn descend_32(path: &mut Path, memory: &GuestMemory, params: &PagingParams, linear: u64) -> Result<(), Miss> {
     let pde_at = params.cr3 & 0xffff_f000 | linear >> 20 & 0xffc;
     let pde = Entry::read(memory, pde_at, false);
     if pde.has(PAGE_SIZE) && params.cr4 & cr4::PSE != 0 {
@@ -82,25 +81,25 @@ fn descend_32(memory: &GuestMemory, params: &PagingParams, linear: u64) -> Resul
         const { assert!(PhysicalBits::MAX == 40) };
         path.take(pde, 1 << 21)?;
         path.page(pde.value & 0xffc0_0000 | (pde.value >> 13 & 0xff) << 32, linear, 22);
-        return Ok(path);
+        return Ok(());
     }
     path.take(pde, 0)?;
     let pte = Entry::read(memory, pde.value & 0xffff_f000 | linear >> 10 & 0xffc, false);
     path.take(pte, 0)?;
     path.page(pte.value & 0xffff_f000, linear, 12);
-    Ok(path)
+    Ok(())
 }
 
 /// The levels of 64-bit entries from `level` (5 is PML5, 2 the page directory)
 /// down (SDM volume 3, 5.4 and 5.5).
 fn descend_64(
+    path: &mut Path,
     memory: &GuestMemory,
     params: &PagingParams,
     linear: u64,
     table: u64,
     level: u32,
-) -> Result<Path, Miss> {
-    let mut path = Path::new();
+) -> Result<(), Miss> {
     let pae = params.efer & efer::LMA == 0;
     let mut always_reserved = ABOVE_ADDRESS;
     if pae {
@@ -128,27 +127,27 @@ fn descend_64(
         }
         table = entry.value & ADDRESS;
     }
-    Ok(path)
+    Ok(())
 }
 
-fn descend(memory: &GuestMemory, params: &PagingParams, linear: u64) -> Result<Path, Miss> {
+/// Fill a new path, in place: it is large to move and this is done often.
+fn descend(path: &mut Path, memory: &GuestMemory, params: &PagingParams, linear: u64) -> Result<(), Miss> {
     match params.mode() {
         PagingMode::None => {
-            let mut path = Path::new();
             path.page(linear & 0xffff_ffff, linear, 12);
-            Ok(path)
+            Ok(())
         }
-        PagingMode::Bits32 => descend_32(memory, params, linear & 0xffff_ffff),
+        PagingMode::Bits32 => descend_32(path, memory, params, linear & 0xffff_ffff),
         PagingMode::Pae => {
             let linear = linear & 0xffff_ffff;
             let pdpte = params.pdpte[(linear >> 30) as usize & 3];
             if pdpte & PRESENT == 0 {
                 return Err(Miss::NotPresent);
             }
-            descend_64(memory, params, linear, pdpte, 2)
+            descend_64(path, memory, params, linear, pdpte, 2)
         }
-        PagingMode::Level4 => descend_64(memory, params, linear, params.cr3, 4),
-        PagingMode::Level5 => descend_64(memory, params, linear, params.cr3, 5),
+        PagingMode::Level4 => descend_64(path, memory, params, linear, params.cr3, 4),
+        PagingMode::Level5 => descend_64(path, memory, params, linear, params.cr3, 5),
     }
 }
 
@@ -223,7 +222,8 @@ pub fn walk(
         return Ok(Translation { physical: linear & 0xffff_ffff, ..UNPAGED });
     }
     loop {
-        let (path, translation) = find(memory, params, linear, access)?;
+        let mut path = Path::new();
+        let translation = find(&mut path, memory, params, linear, access)?;
         if path.mark(memory, access.write) {
             return Ok(translation);
         }
@@ -241,7 +241,8 @@ pub fn walk_marked(
     if params.cr0 & cr0::PG == 0 {
         return Some(Translation { physical: linear & 0xffff_ffff, ..UNPAGED });
     }
-    let (path, translation) = find(memory, params, linear, access).ok()?;
+    let mut path = Path::new();
+    let translation = find(&mut path, memory, params, linear, access).ok()?;
     path.is_marked(access.write).then_some(translation)
 }
 
@@ -257,14 +258,15 @@ const UNPAGED: Translation = Translation {
     global: false,
 };
 
-/// The entries for one access that they allow, and the translation once their flags are set.
+/// The translation for one access once the flags of its entries are set; `path`, a new one, receives the entries.
 fn find(
+    path: &mut Path,
     memory: &GuestMemory,
     params: &PagingParams,
     linear: u64,
     access: Access,
-) -> Result<(Path, Translation), PageFault> {
-    let path = descend(memory, params, linear).map_err(|miss| {
+) -> Result<Translation, PageFault> {
+    descend(path, memory, params, linear).map_err(|miss| {
         let cause = match miss {
             Miss::NotPresent => 0,
             Miss::Reserved => page_fault_code::PROTECTION | page_fault_code::RESERVED,
@@ -276,7 +278,7 @@ fn find(
         return Err(fault(params, linear, access, page_fault_code::PROTECTION));
     }
     let leaf = path.leaf().map_or(0, |e| e.value);
-    let translation = Translation {
+    Ok(Translation {
         physical: path.physical,
         page_shift: path.page_shift,
         user: path.rights & USER != 0,
@@ -285,14 +287,14 @@ fn find(
         executable: rights.fetch,
         readable: rights.read,
         global: leaf & GLOBAL != 0 && params.cr4 & cr4::PGE != 0,
-    };
-    Ok((path, translation))
+    })
 }
 
 /// Translate `linear` as a debugger does: no permission check, no flag set.
 /// `None`: nothing is mapped there.
 pub fn inspect(memory: &GuestMemory, params: &PagingParams, linear: u64) -> Option<u64> {
-    descend(memory, params, linear).ok().map(|path| path.physical)
+    let mut path = Path::new();
+    descend(&mut path, memory, params, linear).ok().map(|()| path.physical)
 }
 
 /// A PDPTE to be loaded has a reserved bit set: MOV to CR raises #GP(0).
