@@ -63,6 +63,9 @@ pub struct TranslatorVcpu {
     calls: CallStack,
     /// The space and privilege that the call stack belongs to.
     calls_space: u32,
+    /// The mode of the blocks that the jump cache and the call stack lead to, but for
+    /// the privilege.
+    entered: Mode,
     /// Places whose first instruction is the interpreter's, with the generation of
     /// the page's code that says so.
     foreign: AddressMap<Key, u32>,
@@ -163,6 +166,7 @@ impl TranslatorVcpu {
             spaces,
             calls,
             calls_space: 0,
+            entered: Recent::NONE.mode,
             foreign: AddressMap::default(),
             recent: Box::new([Recent::NONE; RECENT]),
             seen,
@@ -312,6 +316,11 @@ impl TranslatorVcpu {
         self.blocks.drop_all();
         self.foreign.clear();
         self.recent.fill(Recent::NONE);
+        self.forget_indirect();
+    }
+
+    /// Nothing is known of where indirect jumps and returns go.
+    fn forget_indirect(&mut self) {
         let indirect = self.blocks.address(self.blocks.thunks.indirect);
         let s = self.state();
         s.jump_cache.fill(indirect);
@@ -557,6 +566,11 @@ impl TranslatorVcpu {
             source: e.into(),
         };
         let (load, store) = self.spaces.view(kind, &state_memory).map_err(failed)?.addresses();
+        // Privilege is checked by each stub.
+        let mode = Mode { user: false, ..self.mode() };
+        if std::mem::replace(&mut self.entered, mode) != mode {
+            self.forget_indirect();
+        }
         let space = self.space();
         let other_calls = std::mem::replace(&mut self.calls_space, space) != space;
         let space = space.wrapping_neg();

@@ -197,6 +197,7 @@ fn foreign_x87(m: Mnemonic) -> bool {
             | M::Fninit
             | M::Finit
             | M::Cvtpi2ps
+            | M::Cvtpi2pd
             | M::Cvtps2pi
             | M::Cvttps2pi
             | M::Cvtpd2pi

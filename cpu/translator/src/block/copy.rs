@@ -6,6 +6,7 @@ use iced_x86::{EncodingKind, Instruction, MemorySize, Mnemonic, OpAccess, OpKind
 use super::Builder;
 use super::access::{Access, gpr_number};
 use super::few::Few;
+use super::homes::at_home;
 use super::stack::SP;
 use crate::emit::Mem;
 use crate::layout::{PINNED, gpr_home, host};
@@ -20,8 +21,8 @@ struct Visitor {
 }
 
 /// A general register that an instruction names: operand number, guest register,
-/// what happens to it.
-type Explicit = (u32, usize, OpAccess);
+/// what happens to it, and whether its old value matters.
+type Explicit = (u32, usize, OpAccess, bool);
 
 /// What an instruction does with general registers.
 #[derive(Default)]
@@ -76,7 +77,9 @@ impl Builder<'_> {
         if i.mnemonic() == Mnemonic::Lea {
             return self.lea(i);
         }
-        let uses = self.uses(i);
+        let rewritten = if memory.is_none() { at_home(i, &self.s.facts.of(i)) } else { None };
+        let source = rewritten.as_ref().unwrap_or(i);
+        let uses = self.uses(source);
         if uses.hidden {
             return false;
         }
@@ -90,7 +93,7 @@ impl Builder<'_> {
         };
         let Some(visitors) = self.visitors(&uses, free) else { return false };
         let needs_temp = uses.implicit_rcx.is_some() || visitors.iter().any(|v| v.host == host::TEMP);
-        let mut out = *i;
+        let mut out = *source;
         if let Some(n) = memory {
             let Some(size) = access_size(i) else { return false };
             let access = match self.s.facts.of(i).access[n as usize] {
@@ -122,10 +125,10 @@ impl Builder<'_> {
                 None => self.e.load(v.host, Mem::gs(gpr_home(v.guest))),
             }
         }
-        for (n, guest, _) in uses.explicit.iter() {
+        for (n, guest, ..) in uses.explicit.iter() {
             let number = visitors.iter().find(|v| v.guest == *guest).map(|v| v.host).or(PINNED[*guest]);
             let Some(number) = number else { return false };
-            out.set_op_register(*n, host_register(number, i.op_register(*n)));
+            out.set_op_register(*n, host_register(number, source.op_register(*n)));
         }
         if !self.encode(&out) {
             return false;
@@ -136,7 +139,7 @@ impl Builder<'_> {
                 None => self.e.store(Mem::gs(gpr_home(v.guest)), v.host),
             }
         }
-        if uses.explicit.iter().any(|(_, g, a)| PINNED[*g] == Some(SP) && writes(*a)) {
+        if uses.explicit.iter().any(|(_, g, a, _)| PINNED[*g] == Some(SP) && writes(*a)) {
             self.stack_aligned = self.stack_aligned && keeps_alignment(i);
         }
         if needs_temp {
@@ -159,7 +162,13 @@ impl Builder<'_> {
                     // CL as a shift count is the encoding's, not a choice.
                     let count = n == i.op_count() - 1 && is_shift_by_cl(i);
                     if !count && !is_fixed_accumulator(i, n) {
-                        u.hidden |= !u.explicit.push((n, g, facts.access[n as usize]));
+                        let access = facts.access[n as usize];
+                        // All of the register is replaced: 32-bit writes clear the rest.
+                        // BSF and BSR leave it alone where there is no bit.
+                        let fresh = access == OpAccess::Write
+                            && r.size() >= 4
+                            && !matches!(i.mnemonic(), Mnemonic::Bsf | Mnemonic::Bsr);
+                        u.hidden |= !u.explicit.push((n, g, access, !fresh));
                     }
                 }
             }
@@ -177,9 +186,10 @@ impl Builder<'_> {
             }
             let _ = list.push(Visitor { guest: 1, host: host::TEMP, load: true, store: writes(access) });
         }
-        for (_, guest, access) in u.explicit.iter() {
+        for (_, guest, access, load) in u.explicit.iter() {
             if let Some(v) = list.iter_mut().find(|v| v.guest == *guest) {
                 v.store |= writes(*access);
+                v.load |= load;
                 continue;
             }
             if PINNED[*guest].is_some_and(|h| !u.high_byte || h < 4) {
@@ -189,7 +199,7 @@ impl Builder<'_> {
             let (host, taken) =
                 free.iter().zip(&mut taken).find(|(f, taken)| !**taken && (!u.high_byte || **f < 4))?;
             *taken = true;
-            let _ = list.push(Visitor { guest: *guest, host: *host, load: true, store: writes(*access) });
+            let _ = list.push(Visitor { guest: *guest, host: *host, load: *load, store: writes(*access) });
         }
         Some(list)
     }

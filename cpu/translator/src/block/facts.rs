@@ -10,6 +10,7 @@ use iced_x86::{
 use super::access::gpr_number;
 use super::classify::{HostFeatures, is_vector, never_native};
 use super::copy::{fixed_rcx, writes};
+use super::homes::memory_operand;
 use crate::layout::PINNED;
 
 /// Most operands an instruction has.
@@ -35,6 +36,8 @@ pub(crate) struct Facts {
     pub vector: bool,
     pub vex: bool,
     pub sha: bool,
+    /// The register operand that may be memory instead.
+    pub memory_operand: Option<u8>,
 }
 
 /// Facts by opcode.
@@ -85,6 +88,7 @@ impl FactTable {
             vector: is_vector(&i),
             vex: i.encoding() == EncodingKind::VEX,
             sha: i.cpuid_features().contains(&CpuidFeature::SHA),
+            memory_operand: memory_operand(i.code()),
         };
         for used in info.used_registers() {
             let Some(g) = gpr_number(used.register()) else { continue };
@@ -111,7 +115,10 @@ impl FactTable {
 fn is_x87(i: &Instruction) -> bool {
     use CpuidFeature as F;
     let named = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_mm());
-    named || i.cpuid_features().iter().any(|f| matches!(f, F::FPU | F::FPU287 | F::FPU387 | F::MMX))
+    // WAIT is older than any x87, but faults as one of its instructions does.
+    named
+        || i.mnemonic() == Mnemonic::Wait
+        || i.cpuid_features().iter().any(|f| matches!(f, F::FPU | F::FPU287 | F::FPU387 | F::MMX))
 }
 
 /// No instruction uses registers from this number on without naming them, but

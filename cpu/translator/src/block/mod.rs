@@ -16,6 +16,7 @@ mod copy;
 mod cost;
 mod facts;
 mod few;
+mod homes;
 mod stack;
 mod string;
 mod windows;
