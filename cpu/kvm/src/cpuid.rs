@@ -13,7 +13,7 @@ const EXTENDED: std::ops::RangeInclusive<u32> = 0x8000_0000..=0x8000_0008;
 fn subleaves(leaf: u32) -> std::ops::Range<u32> {
     match leaf {
         4 => 0..5,
-        7 => 0..1,
+        7 => 0..3,
         0xb => 0..3,
         0xd => 0..3,
         _ => 0..0,
@@ -68,11 +68,22 @@ pub(crate) fn altered(vcpu: &VcpuFd, table: &CpuId) -> Result<Vec<u32>, kvm_ioct
 /// Features that we bring ourselves, whatever KVM says.
 fn ours(f: Feature) -> bool {
     use Feature::{
-        Apic, Arat, ArchCapabilities, Hypervisor, InvariantTsc, Mca, Mce, Mtrr, TscDeadline, X2apic,
+        Apic, Arat, ArchCapabilities, BhiCtrl, Hypervisor, InvariantTsc, Mca, Mce, Mtrr, SpecCtrl,
+        TscDeadline, X2apic,
     };
     matches!(
         f,
-        Apic | Arat | ArchCapabilities | Hypervisor | InvariantTsc | Mca | Mce | Mtrr | TscDeadline | X2apic
+        Apic | Arat
+            | ArchCapabilities
+            | BhiCtrl
+            | Hypervisor
+            | InvariantTsc
+            | Mca
+            | Mce
+            | Mtrr
+            | SpecCtrl
+            | TscDeadline
+            | X2apic
     )
 }
 

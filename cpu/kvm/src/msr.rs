@@ -175,7 +175,7 @@ impl MsrFile {
             // IBPB: as in the interpreter, accepted and left to the host.
             i::PRED_CMD => return (value & !1 == 0).then_some(()),
             MCG_CTL => return Some(()),
-            i::SPEC_CTRL => 3,
+            i::SPEC_CTRL => model.spec_ctrl_mask(),
             i::XSS => return (value == 0).then_some(()),
             i::MTRR_PHYS_BASE0..i::MTRR_FIX64K => (1 << PhysicalBits::MAX) - 1,
             i::MTRR_DEF_TYPE => 0xcff,

@@ -114,6 +114,7 @@ features! {
     Fsrm "fsrm" 7 0 Edx 4 2;
     SpecCtrl "spec-ctrl" 7 0 Edx 26 1;
     ArchCapabilities "arch-capabilities" 7 0 Edx 29 1;
+    BhiCtrl "bhi-ctrl" 7 2 Edx 4 1;
     Xsaveopt "xsaveopt" 0xd 1 Eax 0 2;
     Xsavec "xsavec" 0xd 1 Eax 1 2;
     Xgetbv1 "xgetbv1" 0xd 1 Eax 2 2;
@@ -158,6 +159,7 @@ impl Feature {
             Feature::Vaes => &[Feature::Avx, Feature::Aes],
             Feature::Vpclmulqdq => &[Feature::Avx, Feature::Pclmulqdq],
             Feature::Invpcid => &[Feature::Pcid],
+            Feature::BhiCtrl => &[Feature::SpecCtrl],
             Feature::Aes | Feature::Pclmulqdq | Feature::Sha => &[Feature::Sse2],
             _ => &[],
         }
@@ -261,6 +263,14 @@ impl CpuModel {
             | (1 << 62)
     }
 
+    /// IA32_SPEC_CTRL bits that may be set: IBRS, STIBP (which a processor without
+    /// it ignores), BHI_DIS_S. None has an effect here. Linux wants BHI_DIS_S of
+    /// every processor that claims IBRS_ALL, immune or not; without it each system
+    /// call clears the branch history by a loop of a hundred instructions.
+    pub fn spec_ctrl_mask(&self) -> u64 {
+        3 | if self.has(Feature::BhiCtrl) { 1 << 10 } else { 0 }
+    }
+
     /// XCR0 bits the model supports.
     pub fn xcr0_mask(&self) -> u64 {
         use crate::xcr0::{AVX, SSE, X87};
@@ -309,7 +319,12 @@ impl CpuModel {
             2 => r(0x00ff_ff01, 0, 0, 0),
             4 => self.cache_leaf(subleaf, topology),
             6 => r(bits(0, Eax), 0, 0, 0),
-            7 if subleaf == 0 => r(0, bits(0, Ebx), bits(0, Ecx), bits(0, Edx)),
+            // The highest subleaf, which describes SPEC_CTRL, goes with its feature.
+            7 if subleaf == 0 => {
+                let highest = if self.has(Feature::BhiCtrl) { 2 } else { 0 };
+                r(highest, bits(0, Ebx), bits(0, Ecx), bits(0, Edx))
+            }
+            7 if subleaf == 2 => r(0, 0, 0, bits(2, Edx)),
             0xb => match subleaf {
                 0 => r(0, 1, 1 << 8, topology.apic_id),
                 1 => r(shift, topology.cpus, 2 << 8 | 1, topology.apic_id),
@@ -473,6 +488,10 @@ mod tests {
             let m: CpuModel = name.parse().unwrap();
             assert_eq!(m.arch_capabilities() >> 1 & 1 != 0, ibrs_all, "{name}");
             assert_eq!(m.cpuid(7, 0, ONE, false, 1).edx >> 26 & 1 != 0, ibrs_all, "{name}");
+            // BHI_DIS_S goes with SPEC_CTRL.
+            assert_eq!(m.cpuid(7, 0, ONE, false, 1).eax, if ibrs_all { 2 } else { 0 }, "{name}");
+            assert_eq!(m.cpuid(7, 2, ONE, false, 1).edx >> 4 & 1 != 0, ibrs_all, "{name}");
+            assert_eq!(m.spec_ctrl_mask() >> 10 & 1 != 0, ibrs_all, "{name}");
         }
     }
 

@@ -66,8 +66,6 @@ const MCG_CAP: u64 = 0;
 /// strings, automatic thermal control, enhanced SpeedStep, MONITOR, CPUID limit,
 /// xTPR disable, XD disable.
 const MISC_ENABLE_WRITABLE: u64 = 1 << 0 | 1 << 3 | 1 << 16 | 1 << 18 | 1 << 22 | 1 << 23 | 1 << 34;
-/// IBRS, and STIBP, which a processor without it ignores.
-const SPEC_CTRL_WRITABLE: u64 = 3;
 /// MISC_ENABLE: branch trace and PEBS are unavailable.
 const MISC_ENABLE_FIXED: u64 = 1 << 11 | 1 << 12;
 
@@ -188,7 +186,7 @@ fn write(cpu: &mut Cpu, number: u32, value: u64) -> Option<()> {
         // The microcode update signature: software writes 0 before CPUID.
         index::BIOS_SIGN_ID => cpu.msrs.bios_sign_id = value,
         index::SPEC_CTRL if cpu.model.has(Feature::SpecCtrl) => {
-            only(value & !SPEC_CTRL_WRITABLE == 0)?;
+            only(value & !cpu.model.spec_ctrl_mask() == 0)?;
             cpu.msrs.spec_ctrl = value;
         }
         // IBPB is accepted. Predictors are the host's: they are kept apart for its

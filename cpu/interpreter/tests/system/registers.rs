@@ -173,7 +173,7 @@ fn model_specific_registers() {
         (MCG_CAP, 0, None),
         (MTRR_CAP, 0, None),
         (ARCH_CAPABILITIES, 0, None),
-        (SPEC_CTRL, 3, Some(3)),
+        (SPEC_CTRL, 0x403, Some(0x403)),
         (SPEC_CTRL, 4, None),
         (PRED_CMD, 2, None),
         (0x1234_5678, 0, None),
