@@ -1,13 +1,18 @@
-//! Memory for generated code, never writable and executable at once: one memfd,
-//! mapped twice. The engine writes through the first mapping and the processor
-//! executes from the second.
-// UNSAFE: two mappings of one file and bounds-checked copies into the first.
+//! Memory for generated code, never writable and executable at once: shared
+//! memory, mapped twice. The engine writes through the first mapping and the
+//! processor executes from the second.
+//!
+//! It has no name: perf(1) looks for symbols of generated code (perf-PID.map)
+//! only where executable memory is anonymous, which a memfd is not.
+// UNSAFE: two mappings of one memory and bounds-checked copies into the first.
 #![allow(unsafe_code, reason = "the home of generated code's memory")]
 
 use std::ptr::NonNull;
 
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
+use rustix::mm::{
+    Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags, madvise, mmap_anonymous, mprotect, mremap,
+    munmap,
+};
 
 /// Why code memory could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -43,17 +48,21 @@ impl CodeCache {
     /// forbids executable memory.
     pub fn new(size: usize) -> Result<Self, CodeCacheError> {
         let fail = |what| move |e: rustix::io::Errno| CodeCacheError { size, what, source: e.into() };
-        let file = memfd_create("strata-code", MemfdFlags::CLOEXEC).map_err(fail("memfd_create"))?;
-        ftruncate(&file, size as u64).map_err(fail("ftruncate"))?;
-        let map = |prot, what| {
-            // SAFETY: fresh mappings at addresses of the kernel's choice alias only each other.
-            unsafe { mmap(std::ptr::null_mut(), size, prot, MapFlags::SHARED, &file, 0) }.map_err(fail(what))
-        };
-        let write = map(ProtFlags::READ | ProtFlags::WRITE, "mmap for writing")?;
-        let exec = map(ProtFlags::READ | ProtFlags::EXEC, "mmap for execution")?;
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice.
+        let write = unsafe { mmap_anonymous(std::ptr::null_mut(), size, access, MapFlags::SHARED) }
+            .map_err(fail("mmap"))?;
         let pointer =
             |p: *mut core::ffi::c_void| NonNull::new(p.cast()).expect("mmap never returns null on success");
-        Ok(CodeCache { write: pointer(write), exec: pointer(exec), size, used: 0 })
+        // From here on an error unmaps what there is.
+        let mut cache = CodeCache { write: pointer(write), exec: pointer(write), size, used: 0 };
+        // SAFETY: an old size of 0 leaves the shared mapping and makes another of the same memory (mremap(2)).
+        let exec = unsafe { mremap(write, 0, size, MremapFlags::MAYMOVE) }.map_err(fail("mremap"))?;
+        cache.exec = pointer(exec);
+        // SAFETY: the mapping just made, which nothing has looked at.
+        unsafe { mprotect(exec, size, MprotectFlags::READ | MprotectFlags::EXEC) }
+            .map_err(fail("mprotect"))?;
+        Ok(cache)
     }
 
     /// Address at which offset 0 executes.
@@ -130,7 +139,9 @@ impl CodeCache {
 
 impl Drop for CodeCache {
     fn drop(&mut self) {
-        for p in [self.write, self.exec] {
+        // One mapping only, where making the second failed.
+        let second = (self.exec != self.write).then_some(self.exec);
+        for p in std::iter::once(self.write).chain(second) {
             // SAFETY: both mappings have this size and no user once the cache is dropped.
             let _ = unsafe { munmap(p.as_ptr().cast(), self.size) };
         }
@@ -156,9 +167,16 @@ mod tests {
 
     #[test]
     fn no_mapping_is_writable_and_executable() {
-        let _c = CodeCache::new(1 << 16).unwrap();
+        let c = CodeCache::new(1 << 16).unwrap();
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-        assert!(maps.lines().any(|l| l.contains("strata-code") && l.contains("r-xs")));
+        let mapping = |at: *mut u8| {
+            let begins = format!("{:x}-", at as usize);
+            maps.lines().find(|l| l.starts_with(&begins)).unwrap_or_default()
+        };
+        let (write, exec) = (mapping(c.write.as_ptr()), mapping(c.exec.as_ptr()));
+        assert!(write.contains(" rw-s "), "{write}");
+        // perf(1) takes this name for anonymous memory.
+        assert!(exec.contains(" r-xs ") && exec.contains("/dev/zero"), "{exec}");
         assert!(!maps.lines().any(|l| l.contains("wx")));
     }
 }

@@ -51,8 +51,11 @@ impl fmt::Display for ProbeResult {
 const NATIVE_NS: f64 = 15.0;
 /// Port accesses timed.
 const EXITS: u64 = 64;
-/// Loop iterations, of two instructions each.
-const ITERATIONS: u64 = 20_000;
+/// Loop iterations, of two instructions each: a first look, and a closer one
+/// where the first does not already show that instructions are interpreted.
+const ITERATIONS: [u64; 2] = [1_000, 20_000];
+/// Above this, in nanoseconds, nobody need look closer.
+const PLAINLY_INTERPRETED_NS: f64 = 10.0 * NATIVE_NS;
 /// A guest that takes longer than this is given up.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -173,8 +176,8 @@ fn real_mode() -> CpuState {
     s
 }
 
-/// 64-bit mode at a privilege level, with port access.
-fn long_mode(cpl: u32) -> CpuState {
+/// 64-bit mode at a privilege level, with port access and a count in RCX.
+fn long_mode(cpl: u32, iterations: u64) -> CpuState {
     let mut s = CpuState::reset(true, 0);
     s.cr0 = cr0::PE | cr0::PG | cr0::NE | cr0::WP | cr0::ET;
     s.cr3 = PML4;
@@ -187,7 +190,7 @@ fn long_mode(cpl: u32) -> CpuState {
     s.rflags = rflags::FIXED | rflags::IOPL;
     s.rip = CODE;
     s.gpr[reg::RSP] = 0x10_0000;
-    s.gpr[reg::RCX] = ITERATIONS;
+    s.gpr[reg::RCX] = iterations;
     s
 }
 
@@ -197,6 +200,20 @@ fn cpuid_is_exact() -> Option<bool> {
     let table = cpuid::table(&CpuModel::default_model(), Topology { apic_id: 0, cpus: 1 });
     vcpu.set_cpuid2(&table).ok()?;
     Some(cpuid::altered(&vcpu, &table).ok()?.is_empty())
+}
+
+/// Nanoseconds of one instruction at a privilege level.
+fn instruction_time(cpl: u32, exit_cost_ns: u64) -> Result<f64, EngineError> {
+    let mut ns = 0.0;
+    for iterations in ITERATIONS {
+        let (whole, _) = time_guest(long_mode(cpl, iterations), COUNT_LOOP, 1)?;
+        let loops = (whole.as_nanos() as f64 - exit_cost_ns as f64).max(1.0);
+        ns = loops / (2 * iterations) as f64;
+        if ns > PLAINLY_INTERPRETED_NS {
+            break;
+        }
+    }
+    Ok(ns)
 }
 
 /// Measure this host's /dev/kvm. Takes a few milliseconds where it is good, at
@@ -225,11 +242,8 @@ pub fn probe() -> ProbeResult {
     result.present = true;
     let mut failure = None;
     for cpl in [0, 3] {
-        match time_guest(long_mode(cpl), COUNT_LOOP, 1) {
-            Ok((whole, _)) => {
-                let loops = (whole.as_nanos() as f64 - result.exit_cost_ns as f64).max(1.0);
-                result.instruction_ns[cpl as usize / 3] = loops / (2 * ITERATIONS) as f64;
-            }
+        match instruction_time(cpl, result.exit_cost_ns) {
+            Ok(ns) => result.instruction_ns[cpl as usize / 3] = ns,
             Err(e) => failure = failure.or(Some(e)),
         }
     }
