@@ -53,13 +53,8 @@ pub(crate) struct Key {
 impl std::hash::Hash for Key {
     fn hash<H: Hasher>(&self, h: &mut H) {
         let m = &self.mode;
-        let mode = u64::from(m.longest) << 4
-            | u64::from(m.x87)
-            | u64::from(m.sse) << 1
-            | u64::from(m.avx) << 2
-            | u64::from(m.user) << 3
-            | u64::from(m.plain) << 11;
-        h.write_u64(self.ram | mode << 52);
+        let mode = u64::from(m.longest) << 8 | u64::from(m.plain) << 7 | u64::from(m.word());
+        h.write_u64(self.ram ^ mode << 48);
         h.write_u64(self.va);
     }
 }
@@ -356,12 +351,12 @@ impl Blocks {
         self.put_jump(inner, inner_to);
     }
 
-    /// What the jump cache holds for a block: code that checks the target (and,
-    /// in the lower half, the address space) and jumps to it.
+    /// What the jump cache holds for a block: code that checks the target and its
+    /// class (and, unless it is shared, the address space) and jumps to it.
     pub fn jump_stub(&mut self, id: u32, space: u32) -> Option<u64> {
         let b = &self.list[id as usize];
-        let user = b.key.va < 1 << 63;
-        if b.stub.0 != 0 && (!user || b.stub.1 == space) {
+        let (shared, class) = (b.key.mode.shares(b.key.va), b.key.mode.class());
+        if b.stub.0 != 0 && (shared || b.stub.1 == space) {
             return Some(self.address(b.stub.0));
         }
         let (va, entry) = (b.key.va, b.entry);
@@ -373,13 +368,13 @@ impl Blocks {
         e.branch(&[0xe9], at, self.thunks.indirect);
         let ok = e.land_short(right);
         debug_assert!(ok);
-        // Lower half: the code mapping and privilege must be those of now. Upper
-        // half: the supervisor only.
-        if user {
+        // Shared code: the class must be that of now; other code: the code mapping too.
+        if !shared {
             e.load32(host::TEMP, crate::emit::Mem::gs(crate::layout::gs!(space)));
             e.lea32(host::TEMP, crate::emit::Mem::base(host::TEMP, space as i32));
         } else {
-            e.load32(host::TEMP, crate::emit::Mem::gs(crate::layout::gs!(user)));
+            e.load32(host::TEMP, crate::emit::Mem::gs(crate::layout::gs!(class)));
+            e.lea32(host::TEMP, crate::emit::Mem::base(host::TEMP, -(class as i32)));
         }
         let right = e.jrcxz();
         e.branch(&[0xe9], at, self.thunks.indirect);

@@ -142,8 +142,8 @@ pub(crate) struct State {
     pub token: std::sync::atomic::AtomicU32,
     /// Number of the current address-space generation, negated, for user links.
     pub space: u32,
-    /// 1 at CPL 3, else 0: tested before jumps into the upper half.
-    pub user: u32,
+    /// `Mode::class` of the running code: tested before jumps to shared code.
+    pub class: u32,
     pub exit: u32,
     /// Host address after the exit's call, or of the faulting instruction.
     pub site: u64,
@@ -165,6 +165,7 @@ pub(crate) struct State {
     pub table_store: u64,
     pub page_offset_mask: u64,
     pub qword_offset_mask: u64,
+    pub dword_offset_mask: u64,
     pub jump_index_mask: u64,
     /// Of the number of a bit in a bit string: the element's number, the bit's in it.
     pub dword_element_mask: u64,

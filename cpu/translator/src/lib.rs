@@ -8,6 +8,7 @@
 //!
 //! | module | what |
 //! | --- | --- |
+//! | `modes` | what the processor's state means for translated code |
 //! | `layout` | register assignment, the state shared with translated code |
 //! | `emit` | glue instructions |
 //! | `block` | guest block to host code |
@@ -25,6 +26,7 @@ mod call_stack;
 mod emit;
 mod layout;
 mod ledger;
+mod modes;
 mod native;
 mod recorder;
 mod signals;

@@ -3,17 +3,17 @@
 //! what is known of the pages code was fetched from.
 
 use crate::blocks::AddressMap;
+use crate::modes::Kind;
 use crate::tables::{StateMemory, View};
 
 /// User contexts kept at once.
 pub(crate) const CONTEXTS: usize = 6;
 
-/// Privilege of accesses.
+/// What names an address space: the PCID, or without PCIDs the root of the tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    User,
-    Supervisor,
-    SupervisorAc,
+pub(crate) enum ContextKey {
+    Pcid(u16),
+    Root(u64),
 }
 
 /// A page that code may be fetched from.
@@ -25,9 +25,10 @@ pub(crate) struct CodePage {
 }
 
 struct Context {
-    pcid: u16,
+    key: ContextKey,
     view: Option<View>,
-    /// Lower-half pages that code was fetched from, and where they are in RAM.
+    /// Pages that code which is not shared was fetched from, and where they are
+    /// in RAM, plus 1 if fetched at CPL 3.
     code: AddressMap<u64, u64>,
     number: u32,
     used: u64,
@@ -39,13 +40,16 @@ pub(crate) struct Spaces {
     current: usize,
     supervisor: View,
     supervisor_ac: View,
-    /// Upper-half code pages: global ones, and those that each change of address
-    /// space flushes.
-    upper_global: AddressMap<u64, u64>,
-    upper_local: AddressMap<u64, u64>,
+    /// Code pages shared by all contexts, the upper half and the supervisor's 32-bit
+    /// code: global ones, and those that each change of address space flushes.
+    shared_global: AddressMap<u64, u64>,
+    shared_local: AddressMap<u64, u64>,
     numbers: u32,
     clock: u64,
 }
+
+/// The highest number of a code mapping, before numbers are used again.
+const LAST_NUMBER: u32 = 0x3fff_fffe;
 
 impl Spaces {
     pub fn new(state: &StateMemory) -> rustix::io::Result<Self> {
@@ -54,17 +58,17 @@ impl Spaces {
             current: 0,
             supervisor: View::new(state)?,
             supervisor_ac: View::new(state)?,
-            upper_global: AddressMap::default(),
-            upper_local: AddressMap::default(),
+            shared_global: AddressMap::default(),
+            shared_local: AddressMap::default(),
             numbers: 0,
             clock: 0,
         };
-        s.enter(0, false);
+        s.enter(ContextKey::Root(0), false);
         Ok(s)
     }
 
     fn fresh_number(&mut self) -> u32 {
-        self.numbers = self.numbers % 0x7fff_fffe + 1;
+        self.numbers = self.numbers % LAST_NUMBER + 1;
         self.numbers
     }
 
@@ -93,21 +97,21 @@ impl Spaces {
         users.chain([&mut self.supervisor, &mut self.supervisor_ac])
     }
 
-    /// PCID of the current context.
-    pub fn pcid(&self) -> u16 {
-        self.contexts[self.current].pcid
+    /// What the current context is called.
+    pub fn key(&self) -> ContextKey {
+        self.contexts[self.current].key
     }
 
-    /// CR3 now names context `pcid`; true if its translations start empty.
-    pub fn enter(&mut self, pcid: u16, keep: bool) -> bool {
+    /// CR3 now names this context; true if its translations start empty.
+    pub fn enter(&mut self, key: ContextKey, keep: bool) -> bool {
         self.clock += 1;
         self.supervisor.flush(false);
         self.supervisor_ac.flush(false);
-        let found = self.contexts.iter().position(|c| c.pcid == pcid);
+        let found = self.contexts.iter().position(|c| c.key == key);
         let at = found.unwrap_or_else(|| {
             if self.contexts.len() < CONTEXTS {
                 self.contexts.push(Context {
-                    pcid,
+                    key,
                     view: None,
                     code: AddressMap::default(),
                     number: 0,
@@ -121,13 +125,13 @@ impl Spaces {
         });
         self.current = at;
         let stale = found.is_none() || !keep;
-        let number =
-            if self.contexts[at].number == 0 { self.fresh_number() } else { self.contexts[at].number };
+        // A context that takes another's place must not inherit its links.
+        let number = if found.is_none() { self.fresh_number() } else { self.contexts[at].number };
         let clock = self.clock;
         let c = &mut self.contexts[at];
         c.used = clock;
         c.number = number;
-        c.pcid = pcid;
+        c.key = key;
         if found.is_none() {
             c.code.clear();
         }
@@ -138,16 +142,13 @@ impl Spaces {
     }
 
     /// Forget a context's data translations.
-    pub fn flush_context(&mut self, pcid: u16) {
-        if self.contexts[self.current].pcid == pcid {
+    pub fn flush_context(&mut self, key: ContextKey) {
+        if self.key() == key {
             self.supervisor.flush(false);
             self.supervisor_ac.flush(false);
         }
-        for c in self.contexts.iter_mut().filter(|c| c.pcid == pcid) {
-            if let Some(v) = &mut c.view {
-                v.flush(true);
-            }
-        }
+        let named = self.contexts.iter_mut().filter(|c| c.key == key);
+        named.filter_map(|c| c.view.as_mut()).for_each(|v| v.flush(true));
     }
 
     /// Forget all data translations.
@@ -157,8 +158,7 @@ impl Spaces {
 
     /// Forget the data translations of one page.
     pub fn flush_page(&mut self, linear: u64) {
-        let current = self.current;
-        if let Some(v) = &mut self.contexts[current].view {
+        if let Some(v) = &mut self.contexts[self.current].view {
             v.flush_page(linear);
         }
         self.supervisor.flush_page(linear);
@@ -176,38 +176,39 @@ impl Spaces {
     }
 
     /// Where the code page of `va` is, if that is known.
-    /// `user`: fetched at CPL 3.
-    pub fn code_page(&self, va: u64, user: bool) -> Option<u64> {
+    /// `shared`: see `Mode::shares`; `user`: fetched at CPL 3.
+    pub fn code_page(&self, va: u64, shared: bool, user: bool) -> Option<u64> {
         let page = va >> 12;
-        let known = if va >> 63 == 0 {
-            self.contexts[self.current].code.get(&page)
+        let known = if shared {
+            self.shared_global.get(&page).or_else(|| self.shared_local.get(&page))
         } else {
-            self.upper_global.get(&page).or_else(|| self.upper_local.get(&page))
+            self.contexts[self.current].code.get(&page)
         };
         known.filter(|known| **known & 1 == u64::from(user)).map(|known| known & !1)
     }
 
     /// Remember where the code page of `va` is.
-    pub fn set_code_page(&mut self, va: u64, user: bool, page: CodePage) {
+    pub fn set_code_page(&mut self, va: u64, shared: bool, user: bool, page: CodePage) {
         let known = page.ram | u64::from(user);
-        match va >> 63 {
-            0 => self.contexts[self.current].code.insert(va >> 12, known),
-            _ => self.set_upper(va >> 12, known, page.global),
-        };
+        if shared {
+            self.set_shared(va >> 12, known, page.global);
+        } else {
+            self.contexts[self.current].code.insert(va >> 12, known);
+        }
     }
 
-    fn set_upper(&mut self, page: u64, known: u64, global: bool) -> Option<u64> {
+    fn set_shared(&mut self, page: u64, known: u64, global: bool) {
         let (to, from) = match global {
-            true => (&mut self.upper_global, &mut self.upper_local),
-            false => (&mut self.upper_local, &mut self.upper_global),
+            true => (&mut self.shared_global, &mut self.shared_local),
+            false => (&mut self.shared_local, &mut self.shared_global),
         };
         from.remove(&page);
-        to.insert(page, known)
+        to.insert(page, known);
     }
 
-    /// Check the current context's lower-half code pages against `walk` after its
-    /// translations were flushed. If one moved, links into the lower half end.
-    pub fn verify_lower(&mut self, only: Option<u64>, mut walk: impl FnMut(u64, bool) -> Option<CodePage>) {
+    /// Check the current context's own code pages against `walk` after its
+    /// translations were flushed. If one moved, links to code that is not shared end.
+    pub fn verify_own(&mut self, only: Option<u64>, mut walk: impl FnMut(u64, bool) -> Option<CodePage>) {
         let current = self.current;
         let stays = |page, known| walk(page << 12, known & 1 != 0).is_some_and(|p| p.ram == known & !1);
         if moved(&mut self.contexts[current].code, only, stays) {
@@ -215,9 +216,9 @@ impl Spaces {
         }
     }
 
-    /// The same for upper-half code pages; true if one moved. `globals`: global
-    /// pages were flushed too.
-    pub fn verify_upper(
+    /// The same for shared code pages; true if one moved. `globals`: global pages
+    /// were flushed too.
+    pub fn verify_shared(
         &mut self,
         only: Option<u64>,
         globals: bool,
@@ -233,19 +234,19 @@ impl Spaces {
             }
             _ => false,
         };
-        let mut lost = moved(&mut self.upper_local, only, |page, known| stays(page, known, false));
+        let mut lost = moved(&mut self.shared_local, only, |page, known| stays(page, known, false));
         if globals {
-            lost |= moved(&mut self.upper_global, only, |page, known| stays(page, known, true));
+            lost |= moved(&mut self.shared_global, only, |page, known| stays(page, known, true));
         }
         for (page, known, global) in changed {
-            self.set_upper(page, known, global);
+            self.set_shared(page, known, global);
         }
         lost
     }
 
-    /// A context's lower-half code pages are not known any more.
-    pub fn forget_code(&mut self, pcid: u16) {
-        for i in (0..self.contexts.len()).filter(|i| self.contexts[*i].pcid == pcid).collect::<Vec<_>>() {
+    /// A context's own code pages are not known any more.
+    pub fn forget_code(&mut self, key: ContextKey) {
+        for i in (0..self.contexts.len()).filter(|i| self.contexts[*i].key == key).collect::<Vec<_>>() {
             self.contexts[i].number = self.fresh_number();
             self.contexts[i].code.clear();
         }
@@ -254,7 +255,12 @@ impl Spaces {
     /// Other contexts' code pages are not known any more.
     pub fn forget_other_code(&mut self) {
         let current = self.current;
+        let named = |c: &Context| matches!(c.key, ContextKey::Pcid(_));
         for i in (0..self.contexts.len()).filter(|i| *i != current) {
+            // Without PCIDs pages are verified whenever a context is entered.
+            if !named(&self.contexts[i]) {
+                continue;
+            }
             let number = self.fresh_number();
             let c = &mut self.contexts[i];
             c.code.clear();

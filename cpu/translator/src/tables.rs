@@ -184,8 +184,8 @@ pub(crate) struct Fill {
     pub page: u32,
     /// It outlives a change of address space.
     pub global: bool,
-    /// It is part of a page larger than 4 KiB.
-    pub large: bool,
+    /// Binary logarithm of the size of the guest's page.
+    pub page_shift: u8,
     /// Stores may go there directly.
     pub store: bool,
 }
@@ -199,8 +199,10 @@ pub(crate) struct View {
     global: Vec<u64>,
     local: Vec<u64>,
     overflow: bool,
-    /// 2 MiB regions that hold entries of larger pages.
-    large: HashSet<u64>,
+    /// Larger pages that have entries: size as a binary logarithm, page number.
+    large: HashSet<(u8, u64)>,
+    /// The sizes among them.
+    large_sizes: Vec<u8>,
     /// Store entries by page of the RAM backing.
     by_page: HashMap<u32, Vec<u64>>,
 }
@@ -214,6 +216,7 @@ impl View {
             local: Vec::new(),
             overflow: false,
             large: HashSet::new(),
+            large_sizes: Vec::new(),
             by_page: HashMap::new(),
         })
     }
@@ -235,8 +238,11 @@ impl View {
                 list.push(index);
             }
         }
-        if f.large {
-            self.large.insert(f.linear >> 21);
+        if f.page_shift > 12
+            && self.large.insert((f.page_shift, f.linear >> f.page_shift))
+            && !self.large_sizes.contains(&f.page_shift)
+        {
+            self.large_sizes.push(f.page_shift);
         }
         let list = if f.global { &mut self.global } else { &mut self.local };
         if list.len() < FILLED_CAP { list.push(index) } else { self.overflow = true }
@@ -271,14 +277,15 @@ impl View {
         }
     }
 
-    /// Drop the entries of `linear`'s page, and of all 2 MiB around it when some
-    /// belong to a larger page.
+    /// Drop the entries of `linear`'s page, all of them if it is a large one.
     pub fn flush_page(&mut self, linear: u64) {
         self.clear(index_of(linear));
-        if self.large.contains(&(linear >> 21)) {
-            let near = |i: &u64| linear_of(*i) >> 21 == linear >> 21;
-            for list in [&self.global, &self.local] {
-                list.iter().filter(|i| near(i)).for_each(|i| self.clear(*i));
+        for shift in &self.large_sizes {
+            if self.large.contains(&(*shift, linear >> shift)) {
+                let near = |i: &u64| linear_of(*i) >> shift == linear >> shift;
+                for list in [&self.global, &self.local] {
+                    list.iter().filter(|i| near(i)).for_each(|i| self.clear(*i));
+                }
             }
         }
     }
@@ -315,7 +322,7 @@ mod tests {
         let s = StateMemory::new().unwrap();
         let mut v = View::new(&s).unwrap();
         let (linear, host) = (0xffff_ffff_8123_4000u64, 0x7f00_1234_5000u64);
-        v.fill(Fill { linear, host, page: 7, global: true, large: false, store: true });
+        v.fill(Fill { linear, host, page: 7, global: true, page_shift: 12, store: true });
         let (load, store) = v.addresses();
         for table in [load, store] {
             // SAFETY: the index lies within the mapped table.
@@ -325,5 +332,32 @@ mod tests {
         v.forbid_stores(7);
         // SAFETY: as above.
         assert_eq!(unsafe { *((store + index_of(linear) * 8) as *const u64) }, 0);
+    }
+
+    #[test]
+    fn a_large_page_goes_as_a_whole() {
+        const HOST: u64 = 0x7f00_0000_0000;
+        let s = StateMemory::new().unwrap();
+        for (page_shift, linear, near, far) in [
+            (21, 0x40_0000, 0x5f_f000, 0x60_0000),
+            (22, 0x40_0000, 0x7f_f000, 0x80_0000),
+            (30, 0x4000_0000, 0x7fff_f000, 0x8000_0000),
+        ] {
+            let mut v = View::new(&s).unwrap();
+            for linear in [linear, near, far] {
+                v.fill(Fill {
+                    linear,
+                    host: linear + HOST,
+                    page: 1,
+                    global: false,
+                    page_shift,
+                    store: false,
+                });
+            }
+            v.flush_page(linear + 0x1000);
+            // SAFETY: the indices lie within the mapped table.
+            let entry = |at: u64| unsafe { *((v.addresses().0 + index_of(at) * 8) as *const u64) };
+            assert_eq!([linear, near, far].map(entry), [0, 0, HOST], "{page_shift}");
+        }
     }
 }

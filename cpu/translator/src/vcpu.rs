@@ -11,15 +11,16 @@ use guest_memory::{CodeEvent, DirectWriter, RamOffset};
 use interpreter::{Cpu, Flush, InterpreterVcpu, StepEnd};
 use x86_mmu::Access;
 use x86_semantics::flags::Flags;
-use x86_state::{Activity, CpuState, Feature, InterruptShadow, cr0, cr4, rflags, xcr0};
+use x86_state::{Activity, CpuState, InterruptShadow, cr0, cr4, rflags};
 
 use crate::block::{self, HostFeatures, MAX_INSTRUCTIONS, Mode};
 use crate::blocks::{AddressMap, Blocks, Key};
 use crate::call_stack::CallStack;
 use crate::layout::{Exit, JUMP_INDEX, State, jump_index};
+use crate::modes;
 use crate::native;
 use crate::signals::Running;
-use crate::spaces::{CodePage, Kind, Spaces};
+use crate::spaces::{CodePage, ContextKey, Spaces};
 use crate::tables::{Fill, StateMemory};
 
 /// Bytes read to make a block of: more than most blocks cover.
@@ -60,12 +61,12 @@ pub struct TranslatorVcpu {
     writer: Arc<DirectWriter>,
     blocks: Blocks,
     spaces: Spaces,
+    /// By class: `Mode::word` of the blocks that the jump cache and the call stack
+    /// lead to.
+    modes: [u32; 4],
     calls: CallStack,
     /// The space and privilege that the call stack belongs to.
     calls_space: u32,
-    /// The mode of the blocks that the jump cache and the call stack lead to, but for
-    /// the privilege.
-    entered: Mode,
     /// Places whose first instruction is the interpreter's, with the generation of
     /// the page's code that says so.
     foreign: AddressMap<Key, u32>,
@@ -108,7 +109,17 @@ impl Recent {
     const NONE: Recent = Recent {
         va: u64::MAX,
         space: 0,
-        mode: Mode { x87: false, sse: false, avx: false, user: false, plain: false, longest: 0 },
+        mode: Mode {
+            x87: false,
+            sse: false,
+            avx: false,
+            user: false,
+            narrow: false,
+            fs: false,
+            gs: false,
+            plain: false,
+            longest: 0,
+        },
         id: 0,
     };
 }
@@ -138,6 +149,7 @@ impl TranslatorVcpu {
         let state = memory.get();
         state.page_offset_mask = PAGE - 1;
         state.qword_offset_mask = 7;
+        state.dword_offset_mask = 3;
         (state.dword_element_mask, state.dword_bit_mask) = (!31, 31);
         (state.qword_element_mask, state.qword_bit_mask) = (!63, 63);
         state.within_page[..PAGE as usize].fill(1);
@@ -166,7 +178,7 @@ impl TranslatorVcpu {
             spaces,
             calls,
             calls_space: 0,
-            entered: Recent::NONE.mode,
+            modes: [0; 4],
             foreign: AddressMap::default(),
             recent: Box::new([Recent::NONE; RECENT]),
             seen,
@@ -192,12 +204,12 @@ impl TranslatorVcpu {
 
     /// How many instructions the interpreter should execute before translated code
     /// is worth another look: 0 where the current mode is one that is translated,
-    /// 64-bit code with four-level paging and nothing that watches single instructions.
+    /// 64-bit code with four-level paging or 32-bit code with flat segments, and
+    /// nothing that watches single instructions.
     fn obstacle(&mut self) -> u64 {
         let cpu = self.interp.cpu();
-        let wrong_mode =
-            !cpu.long64() || cpu.cr0 & cr0::PG == 0 || cpu.cr4 & cr4::LA57 != 0 || cpu.dr7 & 0xff != 0;
-        if wrong_mode {
+        let translated = if cpu.long64() { cpu.cr4 & cr4::LA57 == 0 } else { modes::narrow(cpu) };
+        if !translated || cpu.dr7 & 0xff != 0 {
             return INTERPRETED_RUN;
         }
         let checks_alignment = cpu.cpl == 3 && cpu.cr0 & cr0::AM != 0 && cpu.system_flags & rflags::AC != 0;
@@ -211,31 +223,7 @@ impl TranslatorVcpu {
 
     fn mode(&mut self) -> Mode {
         let longest = if self.ends_at.is_some() { 1 } else { MAX_INSTRUCTIONS as u8 };
-        let cpu = self.interp.cpu();
-        let no_coprocessor = cpu.cr0 & (cr0::EM | cr0::TS) != 0;
-        let sse = !no_coprocessor && cpu.cr4 & cr4::OSFXSR != 0;
-        let avx_state = xcr0::SSE | xcr0::AVX;
-        Mode {
-            x87: !no_coprocessor,
-            sse,
-            avx: sse
-                && cpu.cr4 & cr4::OSXSAVE != 0
-                && cpu.xcr0 & avx_state == avx_state
-                && cpu.model.has(Feature::Avx),
-            user: cpu.cpl == 3,
-            plain: false,
-            longest,
-        }
-    }
-
-    fn kind(cpu: &Cpu) -> Kind {
-        if cpu.cpl == 3 {
-            Kind::User
-        } else if cpu.cr4 & cr4::SMAP != 0 && cpu.system_flags & rflags::AC != 0 {
-            Kind::SupervisorAc
-        } else {
-            Kind::Supervisor
-        }
+        modes::mode(self.interp.cpu(), longest)
     }
 
     fn access(cpu: &Cpu, write: bool, fetch: bool) -> Access {
@@ -261,7 +249,7 @@ impl TranslatorVcpu {
 
     fn flushed(&mut self, f: Flush) {
         let cpu = self.interp.cpu();
-        let pcid = if cpu.cr4 & cr4::PCIDE != 0 { (cpu.cr3 & 0xfff) as u16 } else { 0 };
+        let key = modes::context(cpu);
         let params = cpu.paging_params();
         let memory = cpu.memory.clone();
         let ac = cpu.system_flags & rflags::AC != 0;
@@ -271,43 +259,47 @@ impl TranslatorVcpu {
             let t = x86_mmu::walk_marked(&memory, &params, va, access)?;
             Some(CodePage { ram: memory.translate(t.physical)?.offset.0 & !(PAGE - 1), global: t.global })
         };
-        let upper = match f {
+        if !matches!(f, Flush::Switch { .. }) && key != self.spaces.key() && self.spaces.enter(key, false) {
+            self.spaces.verify_own(None, &walk);
+        }
+        let shared = match f {
             Flush::All => {
                 self.spaces.flush(true);
                 self.spaces.forget_other_code();
-                self.spaces.verify_lower(None, &walk);
-                self.spaces.verify_upper(None, true, &walk)
+                self.spaces.verify_own(None, &walk);
+                self.spaces.verify_shared(None, true, &walk)
             }
             Flush::NonGlobal => {
                 self.spaces.flush(false);
                 self.spaces.forget_other_code();
-                self.spaces.verify_lower(None, &walk);
-                self.spaces.verify_upper(None, false, &walk)
+                self.spaces.verify_own(None, &walk);
+                self.spaces.verify_shared(None, false, &walk)
             }
             Flush::Page(va) => {
                 self.spaces.flush_page(va);
-                self.spaces.verify_lower(Some(va), &walk);
-                self.spaces.verify_upper(Some(va), true, &walk)
+                self.spaces.verify_own(Some(va), &walk);
+                self.spaces.verify_shared(Some(va), true, &walk)
             }
             Flush::Context(p) => {
-                self.spaces.flush_context(p);
-                if p == self.spaces.pcid() {
-                    self.spaces.verify_lower(None, &walk);
-                    self.spaces.verify_upper(None, false, &walk)
+                let named = if let ContextKey::Pcid(_) = key { ContextKey::Pcid(p) } else { key };
+                self.spaces.flush_context(named);
+                if named == key {
+                    self.spaces.verify_own(None, &walk);
+                    self.spaces.verify_shared(None, false, &walk)
                 } else {
-                    self.spaces.forget_code(p);
+                    self.spaces.forget_code(named);
                     false
                 }
             }
             Flush::Switch { keep } => {
-                if self.spaces.enter(pcid, keep) {
-                    self.spaces.verify_lower(None, &walk);
+                if self.spaces.enter(key, keep) {
+                    self.spaces.verify_own(None, &walk);
                 }
-                self.spaces.verify_upper(None, false, &walk)
+                self.spaces.verify_shared(None, false, &walk)
             }
         };
-        if upper {
-            // Links between upper-half blocks carry no check: start over.
+        if shared {
+            // Links between shared blocks carry no check: start over.
             self.drop_blocks();
         }
     }
@@ -447,7 +439,7 @@ impl TranslatorVcpu {
     }
 
     fn block_in(&mut self, va: u64, mode: Mode) -> Option<u32> {
-        let space = if va >> 63 == 0 { self.space() } else { u32::from(mode.user) };
+        let space = if mode.shares(va) { mode.class() } else { self.space() };
         let slot = (va ^ va >> 12) as usize & (RECENT - 1);
         let r = self.recent[slot];
         self.counters.lookups += 1;
@@ -486,14 +478,19 @@ impl TranslatorVcpu {
             return None;
         }
         let user = self.interp.cpu().cpl == 3;
-        if let Some(page) = self.spaces.code_page(va, user) {
+        let mode = self.mode();
+        if mode.narrow && va >> 32 != 0 {
+            return None;
+        }
+        let shared = mode.shares(va);
+        if let Some(page) = self.spaces.code_page(va, shared, user) {
             return Some(page);
         }
         let cpu = self.interp.cpu();
         let access = Self::access(cpu, false, true);
         let t = x86_mmu::walk(&cpu.memory, &cpu.paging_params(), va, access).ok()?;
         let page = cpu.memory.translate(t.physical)?.offset.0 & !(PAGE - 1);
-        self.spaces.set_code_page(va, user, CodePage { ram: page, global: t.global });
+        self.spaces.set_code_page(va, shared, user, CodePage { ram: page, global: t.global });
         Some(page)
     }
 
@@ -522,7 +519,7 @@ impl TranslatorVcpu {
         let first = ((PAGE - ram % PAGE) as usize).min(MOST_BYTES);
         memory.read_bytes(RamOffset(ram), &mut bytes[..first]);
         let mut second = None;
-        if first < LONGEST_INSTRUCTION && block::straddles(&bytes[..first], va) {
+        if first < LONGEST_INSTRUCTION && block::straddles(&bytes[..first], va, mode) {
             let Some(page) = self.code_page(va.wrapping_add(PAGE)) else { return Place::Unreachable };
             memory.read_bytes(RamOffset(page), &mut bytes[first..first + LONGEST_INSTRUCTION]);
             second = Some((page, self.space()));
@@ -558,7 +555,8 @@ impl TranslatorVcpu {
     /// Enter translated code at a cache offset and deal with its exit.
     fn enter(&mut self, at: u32) -> Result<Then, EngineError> {
         let target = self.blocks.address(at);
-        let kind = Self::kind(self.interp.cpu());
+        let kind = modes::kind(self.interp.cpu());
+        let mode = self.mode();
         let state_memory = self.state.clone();
         let failed = |e: rustix::io::Errno| EngineError::Host {
             engine: "jit",
@@ -566,15 +564,14 @@ impl TranslatorVcpu {
             source: e.into(),
         };
         let (load, store) = self.spaces.view(kind, &state_memory).map_err(failed)?.addresses();
-        // Privilege is checked by each stub.
-        let mode = Mode { user: false, ..self.mode() };
-        if std::mem::replace(&mut self.entered, mode) != mode {
+        // The class is checked by each stub.
+        let known = &mut self.modes[mode.class() as usize & 3];
+        if std::mem::replace(known, mode.word()) != mode.word() {
             self.forget_indirect();
         }
         let space = self.space();
         let other_calls = std::mem::replace(&mut self.calls_space, space) != space;
         let space = space.wrapping_neg();
-        let user = u32::from(kind == Kind::User);
         let (code, code_len) = self.blocks.extent();
         let running = Running {
             code,
@@ -589,7 +586,7 @@ impl TranslatorVcpu {
         s.table_load = load;
         s.table_store = store;
         s.space = space;
-        s.user = user;
+        s.class = mode.class();
         if other_calls {
             s.call_rsp = s.call_rsp_empty;
         }
@@ -662,9 +659,8 @@ impl TranslatorVcpu {
                 }
                 let generation = self.blocks.flushes;
                 let Some(new) = self.block_at(va) else { return Ok(self.give_up(va)) };
-                // The successor is reached through this mapping only if the address is
-                // in the upper half, where links are not checked either.
-                if dead && va >> 63 != 0 && generation == self.blocks.flushes {
+                // Links to shared code are not checked, nor need this jump be.
+                if dead && self.blocks.get(new).key.mode.shares(va) && generation == self.blocks.flushes {
                     self.blocks.forward(id, new);
                 }
                 Ok(Then::Resume(self.blocks.get(new).entry))
@@ -676,9 +672,10 @@ impl TranslatorVcpu {
         }
     }
 
-    /// What lower-half links are checked against: the code mapping and the privilege.
+    /// What links to code that is not shared are checked against: the code mapping,
+    /// the privilege and the code size.
     fn space(&mut self) -> u32 {
-        self.spaces.number() << 1 | u32::from(self.interp.cpu().cpl == 3)
+        self.spaces.number() << 2 | self.mode().class()
     }
 
     fn payload(&self, site: u64) -> Result<u32, EngineError> {
@@ -721,7 +718,7 @@ impl TranslatorVcpu {
     /// set accessed or dirty flags, which it must not if its instruction faults for
     /// another reason: the interpreter executes it, and the next one enters the page.
     fn fill(&mut self, va: u64, write: bool) -> bool {
-        let kind = Self::kind(self.interp.cpu());
+        let kind = modes::kind(self.interp.cpu());
         let cpu = self.interp.cpu();
         // The tables are indexed without the uppermost bits.
         if !cpu.canonical(va) {
@@ -742,7 +739,7 @@ impl TranslatorVcpu {
             host: Self::host_page(cpu, page),
             page: page as u32,
             global: t.global,
-            large: t.page_shift > 12,
+            page_shift: t.page_shift,
             store: write && plain,
         };
         let state = self.state.clone();

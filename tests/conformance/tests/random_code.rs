@@ -1,5 +1,6 @@
 //! Random instructions on random states: all software engines end in the same
-//! state with the same memory, and none panics.
+//! state with the same memory, and none panics. In 64-bit and in 32-bit code; with
+//! jumps and a limit of instructions, and without either, so that whole blocks run.
 //!
 //! The first engine is the reference. `STRATA_RANDOM_CASES` says how many cases
 //! (of up to eight instructions each) are run, `STRATA_RANDOM_SEED` where they begin;
@@ -7,9 +8,9 @@
 
 use conformance::random::{Random, candidate, differences, fpu, left_out};
 use conformance::{Rig, software_engines};
-use engine::Halt;
+use engine::{Engine, Halt};
 use guest_memory::{GuestMemory, MemoryMap, Region};
-use iced_x86::{Decoder, DecoderOptions};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction};
 use x86_state::{CpuModel, CpuState, Segment, TableRegister, cr0, cr4, efer, rflags, xcr0};
 
 const MEMORY: usize = 0x2_0000;
@@ -28,8 +29,65 @@ const ALIASES: u64 = 0x2_0000;
 const ALIASES_END: u64 = 0x4_0000;
 /// Addresses that registers are likely to hold.
 const WORDS: std::ops::Range<u64> = DATA + 0x4000..DATA + 0xc000;
+/// 64-bit and 32-bit code segments of CPL 0.
+const CODE_64: u16 = 0x10;
+const CODE_32: u16 = 0x38;
 const LIMIT: u64 = 40;
 const CODE_MAX: usize = 200;
+
+/// What kind of cases.
+#[derive(Clone, Copy)]
+struct Flavour {
+    bits: u32,
+    /// No jumps and no repetition: a case ends without a limit.
+    straight: bool,
+}
+
+/// Four-level, PAE or 32-bit paging, or none.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Paging {
+    Level4,
+    Pae,
+    Bits32,
+    None,
+}
+
+impl Flavour {
+    fn paging(self, seed: u64) -> Paging {
+        match (self.bits, seed % 4) {
+            (64, _) | (_, 0) => Paging::Level4,
+            (_, 1) => Paging::Pae,
+            (_, 2) => Paging::Bits32,
+            _ => Paging::None,
+        }
+    }
+
+    fn limit(self) -> u64 {
+        if self.straight { u64::MAX } else { LIMIT }
+    }
+
+    fn rig(self, e: &dyn Engine, model: CpuModel) -> Rig {
+        if self.straight { Rig::new(e, model, memory()) } else { Rig::repeatable(e, model, memory()) }
+    }
+
+    fn leaves_out(self, i: &Instruction, paging: Paging) -> bool {
+        use FlowControl as F;
+        // In 32-bit code every address is canonical.
+        let indirect = matches!(i.flow_control(), F::Return | F::IndirectBranch | F::IndirectCall);
+        // Without paging nothing ends a repetition but its count.
+        let lasting = self.straight && (i.flow_control() != F::Next || i.is_string_instruction())
+            || paging == Paging::None && i.is_string_instruction();
+        lasting || left_out(i) && !(self.bits == 32 && indirect)
+    }
+
+    fn candidate(self, r: &mut Random) -> Vec<u8> {
+        let mut bytes = candidate(r);
+        if self.bits == 32 && r.below(16) == 0 {
+            bytes.insert(0, [0x65, 0x65, 0x65, 0x2e, 0x36, 0x3e, 0x26, 0x67][r.below(8) as usize]);
+        }
+        bytes
+    }
+}
 
 /// An address near a page's end or beginning, in data or among its aliases.
 fn near_page_boundary(r: &mut Random) -> u64 {
@@ -38,13 +96,13 @@ fn near_page_boundary(r: &mut Random) -> u64 {
 }
 
 /// Up to eight instructions and a HLT.
-fn code(r: &mut Random) -> Vec<u8> {
+fn code(r: &mut Random, f: Flavour, paging: Paging) -> Vec<u8> {
     let mut code = Vec::new();
     for _ in 0..1 + r.below(8) {
         let bytes = loop {
-            let bytes = candidate(r);
-            let i = Decoder::with_ip(64, &bytes, CODE, DecoderOptions::NONE).decode();
-            if !i.is_invalid() && !left_out(&i) {
+            let bytes = f.candidate(r);
+            let i = Decoder::with_ip(f.bits, &bytes, CODE, DecoderOptions::NONE).decode();
+            if !i.is_invalid() && !f.leaves_out(&i, paging) {
                 break bytes[..i.len()].to_vec();
             }
         };
@@ -60,10 +118,18 @@ fn memory() -> GuestMemory {
 }
 
 /// The first 2 MiB. Accessed and dirty: who sets those bits when is not compared.
-fn store_page_tables(memory: &GuestMemory) {
-    let tables =
-        [(TABLES, TABLES + 0x1027), (TABLES + 0x1000, TABLES + 0x2027), (TABLES + 0x2000, TABLES + 0x3027)];
-    let pages = (0..512).map(|n| {
+fn store_page_tables(memory: &GuestMemory, paging: Paging) {
+    let tables = TABLES + 0x3000;
+    let upper = match paging {
+        Paging::Level4 => [TABLES + 0x1027, TABLES + 0x2027, tables | 0x27],
+        Paging::Pae => [TABLES + 0x1001, tables | 0x27, 0],
+        Paging::Bits32 | Paging::None => [tables | 0x27, 0, 0],
+    };
+    for (n, entry) in upper.into_iter().enumerate() {
+        memory.store(TABLES + n as u64 * 0x1000, &entry.to_le_bytes()).expect("page tables");
+    }
+    let size = if paging == Paging::Bits32 { 4 } else { 8 };
+    for n in 0..512 {
         let linear = n << 12;
         let data = DATA + ((n * 5 % 16) << 12);
         let entry = match linear {
@@ -74,26 +140,37 @@ fn store_page_tables(memory: &GuestMemory) {
             },
             _ => linear | 0x67,
         };
-        (TABLES + 0x3000 + n * 8, entry)
-    });
-    for (at, entry) in tables.into_iter().chain(pages) {
-        memory.store(at, &entry.to_le_bytes()).expect("page tables");
+        memory.store(tables + n * size as u64, &entry.to_le_bytes()[..size]).expect("page tables");
     }
 }
 
 /// Descriptors and handlers; data pages are filled from `r`.
-fn memory_image(r: &mut Random, code: &[u8]) -> Vec<u8> {
+fn memory_image(r: &mut Random, code: &[u8], paging: Paging) -> Vec<u8> {
     let mut m = vec![0; MEMORY];
     let mut put = |at: u64, v: u64| m[at as usize..at as usize + 8].copy_from_slice(&v.to_le_bytes());
-    let descriptors =
-        [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0, 0x00cf_f300_0000_ffff, 0x00af_fb00_0000_ffff];
+    let descriptors = [
+        0,
+        0,
+        0x00af_9b00_0000_ffff,
+        0x00cf_9300_0000_ffff,
+        0,
+        0x00cf_f300_0000_ffff,
+        0x00af_fb00_0000_ffff,
+        0x00cf_9b00_0000_ffff,
+        0x00cf_fb00_0000_ffff,
+    ];
     for (i, d) in descriptors.into_iter().enumerate() {
         put(GDT + i as u64 * 8, d);
     }
     for v in 0..256 {
-        put(IDT + v * 16, (HANDLERS + v) | (0x10 << 16) | (0x8e00 << 32));
+        if paging == Paging::Level4 {
+            put(IDT + v * 16, (HANDLERS + v) | u64::from(CODE_64) << 16 | (0x8e00 << 32));
+        } else {
+            put(IDT + v * 8, (HANDLERS + v) | u64::from(CODE_32) << 16 | (0x8e00 << 32));
+        }
     }
-    put(TSS + 4, KERNEL_STACK);
+    // In a 32-bit TSS the stack segment follows.
+    put(TSS + 4, KERNEL_STACK | if paging == Paging::Level4 { 0 } else { 0x18 << 32 });
     m[HANDLERS as usize..HANDLERS as usize + 256].fill(0xf4);
     for word in m[DATA as usize..].chunks_exact_mut(8) {
         word.copy_from_slice(&r.next().to_le_bytes());
@@ -102,25 +179,35 @@ fn memory_image(r: &mut Random, code: &[u8]) -> Vec<u8> {
     m
 }
 
-/// A 64-bit program's state at CPL 0 or 3.
-fn state(r: &mut Random, reset: CpuState) -> CpuState {
+/// A program's state at CPL 0 or 3.
+fn state(r: &mut Random, reset: CpuState, bits: u32, paging: Paging) -> CpuState {
     let mut s = reset;
     let user = r.below(2) == 0;
     let dpl = if user { 0x60 } else { 0 };
     let data =
         Segment { selector: if user { 0x2b } else { 0x18 }, base: 0, limit: u32::MAX, access: 0xc093 | dpl };
     s.segments = [data; 6];
-    s.segments[1] =
-        Segment { selector: if user { 0x33 } else { 0x10 }, base: 0, limit: u32::MAX, access: 0xa09b | dpl };
+    s.segments[1] = match (bits, user) {
+        (64, false) => Segment { selector: CODE_64, base: 0, limit: u32::MAX, access: 0xa09b },
+        (64, true) => Segment { selector: 0x33, base: 0, limit: u32::MAX, access: 0xa0fb },
+        (_, false) => Segment { selector: CODE_32, base: 0, limit: u32::MAX, access: 0xc09b },
+        (_, true) => Segment { selector: 0x43, base: 0, limit: u32::MAX, access: 0xc0fb },
+    };
     s.segments[4].base = DATA + 0x100;
-    s.gdtr = TableRegister { base: GDT, limit: 0x37 };
+    s.gdtr = TableRegister { base: GDT, limit: 0x47 };
     s.idtr = TableRegister { base: IDT, limit: 0xfff };
-    s.tr = Segment { selector: 0x40, base: TSS, limit: 0x67, access: 0x8b };
+    s.tr = Segment { selector: 0x50, base: TSS, limit: 0x67, access: 0x8b };
     s.cr0 = cr0::PG | cr0::WP | cr0::PE | cr0::ET | cr0::NE | cr0::MP | cr0::AM;
     s.cr4 = cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE | cr4::FSGSBASE | cr4::PAE;
     s.xcr0 = xcr0::X87 | xcr0::SSE | xcr0::AVX;
     s.cr3 = TABLES;
-    s.efer = efer::LME | efer::LMA | efer::NXE;
+    s.efer = efer::NXE;
+    match paging {
+        Paging::Level4 => s.efer |= efer::LME | efer::LMA,
+        Paging::Pae => s.pdpte[0] = TABLES + 0x1001,
+        Paging::Bits32 => s.cr4 ^= cr4::PAE | cr4::PSE,
+        Paging::None => s.cr0 &= !cr0::PG,
+    }
     s.rip = CODE;
     s.rflags = rflags::FIXED | r.next() & rflags::STATUS;
     s.rflags |= if r.below(16) == 0 { r.next() & (rflags::DF | rflags::AC | rflags::TF) } else { 0 };
@@ -137,18 +224,37 @@ fn state(r: &mut Random, reset: CpuState) -> CpuState {
         };
     }
     s.gpr[4] = DATA + 0xc000 + r.below(64);
+    if bits == 32 {
+        narrow_state(r, &mut s, paging);
+    }
     fpu(r, &WORDS, &mut s);
     s
 }
 
+/// What 32-bit code finds: upper halves that 64-bit code has left behind, a base
+/// of GS with a thread's data around it, now and then segments that are not flat.
+fn narrow_state(r: &mut Random, s: &mut CpuState, paging: Paging) {
+    if paging != Paging::Level4 || r.below(2) == 0 {
+        s.gpr.iter_mut().for_each(|g| *g &= 0xffff_ffff);
+    }
+    s.segments[5].base = DATA + 0x4000 + r.below(0x4000);
+    match r.below(16) {
+        0 => s.segments[[0, 2, 3, 4, 5][r.below(5) as usize]].base = 0x10,
+        1 => s.segments[2 + r.below(4) as usize].limit = 0x1_8000,
+        2 => s.segments[[0, 3, 4, 5][r.below(4) as usize]] = Segment::default(),
+        _ => {}
+    }
+}
+
 /// Run a case on one engine.
-fn run(rig: &mut Rig, seed: u64, limit: u64) -> (CpuState, Vec<u8>) {
+fn run(rig: &mut Rig, f: Flavour, seed: u64, limit: u64) -> (CpuState, Vec<u8>) {
     let mut r = Random(seed);
-    let code = code(&mut r);
+    let paging = f.paging(seed);
+    let code = code(&mut r, f, paging);
     assert!(code.len() < CODE_MAX, "{} bytes of code", code.len());
-    rig.memory.store(0, &memory_image(&mut r, &code)).expect("memory");
-    store_page_tables(&rig.memory);
-    let start = state(&mut r, rig.reset_state());
+    rig.memory.store(0, &memory_image(&mut r, &code, paging)).expect("memory");
+    store_page_tables(&rig.memory, paging);
+    let start = state(&mut r, rig.reset_state(), f.bits, paging);
     // Whether it ends by its limit or by HLT does not matter where both are due.
     let (halt, mut end) = rig.run(&start, limit);
     assert!(!matches!(halt, Halt::Failed(_)), "seed {seed}: {halt:?}");
@@ -161,10 +267,10 @@ fn run(rig: &mut Rig, seed: u64, limit: u64) -> (CpuState, Vec<u8>) {
 }
 
 /// The instructions of a case.
-fn listing(seed: u64) -> String {
-    let code = code(&mut Random(seed));
+fn listing(f: Flavour, seed: u64) -> String {
+    let code = code(&mut Random(seed), f, f.paging(seed));
     let mut text = String::new();
-    for i in &mut Decoder::with_ip(64, &code, CODE, DecoderOptions::NONE) {
+    for i in &mut Decoder::with_ip(f.bits, &code, CODE, DecoderOptions::NONE) {
         let at = (i.ip() - CODE) as usize;
         text += &format!("    {:x}: {i} {:02x?}\n", i.ip(), &code[at..at + i.len()]);
     }
@@ -172,10 +278,10 @@ fn listing(seed: u64) -> String {
 }
 
 /// The difference after as few instructions as show one.
-fn explain(a: &mut Rig, b: &mut Rig, seed: u64) -> String {
-    let listing = listing(seed);
+fn explain(a: &mut Rig, b: &mut Rig, f: Flavour, seed: u64) -> String {
+    let listing = listing(f, seed);
     for limit in 1..=LIMIT {
-        let ((x, mx), (y, my)) = (run(a, seed, limit), run(b, seed, limit));
+        let ((x, mx), (y, my)) = (run(a, f, seed, limit), run(b, f, seed, limit));
         if x != y || mx != my {
             let at = mx.iter().zip(&my).position(|(p, q)| p != q);
             let bytes =
@@ -183,33 +289,54 @@ fn explain(a: &mut Rig, b: &mut Rig, seed: u64) -> String {
             return format!("seed {seed}, step {limit}\n{listing}    {}\n    {bytes}", differences(&x, &y));
         }
     }
-    format!("seed {seed}: only at the end\n{listing}")
+    let ((x, _), (y, _)) = (run(a, f, seed, f.limit()), run(b, f, seed, f.limit()));
+    format!("seed {seed}: only at the end\n{listing}    {}", differences(&x, &y))
 }
 
-#[test]
-fn engines_agree_on_random_instructions() {
+/// Run cases of one flavour on all engines.
+fn check(f: Flavour) {
     let number =
         |name, default| std::env::var(name).map_or(default, |s: String| s.parse().expect("a number"));
     let (cases, first) = (number("STRATA_RANDOM_CASES", 3000), number("STRATA_RANDOM_SEED", 1));
     let verbose = std::env::var_os("STRATA_RANDOM_VERBOSE").is_some();
     let engines = software_engines();
     let model: CpuModel = "x86-64-v3".parse().expect("the model exists");
-    let mut rigs: Vec<Rig> = engines.iter().map(|e| Rig::repeatable(&**e, model.clone(), memory())).collect();
+    let mut rigs: Vec<Rig> = engines.iter().map(|e| f.rig(&**e, model.clone())).collect();
     let (reference, others) = rigs.split_first_mut().expect("an engine");
     let mut wrong = Vec::new();
     for seed in first..first + cases {
         if verbose {
-            println!("seed {seed}\n{}", listing(seed));
+            println!("seed {seed}\n{}", listing(f, seed));
         }
-        let (end, memory) = run(reference, seed, LIMIT);
+        let (end, memory) = run(reference, f, seed, f.limit());
         for (n, other) in others.iter_mut().enumerate() {
-            let (e, m) = run(other, seed, LIMIT);
+            let (e, m) = run(other, f, seed, f.limit());
             let same = e == end && m == memory;
             if !same && wrong.len() < 20 {
-                wrong.push(format!("{}: {}", engines[n + 1].name(), explain(reference, other, seed)));
+                wrong.push(format!("{}: {}", engines[n + 1].name(), explain(reference, other, f, seed)));
             }
         }
     }
     println!("{cases} cases from seed {first} on {} engines", engines.len());
     assert!(wrong.is_empty(), "{} cases differ\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn engines_agree_on_random_instructions() {
+    check(Flavour { bits: 64, straight: false });
+}
+
+#[test]
+fn engines_agree_on_random_blocks() {
+    check(Flavour { bits: 64, straight: true });
+}
+
+#[test]
+fn engines_agree_on_random_32_bit_instructions() {
+    check(Flavour { bits: 32, straight: false });
+}
+
+#[test]
+fn engines_agree_on_random_32_bit_blocks() {
+    check(Flavour { bits: 32, straight: true });
 }

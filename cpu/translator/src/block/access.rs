@@ -78,6 +78,9 @@ impl Builder<'_> {
     /// The memory operand's linear address. May use ADDRESS and TEMP. `None` for
     /// forms the translator leaves to the interpreter.
     pub(super) fn address(&mut self, i: &Instruction) -> Option<Place> {
+        if self.r.mode.narrow {
+            return self.narrow_address(i);
+        }
         let segment = match i.segment_prefix() {
             Register::FS => Some(gs!(fs_base)),
             Register::GS => Some(gs!(gs_base)),
@@ -211,10 +214,11 @@ impl Builder<'_> {
 
     /// Whether the operand's address is a multiple of its size because RSP is.
     pub(super) fn stack_slot(&self, i: &Instruction, size: usize) -> bool {
+        let (base, word) = if self.r.mode.narrow { (Register::ESP, 4) } else { (Register::RSP, 8) };
         self.stack_aligned
-            && i.memory_base() == Register::RSP
+            && i.memory_base() == base
             && i.memory_index() == Register::None
-            && size <= 8
+            && size <= word
             && i.memory_displacement64() % size as u64 == 0
             && !matches!(i.segment_prefix(), Register::FS | Register::GS)
     }

@@ -71,7 +71,8 @@ impl Builder<'_> {
     }
 
     fn bit_string_operand(&mut self, i: &Instruction) -> Option<()> {
-        let elements = Elements::of(i)?;
+        // In 32-bit code the element's address would have to wrap.
+        let elements = Elements::of(i).filter(|_| !self.r.mode.narrow)?;
         let number = gpr_number(i.op1_register())?;
         match self.address(i)? {
             Place::Constant(linear) => self.e.mov_imm(host::ADDRESS, linear),

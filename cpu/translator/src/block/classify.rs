@@ -157,7 +157,7 @@ pub(super) fn never_native(i: &Instruction) -> bool {
     };
     if (0..i.op_count()).any(|n| match i.op_kind(n) {
         OpKind::Register => odd_register(i.op_register(n)),
-        OpKind::Memory | OpKind::NearBranch64 => false,
+        OpKind::Memory | OpKind::NearBranch32 | OpKind::NearBranch64 => false,
         k => {
             k >= OpKind::NearBranch16 && k <= OpKind::FarBranch32
                 || k >= OpKind::MemorySegSI && k <= OpKind::MemoryESRDI

@@ -7,9 +7,6 @@ use super::{Builder, Link, Next};
 use crate::emit::Mem;
 use crate::layout::{Exit, PINNED, gpr_home, gs, host};
 
-/// First linear address of the upper, supervisor half.
-const UPPER_HALF: u64 = 1 << 63;
-
 impl Builder<'_> {
     /// `None`: no control transfer. `Some(None)`: one for the interpreter.
     pub(super) fn control(&mut self, i: &Instruction) -> Option<Option<Next>> {
@@ -46,8 +43,8 @@ impl Builder<'_> {
                     _ => return Some(None),
                 };
                 let Some(slot) = self.pop_slot() else { return Some(None) };
-                self.e.load(host::ADDRESS, slot.mem());
-                self.move_sp(8 + extra);
+                self.load_word(host::ADDRESS, slot.mem());
+                self.move_sp(self.word() + extra);
                 if self.single() {
                     self.leave_indirect();
                 } else {
@@ -58,7 +55,7 @@ impl Builder<'_> {
                 if !self.target_to_scratch(i) {
                     return Some(None);
                 }
-                self.e.load(host::ADDRESS, Mem::gs(gs!(scratch)));
+                self.load_word(host::ADDRESS, Mem::gs(gs!(scratch)));
                 self.leave_indirect();
             }
             FlowControl::IndirectCall if i.code() == Code::Call_rm64 => {
@@ -68,7 +65,7 @@ impl Builder<'_> {
                 if self.push_value(i.next_ip()).is_none() {
                     return Some(None);
                 }
-                self.e.load(host::ADDRESS, Mem::gs(gs!(scratch)));
+                self.load_word(host::ADDRESS, Mem::gs(gs!(scratch)));
                 if self.single() {
                     self.leave_indirect();
                 } else {
@@ -109,6 +106,7 @@ impl Builder<'_> {
     /// What a displacement that leads here leaves to: if the link needs no guard,
     /// it is the displacement itself that is patched.
     fn leave_by(&mut self, displacement: usize, target: u64) {
+        let target = self.linear(target);
         if self.needs_guard(target) {
             self.leave_to(target);
         } else {
@@ -119,8 +117,8 @@ impl Builder<'_> {
     }
 
     /// Exit to a known address: a jump that is patched to the target block once
-    /// that exists. Across pages in user space the link holds only while the
-    /// address space is the one it was made in.
+    /// that exists. Across pages of code that is not shared the link holds only
+    /// while the address space is the one it was made in.
     pub(super) fn leave_to(&mut self, target: u64) {
         self.leave(target, false);
     }
@@ -131,6 +129,7 @@ impl Builder<'_> {
     }
 
     fn leave(&mut self, target: u64, plain: bool) {
+        let target = self.linear(target);
         let guard = self.needs_guard(target).then(|| {
             let at = self.compare_mapping(0x8000_0000);
             self.e.bytes(&[0xe3, 9]);
@@ -168,10 +167,10 @@ impl Builder<'_> {
         at as u32
     }
 
-    /// Whether a link is right only while the code mapping is: across pages in the
-    /// lower half.
+    /// Whether a link is right only while the code mapping is: across pages, to code
+    /// that is not shared.
     fn needs_guard(&self, target: u64) -> bool {
-        (target ^ self.r.va) >> 12 != 0 && target < UPPER_HALF
+        (target ^ self.r.va) >> 12 != 0 && !self.r.mode.shares(target)
     }
 
     /// The stub of the link about to be pushed.
@@ -205,7 +204,7 @@ impl Builder<'_> {
     /// privilege are those of the call: where they change, the engine empties
     /// the call stack.
     fn returned_to(&mut self, next_ip: u64) {
-        let negated = next_ip.wrapping_neg();
+        let negated = self.linear(next_ip).wrapping_neg();
         match i32::try_from(negated as i64) {
             Ok(disp) => self.e.lea(host::TEMP, Mem::base(host::ADDRESS, disp)),
             Err(_) => {

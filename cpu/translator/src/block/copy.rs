@@ -75,7 +75,7 @@ impl Builder<'_> {
         }
         let memory = (0..i.op_count()).find(|n| i.op_kind(*n) == OpKind::Memory);
         if i.mnemonic() == Mnemonic::Lea {
-            return self.lea(i);
+            return if self.r.mode.narrow { self.narrow_lea(i) } else { self.lea(i) };
         }
         let rewritten = if memory.is_none() { at_home(i, &self.s.facts.of(i)) } else { None };
         let source = rewritten.as_ref().unwrap_or(i);
@@ -140,7 +140,7 @@ impl Builder<'_> {
             }
         }
         if uses.explicit.iter().any(|(_, g, a, _)| PINNED[*g] == Some(SP) && writes(*a)) {
-            self.stack_aligned = self.stack_aligned && keeps_alignment(i);
+            self.stack_aligned = self.stack_aligned && keeps_alignment(i, self.r.mode.narrow);
         }
         if needs_temp {
             self.now_held = None;
@@ -297,12 +297,14 @@ fn is_hint(i: &Instruction) -> bool {
     )
 }
 
-/// RSP stays a multiple of 8: adding or subtracting one.
-fn keeps_alignment(i: &Instruction) -> bool {
+/// RSP stays a multiple of 8 (ESP in 32-bit code of 4): adding or subtracting one.
+fn keeps_alignment(i: &Instruction, narrow: bool) -> bool {
+    use OpKind as K;
+    let (register, word) = if narrow { (Register::ESP, 4) } else { (Register::RSP, 8) };
     matches!(i.mnemonic(), Mnemonic::Add | Mnemonic::Sub | Mnemonic::And)
-        && matches!(i.op1_kind(), OpKind::Immediate8to64 | OpKind::Immediate32to64)
-        && i.op0_register() == Register::RSP
-        && i.immediate(1) % 8 == 0
+        && matches!(i.op1_kind(), K::Immediate8to64 | K::Immediate32to64 | K::Immediate8to32 | K::Immediate32)
+        && i.op0_register() == register
+        && i.immediate(1) % word == 0
 }
 
 fn is_shift_by_cl(i: &Instruction) -> bool {

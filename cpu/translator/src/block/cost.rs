@@ -34,8 +34,15 @@ fn cost_of_translation() {
     let features = HostFeatures::detect();
     let thunks = Thunks { enter: 0, exits: [0; 8], mismatch: 0, bottom: 0, indirect: 0, fault: 0 };
     let strings = crate::string_thunks::assemble(0, 0, &[0; 8]).expect("thunks").1;
-    let mode =
-        Mode { x87: true, sse: true, avx: true, user: false, longest: MAX_INSTRUCTIONS as u8, plain: false };
+    let mode = Mode {
+        x87: true,
+        sse: true,
+        avx: true,
+        user: false,
+        longest: MAX_INSTRUCTIONS as u8,
+        plain: false,
+        ..Mode::default()
+    };
     let mut scratch = Scratch::new(features);
     let mut best = Duration::MAX;
     let mut totals = (0, 0, 0, 0);

@@ -17,6 +17,7 @@ mod cost;
 mod facts;
 mod few;
 mod homes;
+mod narrow;
 mod stack;
 mod string;
 mod windows;
@@ -40,7 +41,7 @@ pub(crate) const MAX_INSTRUCTIONS: usize = 64;
 const MAX_BRANCHES: usize = 3;
 
 /// What the translation may assume; part of a block's key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Mode {
     /// x87 and MMX instructions may execute (CR0.EM and CR0.TS clear).
     pub x87: bool,
@@ -50,10 +51,42 @@ pub(crate) struct Mode {
     pub avx: bool,
     /// CPL 3.
     pub user: bool,
+    /// 32-bit code with a 32-bit stack; CS, SS, DS and ES are flat.
+    pub narrow: bool,
+    /// In 32-bit code: FS is an ordinary data segment of 4 GiB with any base.
+    pub fs: bool,
+    /// The same of GS.
+    pub gs: bool,
     /// No windows: what a block with a straddling window turns to.
     pub plain: bool,
     /// Longest block, in instructions: 1 when stepping.
     pub longest: u8,
+}
+
+impl Mode {
+    /// What follows from the processor's state, as a number below 128.
+    pub fn word(self) -> u32 {
+        let bits = [self.x87, self.sse, self.avx, self.user, self.narrow, self.fs, self.gs];
+        bits.into_iter().enumerate().map(|(n, b)| u32::from(b) << n).sum()
+    }
+
+    /// What may change from one instruction to the next without a change of the
+    /// control registers: privilege and code size, below 4; 64-bit supervisor is 0.
+    pub fn class(self) -> u32 {
+        u32::from(self.narrow) << 1 | u32::from(self.user)
+    }
+
+    /// Whether code at `va` is the same in all address spaces: the upper half, and
+    /// what the supervisor of a 32-bit system executes. Links to such code are not
+    /// checked; when its mapping changes, all blocks go.
+    pub fn shares(self, va: u64) -> bool {
+        va >> 63 != 0 || self.narrow && !self.user
+    }
+
+    /// Size of the code, for the decoder.
+    fn bits(self) -> u32 {
+        if self.narrow { 32 } else { 64 }
+    }
 }
 
 /// A block to translate.
@@ -112,8 +145,8 @@ pub(crate) struct Translated {
 }
 
 /// Whether the first instruction goes on beyond `bytes`.
-pub(crate) fn straddles(bytes: &[u8], va: u64) -> bool {
-    let mut decoder = Decoder::with_ip(64, bytes, va, DecoderOptions::NONE);
+pub(crate) fn straddles(bytes: &[u8], va: u64, mode: Mode) -> bool {
+    let mut decoder = Decoder::with_ip(mode.bits(), bytes, va, DecoderOptions::NONE);
     let _ = decoder.decode();
     decoder.last_error() == DecoderError::NoMoreBytes
 }
@@ -199,7 +232,7 @@ struct Builder<'a> {
     /// Conditional branches: where their displacements are, and their targets.
     branches: Vec<(usize, u64)>,
     index: u8,
-    /// RSP is known to be a multiple of 8.
+    /// The stack pointer is known to be a multiple of the word.
     stack_aligned: bool,
     plan: windows::Plan,
     /// Address of the current instruction.
@@ -252,11 +285,12 @@ fn attempt(r: &Request<'_>, s: &mut Scratch, near: bool) -> Result<Option<Transl
     let back = b.e.jrcxz();
     b.e.code[back] = (0usize.wrapping_sub(back + 1)) as u8;
     let inner = b.e.len();
-    let guard = r.straddling.filter(|_| r.va >> 63 == 0).map(|space| b.check_mapping(space));
+    let guard = r.straddling.filter(|_| !r.mode.shares(r.va)).map(|space| b.check_mapping(space));
 
     let list = b.decode();
     if !r.mode.plain && list.len() > 1 {
-        b.plan.make(&list, &mut b.s.facts);
+        let word = b.word();
+        b.plan.make(&list, &mut b.s.facts, word);
     }
     let mut map = std::mem::take(&mut b.s.map);
     let mut ended = false;
@@ -308,12 +342,15 @@ impl Builder<'_> {
     fn decode(&mut self) -> Vec<Instruction> {
         let r = self.r;
         let longest = if r.straddling.is_some() { 1 } else { usize::from(r.mode.longest) };
-        let mut decoder = Decoder::with_ip(64, r.bytes, r.va, DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(r.mode.bits(), r.bytes, r.va, DecoderOptions::NONE);
         let mut list = std::mem::take(&mut self.s.list);
         list.clear();
         let mut branches = 0;
         while list.len() < longest.min(MAX_INSTRUCTIONS) && decoder.can_decode() {
             let mut i = decoder.decode();
+            if r.mode.narrow && !i.is_invalid() {
+                narrow::widen(&mut i);
+            }
             if i.is_invalid() || !self.supported(&mut i) {
                 break;
             }
@@ -333,6 +370,9 @@ impl Builder<'_> {
         self.held = self.now_held.take();
         if let Some(next) = self.control(i) {
             return next;
+        }
+        if let Some(done) = self.all_registers(i) {
+            return done.map(|()| Next::Continue);
         }
         if let Some(done) = self.stack(i) {
             return done.then_some(Next::Continue);

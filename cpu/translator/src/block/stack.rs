@@ -1,9 +1,9 @@
-//! PUSH, POP and LEAVE of 64-bit operands.
+//! PUSH, POP and LEAVE of words: 64 bits, or 32 in 32-bit code.
 
 use iced_x86::{Code, Instruction, OpKind};
 
 use super::Builder;
-use super::access::{Access, Found, Place, gpr_number};
+use super::access::{Access, Found, gpr_number};
 use crate::emit::Mem;
 use crate::layout::{Exit, PINNED, gpr_home, gs, host};
 
@@ -18,7 +18,7 @@ impl Builder<'_> {
                 let n = gpr_number(i.op0_register())?;
                 let slot = self.push_slot()?;
                 match PINNED[n] {
-                    Some(h) => self.e.store(slot.mem(), h),
+                    Some(h) => self.store_word(slot.mem(), h),
                     None if slot.leaves_address() => {
                         self.e.load(host::ADDRESS, Mem::gs(gpr_home(n)));
                         self.e.store(slot.mem(), host::ADDRESS);
@@ -29,7 +29,7 @@ impl Builder<'_> {
                         self.e.store(Mem::base(host::ADDRESS, 0), host::TEMP);
                     }
                 }
-                self.move_sp(-8);
+                self.move_sp(-self.word());
             }
             Code::Pushq_imm8 | Code::Pushq_imm32 => {
                 self.push_value(i.immediate(0))?;
@@ -41,15 +41,15 @@ impl Builder<'_> {
                 let slot = self.push_slot()?;
                 self.fold(slot);
                 self.e.load(host::TEMP, Mem::gs(gs!(scratch)));
-                self.e.store(Mem::base(host::ADDRESS, 0), host::TEMP);
-                self.move_sp(-8);
+                self.store_word(Mem::base(host::ADDRESS, 0), host::TEMP);
+                self.move_sp(-self.word());
             }
             Code::Pop_r64 => {
                 let n = gpr_number(i.op0_register())?;
                 let slot = self.pop_slot()?;
                 match PINNED[n] {
                     Some(h) => {
-                        self.e.load(h, slot.mem());
+                        self.load_word(h, slot.mem());
                         if h == SP {
                             self.stack_aligned = false;
                             return Some(true);
@@ -60,12 +60,14 @@ impl Builder<'_> {
                         self.e.store(Mem::gs(gpr_home(n)), host::ADDRESS);
                     }
                 }
-                self.move_sp(8);
+                self.move_sp(self.word());
             }
             Code::Leaveq => {
-                let slot = self.look_up(Access::Load, Place::Register(host::RBP, 0), 8, false)?;
-                self.e.load(host::TEMP, slot.mem());
-                self.e.lea(SP, Mem::base(host::RBP, 8));
+                let word = self.word();
+                let place = self.wrapped(Mem::base(host::RBP, 0));
+                let slot = self.look_up(Access::Load, place, word as usize, false)?;
+                self.load_word(host::TEMP, slot.mem());
+                self.set_sp(Mem::base(host::RBP, word));
                 self.e.mov(host::RBP, host::TEMP);
                 self.stack_aligned = false;
             }
@@ -74,12 +76,13 @@ impl Builder<'_> {
         Some(true)
     }
 
-    /// Load an 8-byte memory operand into the scratch slot of the state.
+    /// Load a word from memory into the scratch slot of the state.
     pub(super) fn load_to_scratch(&mut self, i: &Instruction) -> bool {
-        let aligned = self.stack_slot(i, 8);
+        let word = self.word() as usize;
+        let aligned = self.stack_slot(i, word);
         let Some(place) = self.address(i) else { return false };
-        let Some(found) = self.look_up(Access::Load, place, 8, aligned) else { return false };
-        self.e.load(host::TEMP, found.mem());
+        let Some(found) = self.look_up(Access::Load, place, word, aligned) else { return false };
+        self.load_word(host::TEMP, found.mem());
         self.e.store(Mem::gs(gs!(scratch)), host::TEMP);
         true
     }
@@ -88,6 +91,7 @@ impl Builder<'_> {
     pub(super) fn push_value(&mut self, value: u64) -> Option<()> {
         let slot = self.push_slot()?;
         match i32::try_from(value as i64) {
+            _ if self.r.mode.narrow => self.store_imm32(slot.mem(), value as u32),
             Ok(v) => self.e.store_imm(slot.mem(), v),
             Err(_) if slot.leaves_address() => {
                 self.e.mov_imm(host::ADDRESS, value);
@@ -99,7 +103,7 @@ impl Builder<'_> {
                 self.e.store(Mem::base(host::ADDRESS, 0), host::TEMP);
             }
         }
-        self.move_sp(-8);
+        self.move_sp(-self.word());
         Some(())
     }
 
@@ -109,7 +113,9 @@ impl Builder<'_> {
             return Some(found);
         }
         self.check_stack();
-        self.look_up(Access::Store, Place::Register(SP, -8), 8, true)
+        let word = self.word();
+        let place = self.wrapped(Mem::base(SP, -word));
+        self.look_up(Access::Store, place, word as usize, true)
     }
 
     /// Look up the slot at RSP for a load.
@@ -118,12 +124,17 @@ impl Builder<'_> {
             return Some(found);
         }
         self.check_stack();
-        self.look_up(Access::Load, Place::Register(SP, 0), 8, true)
+        let place = self.wrapped(Mem::base(SP, 0));
+        self.look_up(Access::Load, place, self.word() as usize, true)
+    }
+
+    fn set_sp(&mut self, m: Mem) {
+        if self.r.mode.narrow { self.e.lea32(SP, m) } else { self.e.lea(SP, m) }
     }
 
     /// RSP += `by`, flags untouched.
     pub(super) fn move_sp(&mut self, by: i32) {
-        self.e.lea(SP, Mem::base(SP, by));
+        self.set_sp(Mem::base(SP, by));
     }
 
     /// Once a block: a misaligned RSP goes to the interpreter, so that no later
@@ -132,7 +143,8 @@ impl Builder<'_> {
         if self.stack_aligned {
             return;
         }
-        self.e.pext_gs(host::TEMP, SP, gs!(qword_offset_mask));
+        let mask = if self.r.mode.narrow { gs!(dword_offset_mask) } else { gs!(qword_offset_mask) };
+        self.e.pext_gs(host::TEMP, SP, mask);
         let aligned = self.e.jrcxz();
         self.stub(Exit::Interpret, self.index);
         let reached = self.e.land_short(aligned);

@@ -103,14 +103,15 @@ impl Plan {
         self.slots_used = 0;
     }
 
-    /// Group the accesses of a block; there are no windows yet.
-    pub fn make(&mut self, list: &[Instruction], facts: &mut FactTable) {
+    /// Group the accesses of a block; there are no windows yet. `word`: 8, or 4 in
+    /// 32-bit code.
+    pub fn make(&mut self, list: &[Instruction], facts: &mut FactTable, word: i32) {
         let mut moved = 0_i32;
         for i in list {
             let facts = facts.of(i);
-            let member = operand(i, &facts).and_then(|o| self.join(&o, moved));
+            let member = operand(i, &facts, word).and_then(|o| self.join(&o, moved));
             self.members.push(member);
-            let (by, written) = (stack_change(i), written(i, &facts));
+            let (by, written) = (stack_change(i, word), written(i, &facts));
             // Beyond what displacements hold, RSP is as good as unknown.
             let now = by.and_then(|by| moved.checked_add(by)).filter(|m| m.unsigned_abs() <= 1 << 30);
             match now {
@@ -181,13 +182,13 @@ impl Plan {
 }
 
 /// The memory operand of an instruction, if a window may hold it.
-fn operand(i: &Instruction, facts: &Facts) -> Option<Operand> {
+fn operand(i: &Instruction, facts: &Facts, word: i32) -> Option<Operand> {
     let stack = |disp, access| {
-        Some(Operand { origin: Origin::Registers(Some(RSP as u8), None), disp, size: 8, access })
+        Some(Operand { origin: Origin::Registers(Some(RSP as u8), None), disp, size: word, access })
     };
     match i.code() {
         Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 | Code::Call_rel32_64 => {
-            return stack(-8, Access::Store);
+            return stack(-word, Access::Store);
         }
         Code::Pop_r64 | Code::Retnq | Code::Retnq_imm16 => return stack(0, Access::Load),
         _ => {}
@@ -200,7 +201,10 @@ fn operand(i: &Instruction, facts: &Facts) -> Option<Operand> {
         return None;
     }
     let n = (0..i.op_count()).find(|n| i.op_kind(*n) == OpKind::Memory)?;
-    if matches!(i.segment_prefix(), Register::FS | Register::GS) {
+    // Through CS nothing may be written, and not always read.
+    let flat = !matches!(i.segment_prefix(), Register::FS | Register::GS)
+        && (word == 8 || i.segment_prefix() != Register::CS);
+    if !flat {
         return None;
     }
     let access = match facts.access[n as usize] {
@@ -216,34 +220,52 @@ fn operand(i: &Instruction, facts: &Facts) -> Option<Operand> {
         let origin = Origin::Page(linear & !0xfff);
         return (disp + size <= 0x1000).then_some(Operand { origin, disp, size, access });
     }
-    if base.size() == 4 || index.size() == 4 {
+    let other = |r: Register| r != Register::None && r.size() != word as usize;
+    if other(base) || other(index) {
         return None;
     }
     let number =
         |r: Register| if r == Register::None { Some(None) } else { gpr_number(r).map(|n| Some(n as u8)) };
     let index = number(index)?.map(|n| (n, i.memory_index_scale().trailing_zeros() as u8));
-    let disp = i32::try_from(i.memory_displacement64() as i64).ok()?;
+    let disp = displacement(i, word)?;
     Some(Operand { origin: Origin::Registers(number(base)?, index), disp, size, access })
 }
 
-/// By how much an instruction moves RSP, if that is known and all it does to it.
-fn stack_change(i: &Instruction) -> Option<i32> {
+/// The displacement of a memory operand; of 32-bit code modulo 2^32.
+fn displacement(i: &Instruction, word: i32) -> Option<i32> {
+    if word == 4 {
+        return Some(i.memory_displacement32() as i32);
+    }
+    i32::try_from(i.memory_displacement64() as i64).ok()
+}
+
+/// By how much an instruction moves RSP (ESP in 32-bit code), if that is known and
+/// all it does to it.
+fn stack_change(i: &Instruction, word: i32) -> Option<i32> {
+    use OpKind as K;
+    let sp = if word == 4 { Register::ESP } else { Register::RSP };
     let constant = |sign: i64| {
-        let immediate = matches!(i.op1_kind(), OpKind::Immediate8to64 | OpKind::Immediate32to64);
-        let by = sign * i.immediate(1) as i64;
-        (immediate && i.op0_register() == Register::RSP).then(|| i32::try_from(by).ok())?
+        let kinds = [K::Immediate8to64, K::Immediate32to64, K::Immediate8to32, K::Immediate32];
+        let by = sign * i64::from(i.immediate(1) as i32);
+        (kinds.contains(&i.op1_kind()) && i.op0_register() == sp).then(|| i32::try_from(by).ok())?
     };
     match i.code() {
-        Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 => Some(-8),
-        Code::Pop_r64 if i.op0_register() != Register::RSP => Some(8),
-        Code::Add_rm64_imm8 | Code::Add_rm64_imm32 if i.op0_kind() == OpKind::Register => constant(1),
-        Code::Sub_rm64_imm8 | Code::Sub_rm64_imm32 if i.op0_kind() == OpKind::Register => constant(-1),
-        Code::Lea_r64_m
-            if i.op0_register() == Register::RSP
-                && i.memory_base() == Register::RSP
-                && i.memory_index() == Register::None =>
+        Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 => Some(-word),
+        Code::Pop_r64 if i.op0_register() != sp => Some(word),
+        Code::Add_rm64_imm8 | Code::Add_rm64_imm32 | Code::Add_rm32_imm8 | Code::Add_rm32_imm32
+            if i.op0_kind() == OpKind::Register =>
         {
-            i32::try_from(i.memory_displacement64() as i64).ok()
+            constant(1)
+        }
+        Code::Sub_rm64_imm8 | Code::Sub_rm64_imm32 | Code::Sub_rm32_imm8 | Code::Sub_rm32_imm32
+            if i.op0_kind() == OpKind::Register =>
+        {
+            constant(-1)
+        }
+        Code::Lea_r64_m | Code::Lea_r32_m
+            if i.op0_register() == sp && i.memory_base() == sp && i.memory_index() == Register::None =>
+        {
+            displacement(i, word)
         }
         _ => None,
     }
@@ -283,7 +305,7 @@ impl Builder<'_> {
             None if usize::from(self.plan.slots_used) == WINDOWS => return None,
             None => {
                 let slot = self.plan.slots_used;
-                self.open_window(&w, w.low - m.moved);
+                self.open_window(&w, w.low.checked_sub(m.moved)?);
                 self.e.store(Mem::gs(gs!(windows) + 8 * i32::from(slot)), host::TEMP);
                 self.plan.slots[m.window] = Some(slot);
                 self.plan.slots_used += 1;
@@ -307,7 +329,12 @@ impl Builder<'_> {
                 };
                 let base = base.map(|n| place(n, host::ADDRESS));
                 let index = index.map(|(n, scale)| (place(n, host::TEMP), scale));
-                self.e.lea(host::ADDRESS, Mem { gs: false, base, index, disp: lead });
+                let m = Mem { gs: false, base, index, disp: lead };
+                if self.r.mode.narrow {
+                    self.e.lea32(host::ADDRESS, m);
+                } else {
+                    self.e.lea(host::ADDRESS, m);
+                }
                 self.e.pext_gs(host::TEMP, host::ADDRESS, gs!(page_offset_mask));
                 let last = gs!(within_page) + (w.high - w.low - 1);
                 self.e
