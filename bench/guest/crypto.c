@@ -100,6 +100,8 @@ static __attribute__((noinline, target("sha,sse4.1"))) void sha_block(uint32_t s
     __m128i abef = _mm_set_epi32((int)state[0], (int)state[1], (int)state[4], (int)state[5]);
     __m128i cdgh = _mm_set_epi32((int)state[2], (int)state[3], (int)state[6], (int)state[7]);
     __m128i first = abef, second = cdgh, w[4];
+    /* Unrolled, the schedule stays in registers. */
+#pragma GCC unroll 16
     for (int i = 0; i < 16; i++) {
         if (i < 4) {
             w[i] = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)(block + 16 * i)), swap);
