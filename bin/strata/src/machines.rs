@@ -139,16 +139,23 @@ pub fn engine(args: &EngineArgs) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-/// Do something with each machine; each failure is told, and the worst status answered.
-fn each(wanted: &[String], mut act: impl FnMut(&Found) -> anyhow::Result<String>) -> anyhow::Result<u8> {
+/// Do something with all machines at once; each failure is told, and the worst status answered.
+fn each(wanted: &[String], act: impl Fn(&Found) -> anyhow::Result<String> + Sync) -> anyhow::Result<u8> {
+    let one = |name: &String| -> anyhow::Result<String> {
+        let found = find(name)?;
+        let done = act(&found).with_context(|| label(&found))?;
+        Ok(format!("{}: {done}", label(&found)))
+    };
+    let results: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = wanted.iter().map(|name| scope.spawn(|| one(name))).collect();
+        let died = |_| Err(anyhow::anyhow!("a defect in Strata; please report the message above"));
+        threads.into_iter().map(|t| t.join().unwrap_or_else(died)).collect()
+    });
     let mut worst = 0;
-    for name in wanted {
-        let result = find(name).map_err(anyhow::Error::from).and_then(|found| {
-            let done = act(&found).with_context(|| label(&found))?;
-            Ok(writeln!(std::io::stdout(), "{}: {done}", label(&found))?)
-        });
-        if let Err(error) = result {
-            worst = worst.max(crate::failure::print(&error));
+    for result in results {
+        match result {
+            Ok(line) => writeln!(std::io::stdout(), "{line}")?,
+            Err(error) => worst = worst.max(crate::failure::print(&error)),
         }
     }
     Ok(worst)
