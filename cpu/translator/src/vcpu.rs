@@ -81,6 +81,8 @@ pub struct TranslatorVcpu {
     ends_at: Option<u64>,
     /// Every instruction so far was counted.
     counts: bool,
+    /// The mode that jump cache and call stack are good for.
+    predicted: Mode,
     /// The x87 and vector registers are the host's and the state's, not `Cpu`'s.
     fpu_in_host: bool,
     counters: Counters,
@@ -185,6 +187,7 @@ impl TranslatorVcpu {
             pending_step: false,
             ends_at: None,
             counts: true,
+            predicted: Recent::NONE.mode,
             fpu_in_host: false,
             counters: Counters::default(),
         })
@@ -317,6 +320,15 @@ impl TranslatorVcpu {
         let s = self.state();
         s.jump_cache.fill(indirect);
         s.call_rsp = s.call_rsp_empty;
+    }
+
+    /// Links lead to blocks of the mode they were made in; predictions do not look at
+    /// it, save the privilege, and end when it changes.
+    fn follow_mode(&mut self) {
+        let mode = Mode { user: false, ..self.mode() };
+        if std::mem::replace(&mut self.predicted, mode) != mode {
+            self.forget_indirect();
+        }
     }
 
     /// Follow what happened to pages with code.
@@ -768,6 +780,7 @@ impl TranslatorVcpu {
                 }
                 continue;
             }
+            self.follow_mode();
             let rip = self.interp.cpu().rip();
             let Some(id) = self.block_at(rip) else {
                 if let Some(halt) = self.interpret(1) {
@@ -794,11 +807,6 @@ impl Vcpu for TranslatorVcpu {
         let counts = limit != u64::MAX || cpu.clock.is_virtual();
         self.counts &= counts;
         self.ends_at = counts.then(|| cpu.retired.saturating_add(limit));
-        if counts {
-            // No stub in the jump cache may lead to a block of several instructions.
-            let indirect = self.blocks.address(self.blocks.thunks.indirect);
-            self.state().jump_cache.fill(indirect);
-        }
         let halt = self.run_to_halt();
         self.import_fpu();
         native::reset_x87();

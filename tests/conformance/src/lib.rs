@@ -2,12 +2,13 @@
 //!
 //! [`Rig`] is the smallest machine: flat memory, one vCPU, a bus on which
 //! nothing answers. [`moo`] reads the single-step format of the 80286 suite.
-//! [`random`] and [`program`] make cases of our own.
+//! [`random`] and [`program`] make cases of our own, [`several`] machines of several vCPUs.
 
 pub mod moo;
 pub mod program;
 pub mod random;
 mod rig;
+pub mod several;
 
 use std::path::PathBuf;
 

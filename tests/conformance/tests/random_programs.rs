@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use conformance::program::emit::{Emitted, emit};
 use conformance::program::{Program, generate, image, layout, shrink};
-use conformance::random::differences;
+use conformance::random::{Random, differences};
 use conformance::{Rig, software_engines};
 use engine::{Engine, Halt};
 use guest_memory::GuestMemory;
@@ -137,6 +137,48 @@ fn explain(engines: [&dyn Engine; 2], program: &Program, found: &(End, End)) -> 
     text = describe(&a, &b);
     let listing = emit(&small).expect("it is smaller").listing();
     format!("seed {seed}: {:x?}\n{listing}{text}", small.setup)
+}
+
+/// Run in slices on engines that take turns, each with its own state handed over,
+/// over the same memory; NMIs arrive at some boundaries.
+fn in_turns(rigs: &mut [Rig], r: &mut Random, program: &Program, code: &Emitted) -> End {
+    let mut state = place(&rigs[0], program, code);
+    let start = Instant::now();
+    loop {
+        let at = r.below(rigs.len() as u64) as usize;
+        let rig = &mut rigs[at];
+        state.nmi_pending |= r.below(4) == 0;
+        let halt;
+        (halt, state) = match r.below(3) {
+            0 => rig.run(&state, 1 + r.below(3000)),
+            _ => rig.run_freely(&state, Duration::from_micros(r.below(400))),
+        };
+        assert!(!matches!(halt, Halt::Failed(_)), "seed {}: {halt:?}", program.setup.seed);
+        let waiting = state.nmi_pending || start.elapsed() < PATIENCE && !matches!(halt, Halt::Idle);
+        if !waiting {
+            return end(rig, &halt, state);
+        }
+    }
+}
+
+#[test]
+fn programs_end_the_same_when_engines_take_turns() {
+    let (cases, first) = (number("STRATA_RANDOM_CASES", 2000) / 5, number("STRATA_RANDOM_SEED", 1));
+    let engines = software_engines();
+    let mut reference_rig = rig(&*engines[0]);
+    let memory = GuestMemory::flat(layout::RAM as u64).expect("memory");
+    let mut rigs: Vec<Rig> = engines.iter().map(|e| Rig::new(&**e, model(), memory.clone())).collect();
+    let mut wrong = Vec::new();
+    for seed in first..first + cases {
+        let program = generate(seed);
+        let Some(code) = emit(&program) else { continue };
+        let Some(a) = reference(&mut reference_rig, &program, &code) else { continue };
+        let b = in_turns(&mut rigs, &mut Random(seed), &program, &code);
+        if a != b && !excused(&b) && wrong.len() < 5 {
+            wrong.push(format!("seed {seed}\n{}", describe(&a, &b)));
+        }
+    }
+    assert!(wrong.is_empty(), "{} programs differ\n{}", wrong.len(), wrong.join("\n"));
 }
 
 fn number(name: &str, default: u64) -> u64 {

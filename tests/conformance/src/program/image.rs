@@ -8,6 +8,9 @@ use super::handlers::handlers;
 use super::layout::{self, HIGH, LOW};
 use crate::random::{self, Random};
 
+/// The page behind the code is not mapped.
+const CODE_END: u64 = layout::CODE + layout::CODE_LEN as u64;
+
 const P: u64 = 1;
 const W: u64 = 2;
 const U: u64 = 4;
@@ -118,13 +121,13 @@ impl Image {
         for page in 1..layout::RAM as u64 >> 12 {
             let at = page << 12;
             // Nothing that runs past the data's end reaches tables.
-            let guard = at == layout::DATA - 0x1000 || (layout::FRAMES..layout::TABLES).contains(&at);
+            let guard = at == CODE_END || (layout::FRAMES..layout::TABLES).contains(&at);
             if !guard {
                 self.put(entry(layout::HIGH_TABLE, page), at | P | W | A | D | global);
             }
             let user = match at {
                 layout::VARIABLES..layout::LOG => P | W | U | A | D,
-                0x3_0000..layout::LENGTHS => P | W | U | A | D,
+                0x3_0000..CODE_END => P | W | U | A | D,
                 layout::DATA..layout::FRAMES => data_page(page & 15),
                 _ => continue,
             };
