@@ -475,7 +475,8 @@ impl Generator {
         let n = self.r.below(2);
         let mut value = layout::ROOTS[n as usize];
         if self.setup.cr4 & cr4::PCIDE != 0 {
-            value |= (n * 3) | (self.r.below(2) << 63);
+            // More contexts than an engine may keep; each belongs to one of the spaces.
+            value |= n | self.r.below(6) << 1 | (self.r.below(2) << 63);
         }
         value
     }
