@@ -11,6 +11,7 @@ use crate::emit::Emitter;
 use crate::layout::host;
 use crate::ledger::{Entry, Ledger};
 use crate::string_thunks::{self, StringThunks};
+use crate::system_thunks::{self, SystemThunks};
 use crate::thunks::{self, Thunks};
 
 /// Most code of one vCPU, in bytes; all of it is dropped when it is full.
@@ -99,6 +100,7 @@ pub(crate) struct Blocks {
     cache: CodeCache,
     pub thunks: Thunks,
     strings: StringThunks,
+    system: SystemThunks,
     floor: usize,
     features: HostFeatures,
     scratch: Scratch,
@@ -123,11 +125,16 @@ impl Blocks {
         let (code, strings) = string_thunks::assemble(cache.exec_base(), at, &thunks.exits)
             .expect("the thunks assemble: they are constant");
         cache.append(&code).expect("the thunks fit");
+        let at = cache.next_offset();
+        let (code, system) = system_thunks::assemble(cache.exec_base(), at, &thunks.exits)
+            .expect("the thunks assemble: they are constant");
+        cache.append(&code).expect("the thunks fit");
         let floor = cache.used();
         Ok(Blocks {
             cache,
             thunks,
             strings,
+            system,
             floor,
             features,
             scratch: Scratch::new(features),
@@ -203,6 +210,7 @@ impl Blocks {
                 straddling: second.map(|(_, space)| space),
                 thunks: &self.thunks,
                 strings: &self.strings,
+                system: &self.system,
                 features: &self.features,
             },
             &mut self.scratch,

@@ -176,6 +176,11 @@ impl Emitter {
         self.op_mem(true, &[0xc7], 0, m);
         self.bytes(&value.to_le_bytes());
     }
+    /// MOV dword [m], imm32.
+    pub fn store32_imm(&mut self, m: Mem, value: i32) {
+        self.op_mem(false, &[0xc7], 0, m);
+        self.bytes(&value.to_le_bytes());
+    }
     /// PEXT to, from, mask (mask in a register).
     pub fn pext(&mut self, to: u8, from: u8, mask: u8) {
         self.bytes(&[0xc4, (!to >> 3 & 1) << 7 | 0x40 | (!mask >> 3 & 1) << 5 | 2]);
@@ -183,8 +188,16 @@ impl Emitter {
     }
     /// PEXT to, from, qword gs:[disp].
     pub fn pext_gs(&mut self, to: u8, from: u8, disp: i32) {
+        self.bits_gs(2, to, from, disp);
+    }
+    /// PDEP to, from, qword gs:[disp].
+    pub fn pdep_gs(&mut self, to: u8, from: u8, disp: i32) {
+        self.bits_gs(3, to, from, disp);
+    }
+    /// `prefix`: VEX.pp, which tells PEXT from PDEP.
+    fn bits_gs(&mut self, prefix: u8, to: u8, from: u8, disp: i32) {
         let mut g = Gathered::default();
-        for b in [0x65, 0xc4, (!to >> 3 & 1) << 7 | 0x62, 0x80 | (!from & 15) << 3 | 2, 0xf5] {
+        for b in [0x65, 0xc4, (!to >> 3 & 1) << 7 | 0x62, 0x80 | (!from & 15) << 3 | prefix, 0xf5] {
             g.byte(b);
         }
         g.mem_tail(to, &Mem::gs(disp));
@@ -251,6 +264,8 @@ mod tests {
         );
         check(|e| e.pext(1, 7, 14), "pext rcx,rdi,r14");
         check(|e| e.pext_gs(1, 9, -8), "pext rcx,r9,gs:[0FFFFFFFFFFFFFFF8h]");
+        check(|e| e.pdep_gs(1, 9, -8), "pdep rcx,r9,gs:[0FFFFFFFFFFFFFFF8h]");
+        check(|e| e.store32_imm(Mem::gs(-16), 1), "mov dword ptr gs:[0FFFFFFFFFFFFFFF0h],1");
         check(|e| e.mov(8, 1), "mov r8,rcx");
         check(|e| e.sign_extend32(1, 12), "movsxd rcx,r12d");
         check(|e| e.sign_extend32(8, 2), "movsxd r8,edx");

@@ -174,11 +174,83 @@ pub(crate) struct State {
     pub qword_bit_mask: u64,
     /// Host addresses of the starts of a block's windows.
     pub windows: [u64; WINDOWS],
+    pub system: System,
     pub ymm: [[u64; 4]; 16],
     pub jump_cache: [u64; JUMP_CACHE],
     /// 1 for each byte of a page, 0 beyond: indexed by the last byte of a window that
     /// starts at some offset in a page.
     pub within_page: [u8; 0x1000 + crate::block::WINDOW_SPAN],
+}
+
+/// System state that translated code reads and changes; filled and written back
+/// by `system_state`. Selectors are indexed as the instruction set numbers
+/// segment registers: ES CS SS DS FS GS.
+#[repr(C)]
+pub(crate) struct System {
+    /// Nonzero while an event may be waiting: setting IF then clears the token.
+    /// Other threads set it.
+    pub pending: std::sync::atomic::AtomicU32,
+    /// The last instruction was STI with IF clear.
+    pub shadow: u32,
+    /// RFLAGS.IF in its place, or zero.
+    pub interrupt_flag: u64,
+    /// RFLAGS.AC in its place, or zero.
+    pub access_flag: u64,
+    /// The other system flags; RF is never among them.
+    pub other_flags: u64,
+    /// RF was loaded with this RIP and counts while nothing else has executed;
+    /// [`NOWHERE`] without RF.
+    pub resume_at: u64,
+    /// Which flat segments CS and SS hold since `Cpu` was last told: a [`Crossing`].
+    pub crossing: u32,
+    pub selectors: [u32; 6],
+    pub kernel_gs_base: u64,
+    pub lstar: u64,
+    /// Selectors that SYSCALL and SYSRET load.
+    pub syscall_cs: u32,
+    pub syscall_ss: u32,
+    pub sysret_cs: u32,
+    pub sysret_ss: u32,
+    /// System flags that SYSCALL keeps.
+    pub syscall_keeps: u64,
+    /// Nonzero: the instruction is the interpreter's.
+    pub syscall_barred: u64,
+    pub iret_barred: u64,
+    pub user_iret_barred: u64,
+    pub fsgsbase_barred: u64,
+    pub gdt_base: u64,
+    pub gdt_limit: u64,
+    pub cr: [u64; 5],
+    /// Load and store table of each kind of access (`Kind`), zero where none exists yet.
+    pub views: [[u64; 2]; 3],
+    /// What `State::space` holds for the supervisor and for the user.
+    pub spaces: [u32; 2],
+    /// Guest RAX or ADDRESS while a thunk needs the register.
+    pub saved: [u64; 2],
+    /// Guest status flags while a thunk computes: as LAHF and SETO leave them in AX.
+    pub saved_flags: u64,
+    pub status_mask: u64,
+    pub interrupt_mask: u64,
+    pub overflow_mask: u64,
+    pub unusual_mask: u64,
+    pub upper_mask: u64,
+}
+
+/// No instruction begins here.
+pub(crate) const NOWHERE: u64 = u64::MAX;
+
+/// What translated code has loaded into CS and SS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Crossing {
+    /// Nothing: `Cpu` is right.
+    None = 0,
+    /// Flat 64-bit code and stack of the supervisor.
+    Supervisor = 1,
+    /// The same with a null SS.
+    SupervisorNullStack = 2,
+    /// Flat 64-bit code and stack of the user.
+    User = 3,
 }
 
 /// Distance from [`State`] to the store table.
@@ -197,6 +269,16 @@ macro_rules! gs {
     };
 }
 pub(crate) use gs;
+
+/// GS-relative displacement of a field of [`System`], or of an element of one.
+macro_rules! system {
+    ($($field:tt)+) => {
+        (std::mem::offset_of!($crate::layout::State, system)
+            + std::mem::offset_of!($crate::layout::System, $($field)+)) as i32
+            - $crate::layout::REGION as i32
+    };
+}
+pub(crate) use system;
 
 /// GS-relative displacement of a guest register's home.
 pub(crate) fn gpr_home(n: usize) -> i32 {

@@ -16,6 +16,7 @@
 //! | `tables`, `spaces` | guest linear address to host address |
 //! | `call_stack` | host return addresses of guest calls |
 //! | `thunks`, `string_thunks`, `native`, `signals` | into and out of translated code |
+//! | `system_thunks`, `system_state` | SYSCALL, SYSRET, IRET; system state on the way in and out |
 //! | `ledger`, `recorder` | what translation costs; perf maps and jitdumps |
 //! | `vcpu` | the loop |
 #![cfg(target_arch = "x86_64")]
@@ -32,6 +33,8 @@ mod recorder;
 mod signals;
 mod spaces;
 mod string_thunks;
+mod system_state;
+mod system_thunks;
 mod tables;
 mod thunks;
 mod vcpu;

@@ -16,9 +16,9 @@ const GS: usize = 5;
 /// Privilege of accesses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    User,
-    Supervisor,
-    SupervisorAc,
+    User = 0,
+    Supervisor = 1,
+    SupervisorAc = 2,
 }
 
 /// Privilege of the program's own accesses.

@@ -92,6 +92,15 @@ impl Spaces {
         })
     }
 
+    /// Load and store table of each kind of access; zero where none exists yet.
+    /// Without SMAP AC makes no difference.
+    pub fn addresses(&self, smap: bool) -> [[u64; 2]; 3] {
+        let pair = |v: &View| <[u64; 2]>::from(v.addresses());
+        let user = self.contexts[self.current].view.as_ref().map_or([0; 2], pair);
+        let ac = if smap { &self.supervisor_ac } else { &self.supervisor };
+        [user, pair(&self.supervisor), pair(ac)]
+    }
+
     fn views(&mut self) -> impl Iterator<Item = &mut View> {
         let users = self.contexts.iter_mut().filter_map(|c| c.view.as_mut());
         users.chain([&mut self.supervisor, &mut self.supervisor_ac])

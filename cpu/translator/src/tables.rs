@@ -57,10 +57,13 @@ impl StateMemory {
         self.base.as_ptr()
     }
 
-    /// Ask translated code to leave at the next block.
+    /// Ask translated code to leave at the next block, and when it sets IF.
     pub fn want_attention(&self) {
-        // SAFETY: the mapping lives as long as self; the field is atomic.
-        unsafe { &(*self.base.as_ptr()).token }.store(0, Ordering::SeqCst);
+        // SAFETY: the mapping lives as long as self; the fields are atomic.
+        let (pending, token) =
+            unsafe { (&(*self.base.as_ptr()).system.pending, &(*self.base.as_ptr()).token) };
+        pending.store(1, Ordering::SeqCst);
+        token.store(0, Ordering::SeqCst);
     }
 
     /// The state, for the vCPU's own thread.

@@ -21,6 +21,7 @@ use crate::modes;
 use crate::native;
 use crate::signals::Running;
 use crate::spaces::{CodePage, ContextKey, Spaces};
+use crate::system_state;
 use crate::tables::{Fill, StateMemory};
 
 /// Bytes read to make a block of: more than most blocks cover.
@@ -61,9 +62,6 @@ pub struct TranslatorVcpu {
     writer: Arc<DirectWriter>,
     blocks: Blocks,
     spaces: Spaces,
-    /// By class: `Mode::word` of the blocks that the jump cache and the call stack
-    /// lead to.
-    modes: [u32; 4],
     calls: CallStack,
     /// The space and privilege that the call stack belongs to.
     calls_space: u32,
@@ -156,6 +154,7 @@ impl TranslatorVcpu {
         (state.qword_element_mask, state.qword_bit_mask) = (!63, 63);
         state.within_page[..PAGE as usize].fill(1);
         state.jump_index_mask = JUMP_INDEX;
+        system_state::set_up(state);
         state.jump_cache.fill(blocks.address(blocks.thunks.indirect));
         let calls = CallStack::new(blocks.address(blocks.thunks.bottom))?;
         state.call_rsp = calls.empty();
@@ -180,7 +179,6 @@ impl TranslatorVcpu {
             spaces,
             calls,
             calls_space: 0,
-            modes: [0; 4],
             foreign: AddressMap::default(),
             recent: Box::new([Recent::NONE; RECENT]),
             seen,
@@ -203,6 +201,12 @@ impl TranslatorVcpu {
         // translated code is not running exclude other references. The token is
         // atomic and also written by other threads.
         unsafe { &mut *self.state.pointer() }
+    }
+
+    /// The shared state and the interpreter's.
+    fn both(&mut self) -> (&mut State, &mut Cpu) {
+        // SAFETY: as in `state`; the two do not overlap.
+        (unsafe { &mut *self.state.pointer() }, self.interp.cpu())
     }
 
     /// How many instructions the interpreter should execute before translated code
@@ -360,12 +364,12 @@ impl TranslatorVcpu {
 
     /// Guest registers from `Cpu` into the shared state.
     fn export(&mut self) {
-        let (regs, flags, fs, gs) = {
-            let cpu = self.interp.cpu();
-            let mut regs = [0; 16];
-            regs.copy_from_slice(&cpu.regs[..16]);
-            (regs, cpu.flags.to_rflags(), cpu.segments[4].base, cpu.segments[5].base)
-        };
+        let (s, cpu) = self.both();
+        s.gpr.copy_from_slice(&cpu.regs[..16]);
+        let flags = cpu.flags.to_rflags();
+        s.flags_ah = (flags & 0xd5 | 2) as u8;
+        s.flags_of = (flags >> 11 & 1) as u8;
+        system_state::export(s, cpu);
         if !self.fpu_in_host {
             let fpu = &self.interp.cpu().fpu;
             native::load_x87(fpu);
@@ -375,21 +379,14 @@ impl TranslatorVcpu {
             s.mxcsr = mxcsr;
             self.fpu_in_host = true;
         }
-        let s = self.state();
-        s.gpr = regs;
-        s.flags_ah = (flags & 0xd5 | 2) as u8;
-        s.flags_of = (flags >> 11 & 1) as u8;
-        s.fs_base = fs;
-        s.gs_base = gs;
     }
 
     /// Guest registers from the shared state into `Cpu`, at `rip`.
     fn import(&mut self, rip: u64) {
-        let s = self.state();
-        let regs = s.gpr;
+        let (s, cpu) = self.both();
         let flags = u64::from(s.flags_ah & 0xd5) | u64::from(s.flags_of & 1) << 11;
-        let cpu = self.interp.cpu();
-        cpu.regs[..16].copy_from_slice(&regs);
+        cpu.regs[..16].copy_from_slice(&s.gpr);
+        system_state::sync_boundary(s, cpu, rip);
         cpu.flags = Flags::from_rflags(flags);
         cpu.set_rip(rip);
     }
@@ -575,15 +572,11 @@ impl TranslatorVcpu {
             what: "reserving address tables".into(),
             source: e.into(),
         };
-        let (load, store) = self.spaces.view(kind, &state_memory).map_err(failed)?.addresses();
-        // The class is checked by each stub.
-        let known = &mut self.modes[mode.class() as usize & 3];
-        if std::mem::replace(known, mode.word()) != mode.word() {
-            self.forget_indirect();
-        }
+        self.spaces.view(kind, &state_memory).map_err(failed)?;
+        let views = self.spaces.addresses(self.interp.cpu().cr4 & cr4::SMAP != 0);
+        let number = self.spaces.number();
         let space = self.space();
         let other_calls = std::mem::replace(&mut self.calls_space, space) != space;
-        let space = space.wrapping_neg();
         let (code, code_len) = self.blocks.extent();
         let running = Running {
             code,
@@ -595,10 +588,7 @@ impl TranslatorVcpu {
         let enter = self.blocks.address(self.blocks.thunks.enter);
         let s = self.state();
         s.target = target;
-        s.table_load = load;
-        s.table_store = store;
-        s.space = space;
-        s.class = mode.class();
+        system_state::set_views(s, views, number, mode.class(), kind);
         if other_calls {
             s.call_rsp = s.call_rsp_empty;
         }
@@ -609,6 +599,10 @@ impl TranslatorVcpu {
         // state lies below the store table named in it.
         unsafe { native::enter(enter, running) };
         self.writer.end();
+        let (s, cpu) = self.both();
+        system_state::sync(s, cpu);
+        // Translated code that changes privilege empties the call stack itself.
+        self.calls_space = self.space();
         let s = self.state();
         let (exit, site, address) = (s.exit, s.site, s.address);
         let exit = Exit::ALL[(exit & 7) as usize];
@@ -764,14 +758,15 @@ impl TranslatorVcpu {
     fn run_to_halt(&mut self) -> Halt {
         loop {
             // From here on a raised bit ends translated code again.
-            self.state().token.store(1, std::sync::atomic::Ordering::SeqCst);
-            let bits = self.attention.bits();
+            let attention = self.attention.clone();
+            let bits = system_state::rearm(self.state(), || attention.bits());
             let masked = self.interp.cpu().system_flags & rflags::IF == 0;
             let urgent = bits & !attention_bits::INTERRUPT != 0 || bits != 0 && !masked;
             let step = std::mem::take(&mut self.pending_step);
             let left = self.ends_at.map_or(u64::MAX, |end| end.saturating_sub(self.interp.cpu().retired));
             if left == 0 {
-                return Halt::Limit;
+                // What wakes a halted processor does so before the limit is looked at.
+                return self.interp.run(0);
             }
             let n = if urgent || step { 1 } else { self.obstacle() };
             if n != 0 {

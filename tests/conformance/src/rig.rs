@@ -1,6 +1,7 @@
 //! The smallest machine around one vCPU.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
@@ -9,8 +10,15 @@ use engine::{Attention, Bus, Engine, Halt, Vcpu, VcpuConfig, attention_bits};
 use guest_memory::GuestMemory;
 use x86_state::{CpuModel, CpuState, Topology};
 
-/// A bus on which nothing answers: reads are all ones.
-struct Nobody;
+/// No interrupt is requested.
+const NONE: u32 = u32::MAX;
+
+/// A bus on which nothing answers: reads are all ones. The test itself may
+/// request an interrupt.
+struct Nobody {
+    attention: Arc<Attention>,
+    vector: AtomicU32,
+}
 
 impl Bus for Nobody {
     fn port_read(&self, _: u16, size: u8) -> u32 {
@@ -28,7 +36,8 @@ impl Bus for Nobody {
         None
     }
     fn acknowledge_interrupt(&self, _: usize) -> Option<u8> {
-        None
+        self.attention.clear(attention_bits::INTERRUPT);
+        u8::try_from(self.vector.swap(NONE, Ordering::SeqCst)).ok()
     }
     fn read_cr8(&self, _: usize) -> u64 {
         0
@@ -51,6 +60,7 @@ pub struct Rig {
     /// The model it was made with.
     pub model: Arc<CpuModel>,
     attention: Arc<Attention>,
+    bus: Arc<Nobody>,
     vcpu: Box<dyn Vcpu>,
 }
 
@@ -77,6 +87,7 @@ impl Rig {
     fn with_clock(engine: &dyn Engine, model: CpuModel, memory: GuestMemory, clock: Clock) -> Self {
         let model = Arc::new(model);
         let attention = Arc::new(Attention::new());
+        let bus = Arc::new(Nobody { attention: attention.clone(), vector: AtomicU32::new(NONE) });
         let config = VcpuConfig {
             index: 0,
             model: model.clone(),
@@ -84,10 +95,22 @@ impl Rig {
             memory: memory.clone(),
             clock,
             attention: attention.clone(),
-            bus: Arc::new(Nobody),
+            bus: bus.clone(),
         };
         let vcpu = engine.create_vcpu(config).expect("the engine makes a vCPU");
-        Rig { memory, model, attention, vcpu }
+        Rig { memory, model, attention, bus, vcpu }
+    }
+
+    /// Request an interrupt, as an interrupt controller does.
+    pub fn interrupt(&self, vector: u8) {
+        self.bus.vector.store(vector.into(), Ordering::SeqCst);
+        self.attention.raise(attention_bits::INTERRUPT);
+    }
+
+    /// Withdraw what was requested and not taken.
+    pub fn quiet(&self) {
+        self.attention.clear(attention_bits::INTERRUPT);
+        self.bus.vector.store(NONE, Ordering::SeqCst);
     }
 
     /// The reset state, to start a case from.

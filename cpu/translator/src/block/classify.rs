@@ -24,6 +24,9 @@ pub(crate) struct HostFeatures {
     pub sse42: bool,
     /// MXCSR has AMD's misalignment bit, which the model has not.
     pub misaligned_sse: bool,
+    /// Executed in the guest's place, so the host need not have them.
+    pub smap: bool,
+    pub fsgsbase: bool,
 }
 
 impl HostFeatures {
@@ -45,6 +48,8 @@ impl HostFeatures {
             popcnt: has!("popcnt"),
             sse42: has!("sse4.2") && has!("sse4.1") && has!("ssse3"),
             misaligned_sse: std::arch::x86_64::__cpuid(0x8000_0001).ecx >> 7 & 1 != 0,
+            smap: true,
+            fsgsbase: true,
         }
     }
 
@@ -66,6 +71,8 @@ impl HostFeatures {
             popcnt: self.popcnt && model.has(F::Popcnt),
             misaligned_sse: self.misaligned_sse,
             sse42: self.sse42 && model.has(F::Sse42) && model.has(F::Sse41) && model.has(F::Ssse3),
+            smap: self.smap && model.has(F::Smap),
+            fsgsbase: self.fsgsbase && model.has(F::Fsgsbase),
         }
     }
 
@@ -104,6 +111,9 @@ impl Builder<'_> {
     /// the host, and is none of those that must never run natively.
     pub(super) fn supported(&mut self, i: &mut Instruction) -> bool {
         self.without_count_instructions(i);
+        if self.is_native_system(i) {
+            return true;
+        }
         if i.is_string_instruction() {
             return super::string::is_native(i);
         }

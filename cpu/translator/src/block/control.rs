@@ -13,6 +13,9 @@ impl Builder<'_> {
         match i.flow_control() {
             FlowControl::Next => return None,
             FlowControl::UnconditionalBranch if i.op0_kind() == OpKind::NearBranch64 => {
+                if self.shadowed {
+                    self.end_shadow();
+                }
                 self.leave_to(i.near_branch_target());
             }
             FlowControl::ConditionalBranch if i.condition_code() != ConditionCode::None => {
@@ -45,6 +48,9 @@ impl Builder<'_> {
                 let Some(slot) = self.pop_slot() else { return Some(None) };
                 self.load_word(host::ADDRESS, slot.mem());
                 self.move_sp(self.word() + extra);
+                if self.shadowed {
+                    self.end_shadow();
+                }
                 if self.single() {
                     self.leave_indirect();
                 } else {

@@ -62,6 +62,7 @@ fn cost_of_translation() {
                     mode,
                     thunks: &thunks,
                     strings: &strings,
+                    system: &Default::default(),
                     features: &features,
                     straddling: None,
                 },

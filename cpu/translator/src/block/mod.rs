@@ -20,6 +20,7 @@ mod homes;
 mod narrow;
 mod stack;
 mod string;
+mod system;
 mod windows;
 
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Encoder, FlowControl, Instruction, OpKind};
@@ -29,6 +30,7 @@ use copy::host_register;
 use crate::emit::{Emitter, Mem};
 use crate::layout::{Exit, gs, host};
 use crate::string_thunks::StringThunks;
+use crate::system_thunks::SystemThunks;
 use crate::thunks::Thunks;
 
 pub(crate) use classify::HostFeatures;
@@ -107,6 +109,7 @@ pub(crate) struct Request<'a> {
     pub straddling: Option<u32>,
     pub thunks: &'a Thunks,
     pub strings: &'a StringThunks,
+    pub system: &'a SystemThunks,
     pub features: &'a HostFeatures,
 }
 
@@ -223,6 +226,16 @@ impl Scratch {
     }
 }
 
+/// A point that emission can go back to.
+#[derive(Clone, Copy)]
+struct Mark {
+    code: usize,
+    pending: usize,
+    links: usize,
+    branches: usize,
+    guest_len: u16,
+}
+
 struct Builder<'a> {
     r: &'a Request<'a>,
     e: Emitter,
@@ -235,6 +248,8 @@ struct Builder<'a> {
     /// The stack pointer is known to be a multiple of the word.
     stack_aligned: bool,
     plan: windows::Plan,
+    /// The current instruction follows STI.
+    shadowed: bool,
     /// Address of the current instruction.
     ip: u64,
     /// The window whose host address TEMP holds, before the current instruction and
@@ -273,6 +288,7 @@ fn attempt(r: &Request<'_>, s: &mut Scratch, near: bool) -> Result<Option<Transl
         branches: Vec::new(),
         index: 0,
         stack_aligned: false,
+        shadowed: false,
         ip: r.va,
         held: None,
         now_held: None,
@@ -287,7 +303,8 @@ fn attempt(r: &Request<'_>, s: &mut Scratch, near: bool) -> Result<Option<Transl
     let inner = b.e.len();
     let guard = r.straddling.filter(|_| !r.mode.shares(r.va)).map(|space| b.check_mapping(space));
 
-    let list = b.decode();
+    let longest = if r.straddling.is_some() { 1 } else { r.mode.longest };
+    let list = b.decode(longest);
     if !r.mode.plain && list.len() > 1 {
         let word = b.word();
         b.plan.make(&list, &mut b.s.facts, word);
@@ -295,11 +312,20 @@ fn attempt(r: &Request<'_>, s: &mut Scratch, near: bool) -> Result<Option<Transl
     let mut map = std::mem::take(&mut b.s.map);
     let mut ended = false;
     let mut guest_len = 0;
-    for i in &list {
-        b.make_room(i, map.len());
-        let before = (b.e.len(), b.pending.len(), b.links.len(), b.branches.len());
+    let mut sti = None;
+    for (n, i) in list.iter().enumerate() {
+        b.shadowed = sti.is_some();
+        if b.shadowed {
+            b.plan.leave_out(n);
+        } else if r.mode.longest > 1 && b.is_native_sti(i) {
+            b.island_here();
+            sti = Some(b.mark(guest_len));
+        } else {
+            b.make_room(i, n);
+        }
+        let before = b.mark(guest_len);
         map.push((b.e.len() as u16, (i.ip() - r.va) as u16));
-        b.index = (map.len() - 1) as u8;
+        b.index = n as u8;
         match b.instruction(i) {
             Some(next) => {
                 guest_len = (i.next_ip() - r.va) as u16;
@@ -307,13 +333,15 @@ fn attempt(r: &Request<'_>, s: &mut Scratch, near: bool) -> Result<Option<Transl
                     ended = true;
                     break;
                 }
+                if b.shadowed {
+                    b.end_shadow();
+                }
             }
             None => {
-                b.e.code.truncate(before.0);
-                b.pending.truncate(before.1);
-                b.links.truncate(before.2);
-                b.branches.truncate(before.3);
-                map.pop();
+                // The interpreter's; and so is STI in front of it.
+                let back = if b.shadowed { sti.unwrap_or(before) } else { before };
+                guest_len = b.take_back(&back);
+                map.truncate(n - usize::from(b.shadowed));
                 break;
             }
         }
@@ -339,9 +367,10 @@ fn attempt(r: &Request<'_>, s: &mut Scratch, near: bool) -> Result<Option<Transl
 
 impl Builder<'_> {
     /// The guest's instructions up to the first that leaves or is not translated.
-    fn decode(&mut self) -> Vec<Instruction> {
+    /// One that follows STI is the last, so that events are looked for behind it.
+    fn decode(&mut self, longest: u8) -> Vec<Instruction> {
         let r = self.r;
-        let longest = if r.straddling.is_some() { 1 } else { usize::from(r.mode.longest) };
+        let longest = usize::from(longest);
         let mut decoder = Decoder::with_ip(r.mode.bits(), r.bytes, r.va, DecoderOptions::NONE);
         let mut list = std::mem::take(&mut self.s.list);
         list.clear();
@@ -354,20 +383,52 @@ impl Builder<'_> {
             if i.is_invalid() || !self.supported(&mut i) {
                 break;
             }
+            let shadowed = list.last().is_some_and(|l| self.is_native_sti(l));
+            if shadowed && !self.may_follow_sti(&i) {
+                break;
+            }
             list.push(i);
+            if shadowed {
+                break;
+            }
             match i.flow_control() {
                 FlowControl::Next => {}
                 FlowControl::ConditionalBranch if branches < MAX_BRANCHES => branches += 1,
                 _ => break,
             }
         }
+        if r.mode.longest > 1 && list.last().is_some_and(|l| self.is_native_sti(l)) {
+            list.pop();
+        }
         list
+    }
+
+    fn mark(&self, guest_len: u16) -> Mark {
+        Mark {
+            code: self.e.len(),
+            pending: self.pending.len(),
+            links: self.links.len(),
+            branches: self.branches.len(),
+            guest_len,
+        }
+    }
+
+    /// Undo what was emitted since; the guest bytes that are left.
+    fn take_back(&mut self, to: &Mark) -> u16 {
+        self.e.code.truncate(to.code);
+        self.pending.truncate(to.pending);
+        self.links.truncate(to.links);
+        self.branches.truncate(to.branches);
+        to.guest_len
     }
 
     /// One instruction. `None`: not one this translator does.
     fn instruction(&mut self, i: &Instruction) -> Option<Next> {
         self.ip = i.ip();
         self.held = self.now_held.take();
+        if self.is_native_system(i) {
+            return self.system(i);
+        }
         if let Some(next) = self.control(i) {
             return next;
         }
@@ -435,16 +496,23 @@ impl Builder<'_> {
         if farthest == 0 || !self.near && farthest + self.room_for(next, index) < 127 {
             return;
         }
-        let over = self.e.jmp_short();
-        self.island();
-        self.out_of_reach |= !self.e.land_short(over);
+        self.island_here();
+    }
+
+    /// Emit the pending stubs, if any, where execution comes by.
+    fn island_here(&mut self) {
+        if !self.pending.is_empty() {
+            let over = self.e.jmp_short();
+            self.island();
+            self.out_of_reach |= !self.e.land_short(over);
+        }
     }
 
     /// About how much host code an instruction becomes, in bytes.
     fn room_for(&self, i: &Instruction, index: usize) -> usize {
         let memory = i.is_stack_instruction() || (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
         match () {
-            () if i.is_string_instruction() => 110,
+            () if i.is_string_instruction() || self.is_native_system(i) => 110,
             () if self.plan.opens(index) => 88,
             () if memory => 56,
             () => 24,

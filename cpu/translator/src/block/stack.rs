@@ -139,7 +139,7 @@ impl Builder<'_> {
 
     /// Once a block: a misaligned RSP goes to the interpreter, so that no later
     /// slot can cross a page.
-    fn check_stack(&mut self) {
+    pub(super) fn check_stack(&mut self) {
         if self.stack_aligned {
             return;
         }

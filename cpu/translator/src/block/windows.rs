@@ -136,6 +136,13 @@ impl Plan {
         member.is_some_and(|m| self.windows[m.window].members > 1 && self.slots[m.window].is_none())
     }
 
+    /// An instruction looks its operand up by itself.
+    pub fn leave_out(&mut self, instruction: usize) {
+        if let Some(m) = self.members.get_mut(instruction) {
+            *m = None;
+        }
+    }
+
     fn close(&mut self, of: impl Fn(Origin) -> bool) {
         for w in self.windows.iter_mut().filter(|w| w.open && of(w.origin)) {
             w.open = false;
