@@ -64,11 +64,11 @@ fn state(reset: CpuState) -> CpuState {
     s
 }
 
-/// `[lock] [fs] op [base + disp8], number`; HLT.
-fn code(opcode: u8, size: u8, lock: bool, fs: bool, base: u8, number: u8) -> Vec<u8> {
+/// `[lock] [fs or a 32-bit address] op [base + disp8], number`; HLT.
+fn code(opcode: u8, size: u8, lock: bool, prefix: Option<u8>, base: u8, number: u8) -> Vec<u8> {
     let mut code = Vec::new();
     code.extend(lock.then_some(0xf0));
-    code.extend(fs.then_some(0x64));
+    code.extend(prefix);
     code.extend((size == 2).then_some(0x66));
     code.push(0x40 | u8::from(size == 8) << 3 | (number >> 3) << 2 | base >> 3);
     code.extend([0x0f, opcode, 0x40 | (number & 7) << 3 | base & 7]);
@@ -110,7 +110,14 @@ fn engines_reach_the_same_bit() {
                     // Every pair of registers in turn, without multiplying the cases.
                     let b = REGISTERS[(at + turn) % REGISTERS.len()];
                     let n = REGISTERS[(at * 3 + turn + usize::from(size)) % REGISTERS.len()];
-                    let code = code(opcode, size, opcode != 0xa3 && at % 2 == 0, turn % 3 == 2, b, n);
+                    let code = code(
+                        opcode,
+                        size,
+                        opcode != 0xa3 && at % 2 == 0,
+                        [None, Some(0x67), Some(0x64)][turn % 3],
+                        b,
+                        n,
+                    );
                     let place = CODE + cases * CODE_STEP;
                     let registers = [(n, number as u64), (b, base)];
                     let expected = run(&mut reference, place, &code, registers);

@@ -71,8 +71,9 @@ impl Builder<'_> {
     }
 
     fn bit_string_operand(&mut self, i: &Instruction) -> Option<()> {
-        // In 32-bit code the element's address would have to wrap.
-        let elements = Elements::of(i).filter(|_| !self.r.mode.narrow)?;
+        // With 32-bit addresses the element's would have to wrap.
+        let narrow = self.r.mode.narrow || i.memory_base().size() == 4 || i.memory_index().size() == 4;
+        let elements = Elements::of(i).filter(|_| !narrow)?;
         let number = gpr_number(i.op1_register())?;
         match self.address(i)? {
             Place::Constant(linear) => self.e.mov_imm(host::ADDRESS, linear),
