@@ -80,6 +80,10 @@ pub(crate) fn jump_index(address: u64) -> usize {
     ((address >> 4 & 0xfff) << 1 | address >> 2 & 1) as usize
 }
 
+/// PAUSE instructions after which a vCPU's thread yields: some 20 microseconds of
+/// waiting, perhaps for a vCPU whose thread has no processor.
+pub(crate) const PAUSES: u64 = 1000;
+
 /// Most windows of a block.
 pub(crate) const WINDOWS: usize = 8;
 
@@ -167,6 +171,8 @@ pub(crate) struct State {
     pub qword_offset_mask: u64,
     pub dword_offset_mask: u64,
     pub jump_index_mask: u64,
+    /// PAUSE instructions until the thread offers its processor to others.
+    pub pauses: u64,
     /// Of the number of a bit in a bit string: the element's number, the bit's in it.
     pub dword_element_mask: u64,
     pub dword_bit_mask: u64,

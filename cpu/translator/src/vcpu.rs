@@ -16,7 +16,7 @@ use x86_state::{Activity, CpuState, InterruptShadow, cr0, cr4, rflags};
 use crate::block::{self, HostFeatures, MAX_INSTRUCTIONS, Mode};
 use crate::blocks::{AddressMap, Blocks, Key};
 use crate::call_stack::CallStack;
-use crate::layout::{Exit, JUMP_INDEX, State, jump_index};
+use crate::layout::{Exit, JUMP_INDEX, PAUSES, State, jump_index};
 use crate::modes;
 use crate::native;
 use crate::signals::Running;
@@ -148,6 +148,7 @@ impl TranslatorVcpu {
         let blocks = Blocks::new(HostFeatures::detect().within(&config.model))?;
         let state = memory.get();
         state.page_offset_mask = PAGE - 1;
+        state.pauses = PAUSES;
         state.qword_offset_mask = 7;
         state.dword_offset_mask = 3;
         (state.dword_element_mask, state.dword_bit_mask) = (!31, 31);
@@ -653,6 +654,10 @@ impl TranslatorVcpu {
                 Ok(self.interpret_at(id, index))
             }
             Exit::Interpret => {
+                if self.state().pauses == 0 {
+                    self.state().pauses = PAUSES;
+                    std::thread::yield_now();
+                }
                 let payload = self.payload(site)?;
                 Ok(self.interpret_at(payload >> 6, payload as usize & 63))
             }

@@ -190,7 +190,7 @@ impl Builder<'_> {
     }
 
     /// Blocks of one instruction keep no call stack: nothing in them is linked.
-    fn single(&self) -> bool {
+    pub(super) fn single(&self) -> bool {
         self.r.mode.longest == 1
     }
 

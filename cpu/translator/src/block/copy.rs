@@ -1,15 +1,15 @@
 //! Instructions that run as themselves, with registers renamed and the memory
 //! operand replaced by the looked-up host address.
 
-use iced_x86::{EncodingKind, Instruction, MemorySize, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{Code, EncodingKind, Instruction, MemorySize, Mnemonic, OpAccess, OpKind, Register};
 
 use super::Builder;
-use super::access::{Access, gpr_number};
+use super::access::{Access, Place, gpr_number};
 use super::few::Few;
 use super::homes::at_home;
 use super::stack::SP;
 use crate::emit::Mem;
-use crate::layout::{PINNED, gpr_home, host};
+use crate::layout::{Exit, PINNED, gpr_home, gs, host};
 
 /// A guest register that visits a scratch register for one instruction.
 #[derive(Debug, Default, Clone, Copy)]
@@ -72,6 +72,10 @@ impl Builder<'_> {
         }
         if i.is_stack_instruction() {
             return false;
+        }
+        if i.code() == Code::Pause && !self.single() {
+            self.pause();
+            return true;
         }
         let memory = (0..i.op_count()).find(|n| i.op_kind(*n) == OpKind::Memory);
         if i.mnemonic() == Mnemonic::Lea {
@@ -148,6 +152,15 @@ impl Builder<'_> {
             self.now_held = self.held;
         }
         true
+    }
+
+    /// PAUSE, counted: a vCPU that waits long leaves, so that its thread can yield.
+    fn pause(&mut self) {
+        self.e.load(host::TEMP, Mem::gs(gs!(pauses)));
+        self.if_zero_leave(Exit::Interpret, Place::Register(host::ADDRESS, 0));
+        self.e.lea(host::TEMP, Mem::base(host::TEMP, -1));
+        self.e.store(Mem::gs(gs!(pauses)), host::TEMP);
+        self.e.bytes(&[0xf3, 0x90]);
     }
 
     /// General registers an instruction touches beyond its memory operand's address.
