@@ -174,6 +174,11 @@ impl Blocks {
         self.cache.read_u32(self.cache.offset_of(site)?)
     }
 
+    /// Cache offset behind a stub's call and payload.
+    pub fn behind(&self, site: u64) -> Option<u32> {
+        Some(self.cache.offset_of(site)? + 4)
+    }
+
     /// Block and instruction at a host address within the code.
     pub fn instruction_at(&self, address: u64) -> Option<(u32, usize)> {
         let at = self.cache.offset_of(address)?;

@@ -198,6 +198,8 @@ pub(crate) struct System {
     pub pending: std::sync::atomic::AtomicU32,
     /// The last instruction was STI with IF clear.
     pub shadow: u32,
+    /// What [`Exit::Interpret`] asks the engine for: an [`Asked`].
+    pub asked: u32,
     /// RFLAGS.IF in its place, or zero.
     pub interrupt_flag: u64,
     /// RFLAGS.AC in its place, or zero.
@@ -240,6 +242,16 @@ pub(crate) struct System {
     pub overflow_mask: u64,
     pub unusual_mask: u64,
     pub upper_mask: u64,
+}
+
+/// What translated code leaves for and goes on with right behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Asked {
+    /// RDTSC.
+    TimeStamp = 1,
+    /// RDTSCP.
+    TimeStampAndId = 2,
 }
 
 /// No instruction begins here.

@@ -4,9 +4,9 @@
 use std::sync::atomic::Ordering;
 
 use interpreter::Cpu;
-use x86_state::{InterruptShadow, Segment, cr4, efer, rflags};
+use x86_state::{InterruptShadow, Segment, cr4, efer, reg, rflags};
 
-use crate::layout::{Crossing, NOWHERE, State};
+use crate::layout::{Asked, Crossing, NOWHERE, State};
 use crate::modes::Kind;
 
 const CS: u8 = 1;
@@ -104,6 +104,24 @@ pub(crate) fn sync_boundary(s: &mut State, cpu: &mut Cpu, rip: u64) {
     if std::mem::take(&mut s.shadow) != 0 {
         cpu.shadow = InterruptShadow::Sti;
     }
+}
+
+/// Give translated code what it left for, if it did: it goes on behind its exit's
+/// payload. False: the interpreter's turn.
+pub(crate) fn answer(s: &mut State, cpu: &Cpu) -> bool {
+    let asked = std::mem::take(&mut s.system.asked);
+    let allowed = cpu.cpl == 0 || cpu.cr4 & cr4::TSD == 0;
+    // Virtual time counts instructions, which is done at their boundaries.
+    if asked == 0 || !allowed || cpu.clock.is_virtual() {
+        return false;
+    }
+    let now = cpu.clock.tsc().wrapping_add(cpu.tsc_offset);
+    s.gpr[reg::RAX] = now & 0xffff_ffff;
+    s.gpr[reg::RDX] = now >> 32;
+    if asked == Asked::TimeStampAndId as u32 {
+        s.gpr[reg::RCX] = cpu.msrs.tsc_aux & 0xffff_ffff;
+    }
+    true
 }
 
 fn load_flat_segments(crossing: u32, cs: u16, ss: u16, cpu: &mut Cpu) {

@@ -659,6 +659,11 @@ impl TranslatorVcpu {
                     std::thread::yield_now();
                 }
                 let payload = self.payload(site)?;
+                let (s, cpu) = self.both();
+                if system_state::answer(s, cpu) {
+                    let behind = self.blocks.behind(site).ok_or_else(|| self.lost(site))?;
+                    return Ok(Then::Resume(behind));
+                }
                 Ok(self.interpret_at(payload >> 6, payload as usize & 63))
             }
             Exit::Attention | Exit::Stale => {

@@ -645,3 +645,39 @@ fn bases_and_registers() {
         Program { user: control, from_user: true, ..Program::kernel("control registers of the user", stop) },
     ]);
 }
+
+/// Whether two time stamps come in order, in RBX, and TSC_AUX, in RSI.
+fn read_time(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.mov(r8d, 1)?;
+    a.rdtsc()?;
+    a.shl(rdx, 32)?;
+    a.lea(r9, rax + rdx)?;
+    a.rdtscp()?;
+    a.shl(rdx, 32)?;
+    a.add(rax, rdx)?;
+    a.mov(esi, ecx)?;
+    a.cmp(r9, rax)?;
+    a.setbe(bl)?;
+    a.movzx(ebx, bl)?;
+    for r in [rax, rdx, r9] {
+        a.xor(r, r)?;
+    }
+    a.hlt()
+}
+
+#[test]
+fn time_stamps() {
+    let begin = |s: &mut CpuState| {
+        s.msrs.tsc_aux = 0x1234;
+        s.gpr[1] = u64::MAX;
+    };
+    let user = |name: &str| Program { user: read_time, from_user: true, ..Program::kernel(name, stop) };
+    check([
+        Program::kernel("supervisor", read_time).with(begin),
+        user("user").with(begin),
+        user("user with TSD").with(move |s| {
+            begin(s);
+            s.cr4 |= cr4::TSD;
+        }),
+    ]);
+}

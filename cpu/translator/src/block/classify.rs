@@ -27,6 +27,7 @@ pub(crate) struct HostFeatures {
     /// Executed in the guest's place, so the host need not have them.
     pub smap: bool,
     pub fsgsbase: bool,
+    pub rdtscp: bool,
 }
 
 impl HostFeatures {
@@ -50,6 +51,7 @@ impl HostFeatures {
             misaligned_sse: std::arch::x86_64::__cpuid(0x8000_0001).ecx >> 7 & 1 != 0,
             smap: true,
             fsgsbase: true,
+            rdtscp: true,
         }
     }
 
@@ -73,6 +75,7 @@ impl HostFeatures {
             sse42: self.sse42 && model.has(F::Sse42) && model.has(F::Sse41) && model.has(F::Ssse3),
             smap: self.smap && model.has(F::Smap),
             fsgsbase: self.fsgsbase && model.has(F::Fsgsbase),
+            rdtscp: self.rdtscp && model.has(F::Rdtscp),
         }
     }
 

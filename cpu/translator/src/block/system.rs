@@ -1,14 +1,14 @@
 //! Instructions that see or change system state which translated code holds in
 //! the shared state: flags, privilege, segment bases, control registers.
 
-use iced_x86::{Code, FlowControl, Instruction, Register};
+use iced_x86::{Code, FlowControl, Instruction, OpKind, Register};
 use x86_state::rflags;
 
 use super::access::{Access, Place, gpr_number};
 use super::stack::SP;
 use super::{Builder, Next};
 use crate::emit::Mem;
-use crate::layout::{Exit, PINNED, gpr_home, gs, host, system};
+use crate::layout::{Asked, Exit, PINNED, gpr_home, gs, host, system};
 use crate::modes::Kind;
 
 /// GS-relative displacement of one table of a view.
@@ -37,6 +37,8 @@ enum Kindred {
     ReadSelector(i32),
     ReadBase(i32),
     WriteBase(i32),
+    /// RDTSC or RDTSCP.
+    TimeStamp(Asked),
 }
 
 impl Builder<'_> {
@@ -76,14 +78,19 @@ impl Builder<'_> {
                 Register::CR4 => 4,
                 _ => return None,
             }),
-            Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg => {
-                gpr_number(i.op0_register())?;
+            Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg | Code::Mov_rm16_Sreg => {
+                let memory = i.op0_kind() == OpKind::Memory;
+                if !memory && i.op0_register().size() == 2 {
+                    return None;
+                }
                 Kindred::ReadSelector(i.op1_register() as i32 - Register::ES as i32)
             }
             Code::Rdfsbase_r64 => fsgsbase(Kindred::ReadBase(gs!(fs_base)))?,
             Code::Rdgsbase_r64 => fsgsbase(Kindred::ReadBase(gs!(gs_base)))?,
             Code::Wrfsbase_r64 => fsgsbase(Kindred::WriteBase(gs!(fs_base)))?,
             Code::Wrgsbase_r64 => fsgsbase(Kindred::WriteBase(gs!(gs_base)))?,
+            Code::Rdtsc => Kindred::TimeStamp(Asked::TimeStamp),
+            Code::Rdtscp if f.rdtscp => Kindred::TimeStamp(Asked::TimeStampAndId),
             _ => return None,
         })
     }
@@ -127,6 +134,12 @@ impl Builder<'_> {
                 return Some(Next::End);
             }
             Kindred::ReadControl(n) => self.load_into(i, Mem::gs(system!(cr) + 8 * n))?,
+            Kindred::ReadSelector(n) if i.op0_kind() == OpKind::Memory => self.store_selector(i, n)?,
+            Kindred::TimeStamp(asked) => {
+                // The engine goes on behind the stub.
+                self.e.store32_imm(Mem::gs(system!(asked)), asked as i32);
+                self.stub(Exit::Interpret, self.index);
+            }
             Kindred::ReadSelector(n) => self.load32_into(i, Mem::gs(system!(selectors) + 4 * n))?,
             Kindred::ReadBase(home) => {
                 self.interpret_if_set(system!(fsgsbase_barred));
@@ -160,6 +173,17 @@ impl Builder<'_> {
         let n = gpr_number(i.op0_register())?;
         self.e.load(PINNED[n].unwrap_or(host::TEMP), from);
         self.keep(n);
+        Some(())
+    }
+
+    /// MOV to memory writes 16 bits, whatever the operand size.
+    fn store_selector(&mut self, i: &Instruction, n: i32) -> Option<()> {
+        let place = self.address(i)?;
+        let found = self.look_up(Access::Store, place, 2, false)?;
+        self.fold(found);
+        self.e.load32(host::TEMP, Mem::gs(system!(selectors) + 4 * n));
+        // MOV [RDI], CX.
+        self.e.bytes(&[0x66, 0x89, 0x0f]);
         Some(())
     }
 
