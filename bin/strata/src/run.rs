@@ -11,7 +11,7 @@ use board::{Board, BoardIo, BootSpec, MachineSpec, MachineType, SerialSpec, Time
 use host_sys::{RawTerminal, TerminationSignals};
 use lifecycle::{EnginePlan, Outcome, Policy, Recorder, Symbols, Vm};
 use serde_json::json;
-use vm_api::{Registration, Registry, RegistryError, RuntimeDir};
+use vm_api::{Registration, Registry, RegistryError, RuntimeDir, Server};
 use vm_process::{Identity, Owner, Switch};
 
 use crate::cli::{Format, Machine, MachineArgs, RunArgs, Time};
@@ -51,9 +51,10 @@ pub fn command(args: RunArgs, start: Instant) -> anyhow::Result<u8> {
     announce(&args, &plan, socket.as_ref().map(|s| &s.0));
     phases.mark(Phase::Loaded);
     let mut owner = Owner::new(vm, &plan, start);
-    owner.on_switch(|name, took| eprintln!("strata: continued on engine {name} ({took:.1?})"));
-    // Held until the end: while it is, others find the machine.
-    let _registration = socket.map(|s| open_desk(s, &mut owner)).transpose()?;
+    if args.format == Format::Text {
+        owner.on_switch(|name, took| eprintln!("strata: continued on engine {name} ({took:.1?})"));
+    }
+    let _door = socket.map(|s| open_door(s, &mut owner)).transpose()?;
     let raw = start_console(&board)?;
     watch_signals(signals, &board)?;
     phases.mark(Phase::FirstInstruction);
@@ -99,13 +100,28 @@ fn register(args: &RunArgs) -> anyhow::Result<Option<(Registration, UnixListener
     }
 }
 
+/// The machine's control socket and its place in the runtime directory.
+struct Door {
+    server: Server,
+    /// Dropped last: as long as it is held, others find the machine.
+    _registration: Registration,
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        /// For the answer to the request that ended the machine.
+        const LAST_WORDS: Duration = Duration::from_millis(500);
+        self.server.finish(LAST_WORDS);
+    }
+}
+
 /// Serve the machine's control socket.
-fn open_desk(socket: (Registration, UnixListener), owner: &mut Owner) -> anyhow::Result<Registration> {
+fn open_door(socket: (Registration, UnixListener), owner: &mut Owner) -> anyhow::Result<Door> {
     let (registration, listener) = socket;
     let (desk, requests) = vm_process::desk(owner.vm().board().events().clone());
     owner.serve(Identity { id: registration.id().clone(), name: registration.name().cloned() }, requests);
-    vm_api::serve(listener, Arc::new(desk)).context("cannot start the control thread")?;
-    Ok(registration)
+    let server = vm_api::serve(listener, Arc::new(desk)).context("cannot start the control thread")?;
+    Ok(Door { server, _registration: registration })
 }
 
 /// Who is told of translated blocks, if anyone is to be.

@@ -49,12 +49,12 @@ impl Found {
     /// # Errors
     /// When its process survives everything.
     pub fn end(&self, grace: Duration) -> Result<Ending, EndError> {
-        if !grace.is_zero() && self.ask(Action::PressPowerButton).is_ok() && self.wait(grace) {
+        if !grace.is_zero() && self.told(Action::PressPowerButton) && self.wait(grace) {
             return Ok(Ending::PoweredOff);
         }
         // Whose process it is the host says, not a file; known before the socket goes.
         let pidfd = self.pidfd();
-        if self.ask(Action::End).is_ok() && self.wait(PATIENCE) {
+        if self.told(Action::End) && self.wait(PATIENCE) {
             return Ok(Ending::Ended);
         }
         let killed = match pidfd {
@@ -75,9 +75,11 @@ impl Found {
         pidfd_open(peer.ok_or(rustix::io::Errno::SRCH)?, PidfdFlags::empty())
     }
 
-    fn ask(&self, action: Action) -> Result<(), CallError> {
-        let lost = |e: io::Error| CallError::Lost(e.to_string());
-        Client::connect(&self.socket()).map_err(lost)?.call(action, PATIENCE).map(drop)
+    /// Whether its process knows what is wanted. One that ended before it
+    /// answered does.
+    fn told(&self, action: Action) -> bool {
+        let Ok(mut client) = Client::connect(&self.socket()) else { return !self.lives() };
+        matches!(client.call(action, PATIENCE), Ok(_) | Err(CallError::Lost(_)))
     }
 
     /// Wait until its process has gone; false when `limit` passed before.

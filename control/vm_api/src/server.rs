@@ -2,8 +2,8 @@
 
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::net::sockopt::socket_peercred;
@@ -30,18 +30,47 @@ pub trait Handler: Send + Sync + 'static {
     fn handle(&self, action: Action) -> Result<Reply, Refusal>;
 }
 
-/// Serve a socket on a thread of its own, until the process ends.
+/// A socket that is being served, until the process ends.
+#[derive(Debug)]
+pub struct Server(Arc<InHand>);
+
+/// Requests that were read and whose answers are not yet written.
+#[derive(Debug, Default)]
+struct InHand {
+    count: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl InHand {
+    fn change(&self, f: impl FnOnce(&mut usize)) {
+        f(&mut self.count.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_all();
+    }
+}
+
+impl Server {
+    /// Wait until every request in hand is answered, at most `limit`: a process
+    /// that ends because it was asked to lets its answer out first.
+    pub fn finish(&self, limit: Duration) {
+        let count = self.0.count.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.0.changed.wait_timeout_while(count, limit, |count| *count > 0));
+    }
+}
+
+/// Serve a socket on a thread of its own.
 ///
 /// # Errors
 /// When the host refuses the thread.
-pub fn serve(listener: UnixListener, handler: Arc<dyn Handler>) -> io::Result<()> {
+pub fn serve(listener: UnixListener, handler: Arc<dyn Handler>) -> io::Result<Server> {
+    let in_hand = Arc::new(InHand::default());
+    let server = Server(in_hand.clone());
     std::thread::Builder::new()
         .name("control".to_string())
-        .spawn(move || accept(&listener, &handler))
-        .map(drop)
+        .spawn(move || accept(&listener, &handler, &in_hand))
+        .map(|_| server)
 }
 
-fn accept(listener: &UnixListener, handler: &Arc<dyn Handler>) {
+fn accept(listener: &UnixListener, handler: &Arc<dyn Handler>, in_hand: &Arc<InHand>) {
     let open = Arc::new(AtomicUsize::new(0));
     loop {
         let stream = match listener.accept() {
@@ -56,11 +85,11 @@ fn accept(listener: &UnixListener, handler: &Arc<dyn Handler>) {
             refuse(&stream, Refusal::new(RefusalKind::Busy, message));
             continue;
         };
-        let handler = handler.clone();
+        let (handler, in_hand) = (handler.clone(), in_hand.clone());
         // A host that refuses the thread drops the connection, which its client sees.
         let _ = std::thread::Builder::new().name("control-client".to_string()).spawn(move || {
             let _place = place;
-            connection(&stream, handler.as_ref());
+            connection(&stream, handler.as_ref(), &in_hand);
         });
     }
 }
@@ -88,7 +117,7 @@ fn may_command(peer: u32, own: u32) -> bool {
     peer == own || peer == 0
 }
 
-fn connection(stream: &UnixStream, handler: &dyn Handler) {
+fn connection(stream: &UnixStream, handler: &dyn Handler, in_hand: &InHand) {
     let own = rustix::process::geteuid().as_raw();
     match socket_peercred(stream) {
         Ok(peer) if may_command(peer.uid.as_raw(), own) => {}
@@ -114,8 +143,11 @@ fn connection(stream: &UnixStream, handler: &dyn Handler) {
             }
             Err(e) => return refuse(stream, Refusal::new(RefusalKind::TooSlow, e.to_string())),
         };
+        in_hand.change(|count| *count += 1);
         let result = Request::parse(&line).and_then(|request| handler.handle(request.action));
-        if wire::send(stream, &Response::new(result), RESPONSE_TIME).is_err() {
+        let sent = wire::send(stream, &Response::new(result), RESPONSE_TIME);
+        in_hand.change(|count| *count -= 1);
+        if sent.is_err() {
             return;
         }
     }
@@ -221,6 +253,39 @@ mod tests {
         assert_eq!(answer(b""), "");
         let two = answer(b"nonsense\n{\"version\":1,\"action\":\"pause\"}\n");
         assert!(two.contains("bad-request") && two.contains("done"), "{two}");
+    }
+
+    /// Answers late.
+    struct Slow(Duration);
+
+    impl Handler for Slow {
+        fn handle(&self, _: Action) -> Result<Reply, Refusal> {
+            std::thread::sleep(self.0);
+            Ok(Reply::Done)
+        }
+    }
+
+    #[test]
+    fn a_server_that_finishes_lets_answers_out_but_does_not_wait_for_ever() {
+        let path = std::env::temp_dir().join(format!("strata-api-slow-{}", std::process::id()));
+        let finished = |takes: Duration, limit: Duration| {
+            let _ = std::fs::remove_file(&path);
+            let server = serve(UnixListener::bind(&path).unwrap(), Arc::new(Slow(takes))).unwrap();
+            server.finish(LIMIT);
+            let mut client = Client::connect(&path).unwrap();
+            let asking = std::thread::spawn(move || client.call(Action::End, LIMIT));
+            let begun = || *server.0.count.lock().unwrap() > 0;
+            while !begun() {
+                std::thread::yield_now();
+            }
+            server.finish(limit);
+            let answered = !begun();
+            asking.join().unwrap().unwrap();
+            answered
+        };
+        assert!(finished(Duration::from_millis(50), LIMIT));
+        assert!(!finished(Duration::from_secs(1), Duration::from_millis(1)));
+        let _ = std::fs::remove_file(&path);
     }
 
     #[test]

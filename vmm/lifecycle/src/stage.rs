@@ -40,7 +40,7 @@ pub enum Action {
     Reset,
     /// Continue on another engine.
     SwitchEngine,
-    /// Read state or counters.
+    /// Read counters.
     Observe,
     /// End.
     Stop,

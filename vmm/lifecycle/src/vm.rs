@@ -214,8 +214,8 @@ impl Vm {
         }
     }
 
-    /// Run `f` with the vCPUs parked and the clock going, in a stage that allows
-    /// `action`. A running machine whose `f` failed is left paused.
+    /// Run `f` with the vCPUs parked and, but for [`Action::Observe`], the clock
+    /// going, in a stage that allows `action`. A running machine whose `f` failed is left paused.
     fn while_parked<T>(
         &mut self,
         action: Action,
@@ -229,7 +229,8 @@ impl Vm {
             self.resume()?;
             return Ok(value);
         }
-        let stood = self.shared.board.clock().is_stopped();
+        // Counters need no clock; what moves or exports state does.
+        let stood = action != Action::Observe && self.shared.board.clock().is_stopped();
         if stood {
             // Engines relate hardware's counters to a clock that runs.
             self.start_clock()?;
@@ -272,7 +273,7 @@ impl Vm {
     /// # Errors
     /// When the stage does not allow it or the engine cannot export.
     pub fn state(&mut self) -> Result<MachineState, VmError> {
-        self.while_parked(Action::Observe, |vm| vm.export())
+        self.while_parked(Action::SwitchEngine, |vm| vm.export())
     }
 
     fn export(&self) -> Result<MachineState, VmError> {
