@@ -150,7 +150,11 @@ impl Clock {
 
     /// TSC ticks at guest time `now`, before any vCPU's offset.
     pub fn tsc_at(&self, now: Nanos) -> u64 {
-        self.0.tsc_base.wrapping_add((u128::from(now) * u128::from(self.0.tsc_khz) / 1_000_000) as u64)
+        const MILLISECOND: u64 = 1_000_000;
+        // now * khz / MILLISECOND without the width that product would need.
+        let khz = u64::from(self.0.tsc_khz);
+        let whole = (now / MILLISECOND).wrapping_mul(khz);
+        self.0.tsc_base.wrapping_add(whole).wrapping_add(now % MILLISECOND * khz / MILLISECOND)
     }
 
     /// TSC ticks now, before any vCPU's offset.
@@ -236,9 +240,12 @@ mod tests {
         for base in [0, 7_432_219_486_706] {
             let c = Clock::host_with_tsc(2_596_130, base);
             assert_eq!(c.tsc_at(0), base);
-            for now in [1, 999, 1_000_000_007] {
+            for now in [1, 999, 1_000_000_007, u64::MAX / 3] {
                 let ticks = c.tsc_at(now);
-                assert!(c.time_of_tsc(ticks).abs_diff(now) <= 1, "{now} ns is tick {ticks}");
+                let exact = u128::from(now) * 2_596_130 / 1_000_000 + u128::from(base);
+                assert_eq!(ticks, exact as u64, "{now} ns");
+                let wraps = exact > u128::from(u64::MAX);
+                assert!(wraps || c.time_of_tsc(ticks).abs_diff(now) <= 1, "{now} ns is tick {ticks}");
             }
             assert_eq!(c.time_of_tsc(base / 2), 0, "a deadline before power-on has passed");
         }
