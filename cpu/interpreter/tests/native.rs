@@ -3,11 +3,13 @@
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #![allow(unsafe_code, reason = "executes generated code on the host")]
 
+mod host;
 mod machine;
 
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use engine::Halt;
+use host::{Host, Random};
 use machine::Machine;
 use x86_state::CpuState;
 use x86_state::rflags::{AF, CF, OF, PF, SF, STATUS, ZF};
@@ -24,31 +26,15 @@ const CASES: usize = 60_000;
 type Registers = [u64; 17];
 
 /// The host's processor.
-struct Native;
+struct Native(Host);
 
 impl Native {
     fn new() -> Self {
-        for (at, len) in [(DATA, DATA_LEN), (CODE, 0x1000)] {
-            // SAFETY: NOREPLACE maps only where nothing is; the low addresses are
-            // outside everything the process uses.
-            let p = unsafe {
-                libc::mmap(
-                    at as *mut _,
-                    len,
-                    libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC,
-                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE,
-                    -1,
-                    0,
-                )
-            };
-            assert_eq!(p as u64, at);
-        }
-        Native
+        Native(Host::new(DATA, DATA_LEN, CODE))
     }
 
     fn data(&mut self) -> &mut [u8] {
-        // SAFETY: mapped by `new`, and only this test's one thread uses it.
-        unsafe { std::slice::from_raw_parts_mut(DATA as *mut u8, DATA_LEN) }
+        self.0.data()
     }
 
     /// Execute `code`, which keeps RSP and falls through, between loading and
@@ -87,29 +73,12 @@ impl Native {
         }
         a.ret().unwrap();
         let bytes = a.assemble(CODE).unwrap();
-        // SAFETY: the mapping is a page, the code is far shorter; it is a
-        // function of the C convention that touches `regs` and the data pages.
-        unsafe {
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), CODE as *mut u8, bytes.len());
-            let f: extern "C" fn() = std::mem::transmute(CODE as *const ());
-            f();
-        }
+        // SAFETY: it saves what the convention keeps, and touches `regs` and the data.
+        unsafe { self.0.call(&bytes, regs) };
     }
 }
 
-/// A small generator of pseudo-random numbers (xorshift), so that failures repeat.
-struct Random(u64);
-
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-    fn below(&mut self, n: u64) -> u64 {
-        (self.next() >> 11) % n
-    }
     fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len() as u64) as usize]
     }

@@ -4,9 +4,11 @@
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #![allow(unsafe_code, reason = "executes generated code on the host")]
 
+mod host;
 mod machine;
 
 use engine::Halt;
+use host::{Host, Random};
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 use machine::Machine;
 use x86_state::{CpuState, F80, FpuState, cr4, rflags};
@@ -30,30 +32,15 @@ struct Context {
     default_mxcsr: u32,
 }
 
-struct Native;
+struct Native(Host);
 
 impl Native {
     fn new() -> Self {
-        for (at, len) in [(DATA, DATA_LEN), (CODE, 0x1000)] {
-            // SAFETY: NOREPLACE maps only where nothing is.
-            let p = unsafe {
-                libc::mmap(
-                    at as *mut _,
-                    len,
-                    libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC,
-                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE,
-                    -1,
-                    0,
-                )
-            };
-            assert_eq!(p as u64, at);
-        }
-        Native
+        Native(Host::new(DATA, DATA_LEN, CODE))
     }
 
     fn data(&mut self) -> &mut [u8] {
-        // SAFETY: mapped by `new`, and only this test's one thread uses it.
-        unsafe { std::slice::from_raw_parts_mut(DATA as *mut u8, DATA_LEN) }
+        self.0.data()
     }
 
     /// Execute `code` between loading and storing the x87, vector and some
@@ -88,31 +75,12 @@ impl Native {
         a.pop(rbx).unwrap();
         a.ret().unwrap();
         let bytes = a.assemble(CODE).unwrap();
-        // SAFETY: the mapping is a page, the code is far shorter; it is a function
-        // of the C convention that touches the context and the data page.
-        unsafe {
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), CODE as *mut u8, bytes.len());
-            let f: extern "C" fn(*mut Context) = std::mem::transmute(CODE as *const ());
-            f(c);
-        }
+        // SAFETY: it saves what the convention keeps, and touches the context and the data.
+        unsafe { self.0.call(&bytes, c) };
     }
 }
 
-/// xorshift, so that failures repeat.
-struct Random(u64);
-
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        (self.next() >> 11) % n
-    }
-
     /// Every class of encoding, with moderate magnitudes most likely.
     fn extended(&mut self) -> F80 {
         let significand = self.next();

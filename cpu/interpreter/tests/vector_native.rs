@@ -4,11 +4,13 @@
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #![allow(unsafe_code, reason = "executes generated code on the host")]
 
+mod host;
 mod machine;
 
 use std::collections::BTreeSet;
 
 use engine::Halt;
+use host::{Host, Random};
 use iced_x86::code_asm::*;
 use iced_x86::{Code, CpuidFeature, Decoder, Instruction, Mnemonic, OpKind, Register};
 use machine::Machine;
@@ -36,6 +38,7 @@ struct Registers {
 /// The host's processor: code that loads all registers, executes one
 /// instruction, and stores them.
 struct Native {
+    host: Host,
     before: Vec<u8>,
     after: Vec<u8>,
     registers: Box<Registers>,
@@ -66,21 +69,7 @@ const YMM: i32 = 18 * 8;
 
 impl Native {
     fn new() -> Self {
-        for (at, len) in [(DATA, DATA_LEN), (CODE, 0x1000)] {
-            // SAFETY: NOREPLACE maps only where nothing is; the low addresses are
-            // outside everything the process uses.
-            let p = unsafe {
-                libc::mmap(
-                    at as *mut _,
-                    len,
-                    libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC,
-                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE,
-                    -1,
-                    0,
-                )
-            };
-            assert_eq!(p as u64, at);
-        }
+        let host = Host::new(DATA, DATA_LEN, CODE);
         let registers = Box::new(Registers { gpr: [0; 16], rflags: 2, mxcsr: 0x1f80, ymm: [[0; 4]; 16] });
         let base = &raw const *registers as u64;
         let before = assemble(|a| {
@@ -124,25 +113,18 @@ impl Native {
             }
             a.ret()
         });
-        Native { before, after, registers }
+        Native { host, before, after, registers }
     }
 
     fn data(&mut self) -> &mut [u8] {
-        // SAFETY: mapped by `new`, and only this test's one thread uses it.
-        unsafe { std::slice::from_raw_parts_mut(DATA as *mut u8, DATA_LEN) }
+        self.host.data()
     }
 
     /// Execute one instruction from and to `registers`.
     fn run(&mut self, code: &[u8]) {
         let bytes: Vec<u8> = [&self.before, code, &self.after].concat();
-        assert!(bytes.len() <= 0x1000);
-        // SAFETY: the mapping is a page; the bytes are a function of the C
-        // convention that changes `registers` and the data page only.
-        unsafe {
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), CODE as *mut u8, bytes.len());
-            let f: extern "C" fn() = std::mem::transmute(CODE as *const ());
-            f();
-        }
+        // SAFETY: it saves what the convention keeps, and touches `registers` and the data.
+        unsafe { self.host.call(&bytes, &raw mut *self.registers) };
     }
 }
 
@@ -152,19 +134,7 @@ fn assemble(f: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError
     a.assemble(CODE).unwrap()
 }
 
-/// A small generator of pseudo-random numbers (xorshift), so that failures repeat.
-struct Random(u64);
-
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-    fn below(&mut self, n: u64) -> u64 {
-        (self.next() >> 11) % n
-    }
     fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len() as u64) as usize]
     }
