@@ -193,6 +193,9 @@ pub struct RunArgs {
     /// Go on after the guest's kernel has panicked instead of ending with status 3
     #[arg(long)]
     pub ignore_panic: bool,
+    /// Keep every system call and file: no seccomp, no Landlock
+    #[arg(long)]
+    pub no_sandbox: bool,
     /// Print how long each phase took, and counters, when the run ends
     #[arg(long)]
     pub timings: bool,

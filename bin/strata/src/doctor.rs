@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use board::bytes_text;
 use engine::EngineError;
 use lifecycle::ProbeResult;
+use sandbox::Landlock;
 use serde::Serialize;
 use vm_api::RuntimeDir;
 use x86_state::CpuModel;
@@ -80,6 +81,7 @@ fn look(probe: &ProbeResult) -> Vec<Finding> {
         models(probe),
         memory(),
         processors(),
+        confinement(),
         fetching(),
         cache(),
         runtime(),
@@ -198,6 +200,22 @@ fn processors() -> Finding {
         Err(e) => {
             lacking(SUBJECT, Grade::Fair, format!("count unknown ({e})"), "check the process's CPU affinity")
         }
+    }
+}
+
+fn confinement() -> Finding {
+    const SUBJECT: &str = "sandbox";
+    let partial = |found: &str, remedy: &str| lacking(SUBJECT, Grade::Fair, found, remedy);
+    match sandbox::landlock() {
+        Landlock::Full => good(SUBJECT, "seccomp and Landlock confine every run"),
+        Landlock::Partial => partial(
+            "seccomp and an older Landlock confine every run; some file rights are not told apart",
+            "a kernel of version 6.10 or newer",
+        ),
+        Landlock::Absent => partial(
+            "no Landlock; seccomp alone confines a run",
+            "a kernel with CONFIG_SECURITY_LANDLOCK and landlock in its lsm= list",
+        ),
     }
 }
 

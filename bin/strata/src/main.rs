@@ -6,6 +6,7 @@
 //! | `run` | `strata run`: from arguments to an exit status |
 //! | `machines` | the commands that speak to running machines |
 //! | `figures` | statistics for people |
+//! | `confine` | the sandbox of a run |
 //! | `console` | keys to the guest, escape keys |
 //! | `output` | serial output, and what is recognised in it |
 //! | `phases` | how long each phase of a start took |
@@ -15,6 +16,7 @@
 //! | `failure` | how errors are told |
 
 mod cli;
+mod confine;
 mod console;
 mod doctor;
 mod failure;

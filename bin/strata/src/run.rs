@@ -15,6 +15,7 @@ use vm_api::{Registration, Registry, RegistryError, RuntimeDir, Server};
 use vm_process::{Identity, Owner, Switch};
 
 use crate::cli::{Format, Machine, MachineArgs, RunArgs, Time};
+use crate::confine::Sandbox;
 use crate::failure::InputError;
 use crate::output::{Markers, Output, Terminal, Watch};
 use crate::phases::{Phase, Phases};
@@ -42,6 +43,8 @@ pub fn command(args: RunArgs, start: Instant) -> anyhow::Result<u8> {
     let switches = switches(&args, virtual_time);
     spec.tsc_khz = plan.clock.as_ref().map(|c| c.tsc_khz());
     phases.mark(Phase::Engine);
+    let sandbox =
+        if args.no_sandbox { None } else { Some(Sandbox::begin(&spec, socket.as_ref().map(|s| &s.0))?) };
     let guest_status = Arc::new(OnceLock::new());
     let terminal = Terminal::start()?;
     let io = BoardIo { clock: plan.clock.clone(), ..BoardIo::new() };
@@ -57,6 +60,9 @@ pub fn command(args: RunArgs, start: Instant) -> anyhow::Result<u8> {
     let _door = socket.map(|s| open_door(s, &mut owner)).transpose()?;
     let raw = start_console(&board)?;
     watch_signals(signals, &board)?;
+    if let Some(sandbox) = sandbox {
+        sandbox.seal(!switches.is_empty())?;
+    }
     phases.mark(Phase::FirstInstruction);
     let outcome = owner.run(switches, args.timeout);
     terminal.finish();

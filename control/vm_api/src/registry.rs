@@ -137,6 +137,16 @@ impl Registration {
     pub fn name(&self) -> Option<&MachineName> {
         self.name.as_ref()
     }
+
+    /// Its directory, which goes when the machine does.
+    pub fn directory(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The file that is locked while a directory comes or goes.
+    pub fn guard_path(&self) -> PathBuf {
+        self.registry.guard_path()
+    }
 }
 
 impl Drop for Registration {
@@ -199,8 +209,12 @@ impl Registry {
         Ok(list)
     }
 
+    fn guard_path(&self) -> PathBuf {
+        self.0.path().join(".lock")
+    }
+
     fn guard(&self) -> Result<File, RegistryError> {
-        let path = self.0.path().join(".lock");
+        let path = self.guard_path();
         locked(&path, FlockOperation::LockExclusive).map_err(io_error("cannot lock", &path))
     }
 

@@ -223,6 +223,21 @@ impl Running {
         Ok(Finished { status: status.code(), text, errors, took })
     }
 
+    /// Whether every thread of the command is under a system-call filter.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn is_confined(&self) -> Result<bool> {
+        let tasks = Path::new("/proc").join(self.child.id().to_string()).join("task");
+        let tasks = std::fs::read_dir(&tasks).with_context(|| format!("cannot read {}", tasks.display()))?;
+        let statuses = tasks.flatten().map(|t| std::fs::read_to_string(t.path().join("status")));
+        // A thread that has ended meanwhile says nothing.
+        let mut statuses = statuses.flatten().peekable();
+        ensure!(statuses.peek().is_some(), "no thread");
+        // proc(5): mode 2 is a filter.
+        Ok(statuses.all(|s| s.lines().any(|l| l.split_whitespace().eq(["Seccomp:", "2"]))))
+    }
+
     /// Processor time used so far, user and system.
     ///
     /// # Errors

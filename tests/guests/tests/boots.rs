@@ -139,7 +139,7 @@ fn virtual_time_makes_every_run_the_same() {
 }
 
 /// At the prompt the command holds little beside the guest's own memory, uses
-/// next to no processor time, answers its user, and ends by a signal.
+/// next to no processor time, is confined, answers its user, and ends by a signal.
 #[test]
 #[ignore = "boots stock kernels"]
 fn an_idle_guest_is_small_and_quiet_and_a_signal_ends_it() {
@@ -157,6 +157,7 @@ fn an_idle_guest_is_small_and_quiet_and_a_signal_ends_it() {
         let (all, ram) = running.resident().expect("it runs");
         let beyond = all - ram;
         println!("{engine}: {} KiB beyond the guest's {} KiB; {used:?} in 10 s", beyond >> 10, ram >> 10);
+        assert!(running.is_confined().expect("it runs"), "{engine}: a thread outside the sandbox");
         assert!(ram > 16 << 20, "a booted kernel has touched more than {ram} bytes: the measure is wrong");
         assert!(beyond <= limit, "{engine}: {beyond} bytes beyond the guest's RAM");
         assert!(used < Duration::from_millis(200), "{engine}: {used:?} of 10 s");

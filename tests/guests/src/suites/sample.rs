@@ -36,7 +36,7 @@ pub(super) fn choose(recipes: &[Recipe], step: usize) -> Result<(Vec<&Recipe>, S
     let quick: Vec<&Recipe> = recipes.iter().filter(|r| !SLOW.contains(&r.name.as_str())).collect();
     let count = (quick.len() + turn(seed, step)) / step;
     let text = format!(
-        "every {step}th of {} from {SEED}={seed}, without {}; STRATA_SLOW=1 takes all",
+        "one in {step} of {} by {SEED}={seed}, without {}; STRATA_SLOW=1 takes all",
         quick.len(),
         SLOW.join(", ")
     );

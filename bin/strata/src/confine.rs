@@ -1,0 +1,65 @@
+//! The sandbox of `strata run`.
+//!
+//! Two steps, since threads start on the way. Before the first one starts, files
+//! are confined to those the command line names. When all is set up, the thread
+//! that runs the machine, and so its vCPUs, keeps what an engine opens when it
+//! takes over and what is removed at the end; and no thread keeps a system call
+//! that a running machine does not make.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use board::{MachineSpec, SerialSpec};
+use sandbox::{Files, Landlock};
+use vm_api::Registration;
+
+/// What an engine opens when it takes over.
+const KVM: &str = "/dev/kvm";
+/// Where the process reads how much memory it has.
+const MEMORY: &str = "/proc/self/statm";
+
+/// The sandbox on its way.
+pub struct Sandbox {
+    landlock: Landlock,
+    /// What the owner of the machine needs to its end.
+    running: Files,
+}
+
+impl Sandbox {
+    /// Confine this thread, and those it starts, to the files of a machine.
+    pub fn begin(spec: &MachineSpec, registration: Option<&Registration>) -> anyhow::Result<Self> {
+        let running = Files {
+            read: vec![MEMORY.into()],
+            devices: vec![KVM.into()],
+            update: registration.map(Registration::guard_path).into_iter().collect(),
+            remove: registration.map(|r| r.directory().to_path_buf()).into_iter().collect(),
+            ..Files::default()
+        };
+        let images = [&spec.boot.kernel, &spec.boot.initrd, &spec.boot.firmware];
+        let outputs = spec.serial.iter().filter_map(|s| match s {
+            SerialSpec::File(path) => Some(directory(path)),
+            _ => None,
+        });
+        let mut files = running.clone();
+        files.read.extend(images.into_iter().flatten().cloned());
+        files.make.extend(outputs);
+        let landlock = sandbox::confine_files(&files).context("cannot enter the sandbox")?;
+        Ok(Sandbox { landlock, running })
+    }
+
+    /// Everything is open. `opens_later`: an engine is still to be opened, for
+    /// which a host without Landlock has to allow the opening of any file.
+    pub fn seal(self, opens_later: bool) -> anyhow::Result<()> {
+        sandbox::confine_files(&self.running)
+            .and_then(|_| sandbox::confine_calls(opens_later || self.landlock != Landlock::Absent))
+            .context("cannot enter the sandbox")
+    }
+}
+
+/// Where a file is made.
+fn directory(file: &Path) -> PathBuf {
+    match file.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
+        _ => PathBuf::from("."),
+    }
+}

@@ -1,0 +1,234 @@
+//! System calls, by seccomp (seccomp(2)).
+
+use std::collections::BTreeMap;
+
+use libc as c;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch, apply_filter_all_threads,
+};
+
+use crate::SandboxError;
+
+type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+/// What a running machine does, whatever the arguments.
+const ALLOWED: &[i64] = &[
+    // Descriptors that are open.
+    c::SYS_read,
+    c::SYS_write,
+    c::SYS_readv,
+    c::SYS_writev,
+    c::SYS_pread64,
+    c::SYS_pwrite64,
+    c::SYS_preadv,
+    c::SYS_pwritev,
+    c::SYS_preadv2,
+    c::SYS_pwritev2,
+    c::SYS_lseek,
+    c::SYS_close,
+    c::SYS_dup,
+    c::SYS_dup3,
+    c::SYS_fcntl,
+    c::SYS_fstat,
+    c::SYS_newfstatat,
+    c::SYS_statx,
+    c::SYS_fsync,
+    c::SYS_fdatasync,
+    c::SYS_ftruncate,
+    c::SYS_fallocate,
+    c::SYS_flock,
+    c::SYS_ppoll,
+    c::SYS_pselect6,
+    c::SYS_epoll_create1,
+    c::SYS_epoll_ctl,
+    c::SYS_epoll_pwait,
+    c::SYS_eventfd2,
+    c::SYS_pipe2,
+    c::SYS_timerfd_create,
+    c::SYS_timerfd_settime,
+    // Sockets that are open: the control socket's connections.
+    c::SYS_accept,
+    c::SYS_accept4,
+    c::SYS_sendto,
+    c::SYS_sendmsg,
+    c::SYS_recvfrom,
+    c::SYS_recvmsg,
+    c::SYS_shutdown,
+    c::SYS_getsockname,
+    c::SYS_getpeername,
+    c::SYS_getsockopt,
+    c::SYS_setsockopt,
+    // Memory; mapping and protecting have conditions below.
+    c::SYS_munmap,
+    c::SYS_mremap,
+    c::SYS_madvise,
+    c::SYS_brk,
+    c::SYS_memfd_create,
+    c::SYS_membarrier,
+    c::SYS_mincore,
+    // Threads.
+    c::SYS_futex,
+    c::SYS_set_robust_list,
+    c::SYS_rseq,
+    c::SYS_sched_yield,
+    c::SYS_sched_getaffinity,
+    c::SYS_sched_setaffinity,
+    c::SYS_gettid,
+    c::SYS_getpid,
+    c::SYS_exit,
+    c::SYS_exit_group,
+    c::SYS_restart_syscall,
+    // Answered by CLONE3_IS_OLD.
+    c::SYS_clone3,
+    // Signals of its own.
+    c::SYS_rt_sigaction,
+    c::SYS_rt_sigprocmask,
+    c::SYS_rt_sigreturn,
+    c::SYS_rt_sigtimedwait,
+    c::SYS_rt_sigpending,
+    c::SYS_rt_sigsuspend,
+    c::SYS_signalfd4,
+    c::SYS_sigaltstack,
+    // Time, chance, facts.
+    c::SYS_clock_gettime,
+    c::SYS_clock_getres,
+    c::SYS_clock_nanosleep,
+    c::SYS_nanosleep,
+    c::SYS_gettimeofday,
+    c::SYS_getrandom,
+    c::SYS_getcpu,
+    c::SYS_getrusage,
+    c::SYS_sysinfo,
+    c::SYS_uname,
+    c::SYS_getuid,
+    c::SYS_geteuid,
+];
+
+/// Those that only older architectures have.
+#[cfg(target_arch = "x86_64")]
+const ALLOWED_HERE: &[i64] =
+    &[c::SYS_poll, c::SYS_select, c::SYS_epoll_wait, c::SYS_pipe, c::SYS_dup2, c::SYS_time];
+#[cfg(not(target_arch = "x86_64"))]
+const ALLOWED_HERE: &[i64] = &[];
+
+/// Opening and removing files, where Landlock says which.
+const FILES: &[i64] = &[c::SYS_openat, c::SYS_unlinkat, c::SYS_readlinkat];
+#[cfg(target_arch = "x86_64")]
+const FILES_HERE: &[i64] = &[c::SYS_open, c::SYS_unlink, c::SYS_rmdir, c::SYS_readlink];
+#[cfg(not(target_arch = "x86_64"))]
+const FILES_HERE: &[i64] = &[];
+
+/// What only an intruder does.
+const FATAL: &[i64] = &[
+    c::SYS_execve,
+    c::SYS_execveat,
+    c::SYS_ptrace,
+    c::SYS_process_vm_readv,
+    c::SYS_process_vm_writev,
+    c::SYS_setuid,
+    c::SYS_setgid,
+    c::SYS_setresuid,
+    c::SYS_setresgid,
+    c::SYS_setns,
+    c::SYS_unshare,
+    c::SYS_mount,
+    c::SYS_umount2,
+    c::SYS_pivot_root,
+    c::SYS_chroot,
+    c::SYS_bpf,
+    c::SYS_init_module,
+    c::SYS_finit_module,
+    c::SYS_kexec_load,
+    c::SYS_reboot,
+    c::SYS_keyctl,
+    c::SYS_userfaultfd,
+];
+
+/// ioctls of terminals: TCGETS, TCSETS, TCSETSW, TCSETSF, TIOCGWINSZ. TIOCSTI, which
+/// types at the user's shell, is not among them.
+const TERMINAL: [u64; 5] = [0x5401, 0x5402, 0x5403, 0x5404, 0x5413];
+/// FIONBIO.
+const NONBLOCKING: u64 = 0x5421;
+/// Type byte of KVM's ioctls, in bits 15 to 8.
+const KVM: u64 = 0xae00;
+const IOCTL_TYPE: u64 = 0xff00;
+/// prctl operations: PR_SET_NAME, PR_GET_NAME, PR_SET_TIMERSLACK, PR_SET_VMA,
+/// PR_GET_AUXV, by which libraries learn the page size.
+const PRCTL: [u64; 5] = [15, 16, 29, 0x5356_4d41, 0x4155_5856];
+
+/// Leave every thread of the process, and those to come, only the system calls of
+/// a running machine. With `open`, files may be opened as far as
+/// [`crate::confine_files`] lets them; to be used only where that is in force.
+///
+/// # Errors
+/// When the kernel has no seccomp or refuses the filter.
+pub fn confine_calls(open: bool) -> Result<(), SandboxError> {
+    // The first to be installed: later ones could not be.
+    let errno = SeccompAction::Errno(c::ENOSYS as u32);
+    apply_filter_all_threads(&compile(always(&[c::SYS_clone3]), SeccompAction::Allow, errno)?)?;
+    let fatal = always(FATAL);
+    apply_filter_all_threads(&compile(fatal, SeccompAction::Allow, SeccompAction::KillProcess)?)?;
+    let refused = SeccompAction::Errno(c::EPERM as u32);
+    apply_filter_all_threads(&compile(allowed(open)?, refused, SeccompAction::Allow)?)?;
+    Ok(())
+}
+
+fn compile(
+    rules: Rules,
+    otherwise: SeccompAction,
+    matching: SeccompAction,
+) -> Result<BpfProgram, SandboxError> {
+    #[cfg(target_arch = "x86_64")]
+    let arch = TargetArch::x86_64;
+    #[cfg(target_arch = "aarch64")]
+    let arch = TargetArch::aarch64;
+    Ok(SeccompFilter::new(rules, otherwise, matching, arch)?.try_into()?)
+}
+
+fn always(calls: &[i64]) -> Rules {
+    calls.iter().map(|call| (*call, Vec::new())).collect()
+}
+
+/// Argument `n`, under this mask, has this value.
+fn bits(n: u8, mask: u64, value: u64) -> Result<SeccompCondition, SandboxError> {
+    Ok(SeccompCondition::new(n, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(mask), value)?)
+}
+
+fn is(n: u8, value: u64) -> Result<SeccompCondition, SandboxError> {
+    bits(n, u32::MAX.into(), value)
+}
+
+fn rule<const N: usize>(conditions: [SeccompCondition; N]) -> Result<SeccompRule, SandboxError> {
+    Ok(SeccompRule::new(conditions.into())?)
+}
+
+/// The allow-list.
+fn allowed(open: bool) -> Result<Rules, SandboxError> {
+    let mut rules = always(ALLOWED);
+    rules.append(&mut always(ALLOWED_HERE));
+    if open {
+        rules.append(&mut always(FILES));
+        rules.append(&mut always(FILES_HERE));
+    }
+    let (exec, write) = (c::PROT_EXEC as u64, c::PROT_WRITE as u64);
+    // Memory becomes executable by mprotect alone, as the translator's second
+    // mapping does, and never where it can be written.
+    let data = rule([bits(2, exec, 0)?])?;
+    let code = rule([bits(2, exec | write, exec)?])?;
+    rules.insert(c::SYS_mmap, vec![data.clone()]);
+    rules.insert(c::SYS_mprotect, vec![data, code]);
+    // Threads, no processes; signals to itself only.
+    rules.insert(c::SYS_clone, vec![rule([bits(0, c::CLONE_THREAD as u64, c::CLONE_THREAD as u64)?])?]);
+    rules.insert(c::SYS_tgkill, vec![rule([is(0, std::process::id().into())?])?]);
+    // Limits are read, not set.
+    rules.insert(c::SYS_prlimit64, vec![rule([is(2, 0)?])?]);
+    let mut controls = vec![rule([bits(1, IOCTL_TYPE, KVM)?])?, rule([is(1, NONBLOCKING)?])?];
+    for number in TERMINAL {
+        controls.push(rule([is(1, number)?])?);
+    }
+    rules.insert(c::SYS_ioctl, controls);
+    let operations: Result<_, _> = PRCTL.iter().map(|op| rule([is(0, *op)?])).collect();
+    rules.insert(c::SYS_prctl, operations?);
+    Ok(rules)
+}

@@ -1,0 +1,93 @@
+//! Files, by Landlock (Linux `Documentation/userspace-api/landlock.rst`).
+
+use std::path::{Path, PathBuf};
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset,
+    RulesetAttr, RulesetCreatedAttr, RulesetStatus,
+};
+
+use crate::SandboxError;
+
+/// The newest interface whose rights are asked for; older kernels know fewer.
+const NEWEST: ABI = ABI::V7;
+
+/// What may still be opened. Paths that do not exist are left out.
+#[derive(Debug, Clone, Default)]
+pub struct Files {
+    /// Files to read.
+    pub read: Vec<PathBuf>,
+    /// Devices to open and control.
+    pub devices: Vec<PathBuf>,
+    /// Files to write that are there.
+    pub update: Vec<PathBuf>,
+    /// Directories in which files may be made and written.
+    pub make: Vec<PathBuf>,
+    /// Directories to remove with the files in them.
+    pub remove: Vec<PathBuf>,
+}
+
+/// How far the host's Landlock goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Landlock {
+    /// Every right asked for is enforced.
+    Full,
+    /// An older kernel: files are confined, some finer rights are not.
+    Partial,
+    /// The kernel has none, or it is switched off.
+    Absent,
+}
+
+/// What this host has.
+pub fn landlock() -> Landlock {
+    let offers = |abi| {
+        let rules = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
+        rules.handle_access(AccessFs::from_all(abi)).and_then(Ruleset::create).is_ok()
+    };
+    match (offers(NEWEST), offers(ABI::V1)) {
+        (true, _) => Landlock::Full,
+        (false, true) => Landlock::Partial,
+        _ => Landlock::Absent,
+    }
+}
+
+/// Take every other file, and every TCP connection, from this thread and those
+/// it starts from now on. What is open stays open. Rights given away before do
+/// not come back.
+///
+/// # Errors
+/// When the kernel has Landlock and refuses. One that has none is told by the answer.
+pub fn confine_files(files: &Files) -> Result<Landlock, SandboxError> {
+    let all = AccessFs::from_all(NEWEST);
+    let mut rules = Ruleset::default()
+        .handle_access(all)?
+        .handle_access(AccessNet::from_all(NEWEST))?
+        .create()?
+        // Inherited by set-user-ID programs otherwise; the process starts none.
+        .no_new_privs(true);
+    let device = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
+    let update = AccessFs::WriteFile | AccessFs::Truncate;
+    // A directory goes by a right on the one it is in.
+    let parents: Vec<_> = files.remove.iter().filter_map(|d| d.parent()).map(PathBuf::from).collect();
+    let lists: [(&[PathBuf], BitFlags<AccessFs>); 6] = [
+        (&files.read, AccessFs::ReadFile.into()),
+        (&files.devices, device),
+        (&files.update, update),
+        (&files.make, update | AccessFs::MakeReg),
+        (&files.remove, AccessFs::RemoveFile.into()),
+        (&parents, AccessFs::RemoveDir.into()),
+    ];
+    for (paths, access) in lists {
+        for path in paths.iter().filter(|p| Path::exists(p)) {
+            // A directory where a file is expected: its opener is to see what it is.
+            let misplaced = access == AccessFs::ReadFile && path.is_dir();
+            let access = if misplaced { AccessFs::ReadDir.into() } else { access };
+            rules = rules.add_rule(PathBeneath::new(PathFd::new(path)?, access))?;
+        }
+    }
+    Ok(match rules.restrict_self()?.ruleset {
+        RulesetStatus::FullyEnforced => Landlock::Full,
+        RulesetStatus::PartiallyEnforced => Landlock::Partial,
+        RulesetStatus::NotEnforced => Landlock::Absent,
+    })
+}
