@@ -174,7 +174,12 @@ fn programs_end_the_same_when_engines_take_turns() {
         let Some(code) = emit(&program) else { continue };
         let Some(a) = reference(&mut reference_rig, &program, &code) else { continue };
         let b = in_turns(&mut rigs, &mut Random(seed), &program, &code);
-        if a != b && !excused(&b) && wrong.len() < 5 {
+        // A repeated string instruction that overwrites itself goes on until it is interrupted.
+        let mut interrupted = || {
+            let reference = std::slice::from_mut(&mut reference_rig);
+            (0..4).any(|n| in_turns(reference, &mut Random(seed + n), &program, &code) != a)
+        };
+        if a != b && !excused(&b) && wrong.len() < 5 && !interrupted() {
             wrong.push(format!("seed {seed}\n{}", describe(&a, &b)));
         }
     }
