@@ -71,16 +71,41 @@ pub(crate) struct Block {
     pub len: u32,
     /// (host offset, guest offset) of each instruction.
     pub map: Box<[(u16, u16)]>,
-    /// Cache offset of the jump-cache stub, 0 when there is none, and the
-    /// address-space number it is good for.
-    stub: (u32, u32),
+    stub: Option<Stub>,
+    /// The first of the dead blocks that this one replaces.
+    origin: Option<u32>,
     /// The page of the backing that the only instruction's last bytes are in, when
     /// it straddles two.
     pub second: Option<u32>,
+    /// Bytes of guest code.
+    guest_len: u16,
     /// Cache offset of the number of the code mapping this block is good for:
     /// straddling blocks of the lower half.
     guard: Option<u32>,
     pub dead: bool,
+}
+
+impl Block {
+    /// The lines (of 64 bytes) of a page that this block was made from, a bit each.
+    fn lines(&self, page: u32) -> u64 {
+        let (first, end) = if self.second == Some(page) {
+            (0, u64::from(self.guest_len))
+        } else {
+            (self.key.ram & 0xfff, (self.key.ram & 0xfff) + u64::from(self.guest_len))
+        };
+        let last = (end.saturating_sub(1) / 64).min(63);
+        (u64::MAX >> (63 - last)) & (u64::MAX << (first / 64))
+    }
+}
+
+/// What the jump cache holds for a block.
+#[derive(Debug, Clone, Copy)]
+struct Stub {
+    /// Cache offsets of its start and of its jump to the block.
+    at: u32,
+    jump: u32,
+    /// The address-space number it is good for.
+    space: u32,
 }
 
 /// The blocks of one page of RAM.
@@ -222,11 +247,6 @@ impl Blocks {
         )?;
         let (first, other) = confirm(u64::from(t.guest_len))?;
         let pages = [Some(((key.ram >> 12) as u32, first)), second.map(|(page, _)| (page, other))];
-        for (page, generation) in pages.into_iter().flatten() {
-            if self.by_page.get(&page).is_some_and(|p| p.generation != generation) {
-                self.drop_page(page);
-            }
-        }
         self.cache.append(&t.code)?;
         self.ledger.note(&Entry {
             began,
@@ -244,8 +264,10 @@ impl Blocks {
             inner: at + t.inner,
             len: t.code.len() as u32,
             map: t.map.as_slice().into(),
-            stub: (0, 0),
+            stub: None,
+            origin: None,
             second: second.map(|(page, _)| page),
+            guest_len: t.guest_len,
             guard: t.guard.map(|g| at + g),
             dead: false,
         });
@@ -253,7 +275,11 @@ impl Blocks {
         self.by_key.insert(key, id);
         for (page, generation) in pages.into_iter().flatten() {
             let blocks = self.by_page.entry(page).or_default();
-            blocks.generation = generation;
+            // Where there are others, what changed since they were made is known
+            // soon, and brings them to this generation.
+            if blocks.ids.is_empty() {
+                blocks.generation = generation;
+            }
             blocks.ids.push(id);
         }
         self.translated += 1;
@@ -296,6 +322,25 @@ impl Blocks {
     /// Drop the blocks of a page: their entries lead out, whoever still jumps there.
     pub fn drop_page(&mut self, page: u32) {
         for id in self.by_page.remove(&page).unwrap_or_default().ids {
+            self.kill(id);
+        }
+    }
+
+    /// Lines (of 64 bytes) of a page have changed, and with that its generation:
+    /// drop the blocks made from them.
+    pub fn drop_lines(&mut self, page: u32, lines: u64, generation: u32) {
+        let Some(p) = self.by_page.get_mut(&page) else { return };
+        match generation.wrapping_sub(p.generation) as i32 {
+            // The blocks were made after that.
+            ..=0 => return,
+            1 if lines != u64::MAX => {}
+            _ => return self.drop_page(page),
+        }
+        p.generation = generation;
+        let list = &self.list;
+        let stale: Vec<u32> =
+            p.ids.extract_if(.., |id| list[*id as usize].lines(page) & lines != 0).collect();
+        for id in stale {
             self.kill(id);
         }
     }
@@ -364,13 +409,29 @@ impl Blocks {
         self.put_jump(inner, inner_to);
     }
 
+    /// The same for a block with the same key: it inherits what led to the dead one.
+    pub fn replace(&mut self, dead: u32, by: u32) {
+        let old = &self.list[dead as usize];
+        let (stub, origin) = (old.stub, old.origin);
+        self.forward(dead, by);
+        if let Some(first) = origin {
+            self.forward(first, by);
+        }
+        self.list[by as usize].origin = origin.or(Some(dead));
+        if let Some(s) = stub {
+            let entry = self.list[by as usize].entry;
+            self.cache.patch_u32(s.jump + 1, entry.wrapping_sub(s.jump + 5));
+            self.list[by as usize].stub = stub;
+        }
+    }
+
     /// What the jump cache holds for a block: code that checks the target and its
     /// class (and, unless it is shared, the address space) and jumps to it.
     pub fn jump_stub(&mut self, id: u32, space: u32) -> Option<u64> {
         let b = &self.list[id as usize];
         let (shared, class) = (b.key.mode.shares(b.key.va), b.key.mode.class());
-        if b.stub.0 != 0 && (shared || b.stub.1 == space) {
-            return Some(self.address(b.stub.0));
+        if let Some(s) = b.stub.filter(|s| shared || s.space == space) {
+            return Some(self.address(s.at));
         }
         let (va, entry) = (b.key.va, b.entry);
         let at = self.cache.next_offset();
@@ -395,7 +456,8 @@ impl Blocks {
         debug_assert!(ok);
         e.branch(&[0xe9], at, entry);
         let offset = self.cache.append(&e.code)?;
-        self.list[id as usize].stub = (offset, space);
+        let jump = offset + (e.len() - 5) as u32;
+        self.list[id as usize].stub = Some(Stub { at: offset, jump, space });
         Some(self.address(offset))
     }
 }

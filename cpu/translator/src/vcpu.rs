@@ -354,7 +354,9 @@ impl TranslatorVcpu {
                 for e in events {
                     match e {
                         CodeEvent::Marked(page) => self.spaces.forbid_stores(page),
-                        CodeEvent::Changed(page) => self.blocks.drop_page(page),
+                        CodeEvent::Changed { page, lines, generation } => {
+                            self.blocks.drop_lines(page, lines, generation);
+                        }
                         CodeEvent::Logged => self.spaces.forbid_all_stores(),
                     }
                 }
@@ -675,9 +677,14 @@ impl TranslatorVcpu {
                 }
                 let generation = self.blocks.flushes;
                 let Some(new) = self.block_at(va) else { return Ok(self.give_up(va)) };
-                // Links to shared code are not checked, nor need this jump be.
-                if dead && self.blocks.get(new).key.mode.shares(va) && generation == self.blocks.flushes {
-                    self.blocks.forward(id, new);
+                if dead && new != id && generation == self.blocks.flushes {
+                    let (old, key) = (self.blocks.get(id).key, self.blocks.get(new).key);
+                    if old == key {
+                        self.blocks.replace(id, new);
+                    } else if key.mode.shares(va) {
+                        // Links to shared code are not checked, nor need this jump be.
+                        self.blocks.forward(id, new);
+                    }
                 }
                 Ok(Then::Resume(self.blocks.get(new).entry))
             }

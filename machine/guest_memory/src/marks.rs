@@ -1,7 +1,7 @@
 //! Page marks: which pages hold cached code, which are logged for dirtiness.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::writers::{DirectWriter, Writers};
@@ -10,6 +10,8 @@ use crate::{PAGE_SIZE, RamOffset};
 
 const CODE: u8 = 1 << 0;
 const LOG: u8 = 1 << 1;
+/// With `CODE`: a marked line was written to since code was last marked.
+const HIT: u8 = 1 << 2;
 
 /// Bytes covered by one bit of a page's code-line map.
 const LINE: u64 = PAGE_SIZE / 64;
@@ -21,8 +23,13 @@ const LINE: u64 = PAGE_SIZE / 64;
 /// generation, and compares it with [`PageMarks::code_generation`] before it
 /// executes from its cache. Every write into a marked 64-byte line (by any vCPU
 /// or device) makes the generation differ. Writers store first and look at the
-/// mark after; the marker issues an expedited memory barrier between marking
-/// and reading, so either the writer sees the mark or the reader sees the data.
+/// mark after; who marks the first line of a page issues an expedited memory
+/// barrier between marking and reading, so either the writer sees the mark or
+/// the reader sees the data. Writers to marked pages fence before they look at
+/// the lines, so further lines need no barrier.
+///
+/// A write into a marked line unmarks the lines it touches; a second one before
+/// more code is marked unmarks the page: it is being used for something else.
 ///
 /// **Direct writers.** Translated code stores without a look at the marks. It
 /// announces itself as a [`DirectWriter`]; whoever marks a page waits until each
@@ -48,10 +55,24 @@ pub struct PageMarks {
 pub enum CodeEvent {
     /// Code of this page of the backing begins to be cached.
     Marked(u32),
-    /// Cached code of this page was written to.
-    Changed(u32),
+    /// Cached code was written to.
+    Changed {
+        /// Page of the backing.
+        page: u32,
+        /// The 64-byte lines whose code is stale, a bit each.
+        lines: u64,
+        /// The page's generation from now on.
+        generation: u32,
+    },
     /// The next store to any page must be logged.
     Logged,
+}
+
+/// The lines that `len` bytes at a page offset touch, as a bit each.
+fn lines_of(offset: u64, len: u64) -> u64 {
+    let first = offset / LINE;
+    let last = ((offset + len.max(1) - 1) / LINE).min(63);
+    (u64::MAX >> (63 - last)) & (u64::MAX << first)
 }
 
 /// Events kept for readers that lag behind.
@@ -113,18 +134,17 @@ impl PageMarks {
     /// read and cached. Returns the page's generation to remember.
     pub fn mark_code(&self, offset: RamOffset, len: u64) -> u32 {
         let page = (offset.0 / PAGE_SIZE) as usize;
-        let first = offset.0 % PAGE_SIZE / LINE;
-        let last = ((offset.0 % PAGE_SIZE + len.max(1) - 1) / LINE).min(63);
-        let mask = (u64::MAX >> (63 - last)) & (u64::MAX << first);
+        let mask = lines_of(offset.0 % PAGE_SIZE, len);
         let generation = self.generations[page].load(Ordering::Acquire);
-        let known = self.lines[page].fetch_or(mask, Ordering::SeqCst);
-        let first_of_page = self.marks[page].fetch_or(CODE, Ordering::SeqCst) & CODE == 0;
-        if first_of_page {
+        self.lines[page].fetch_or(mask, Ordering::SeqCst);
+        let before = self.marks[page].fetch_or(CODE, Ordering::SeqCst);
+        if before & HIT != 0 {
+            self.marks[page].fetch_and(!HIT, Ordering::SeqCst);
+        }
+        if before & CODE == 0 {
             let event = self.record(CodeEvent::Marked(page as u32));
             crate::access::heavy_barrier();
             self.writers.wait_for(event);
-        } else if known & mask != mask {
-            crate::access::heavy_barrier();
         }
         generation
     }
@@ -159,13 +179,8 @@ impl PageMarks {
                 self.marks[page].fetch_and(!LOG, Ordering::SeqCst);
             }
             if marks & CODE != 0 {
-                let first = offset % PAGE_SIZE / LINE;
-                let last = (offset % PAGE_SIZE + here - 1) / LINE;
-                let mask = (u64::MAX >> (63 - last)) & (u64::MAX << first);
-                if self.lines[page].load(Ordering::SeqCst) & mask != 0 {
-                    self.forget_code(page);
-                    hit = true;
-                }
+                fence(Ordering::SeqCst);
+                hit |= self.written_beside_code(page, lines_of(offset % PAGE_SIZE, here), marks & HIT != 0);
             }
             offset += here;
             len -= here;
@@ -173,12 +188,40 @@ impl PageMarks {
         hit
     }
 
+    /// A write touched the lines of `mask` in a page with cached code. True if code
+    /// was hit. `again`: for the second time since code was marked.
+    fn written_beside_code(&self, page: usize, mask: u64, again: bool) -> bool {
+        let lines = self.lines[page].load(Ordering::SeqCst);
+        let stale = lines & mask;
+        if stale == 0 {
+            if again && lines == 0 {
+                // No code is left. Who marks some right now has either seen that the
+                // page is no longer marked, or is seen here.
+                self.marks[page].fetch_and(!(CODE | HIT), Ordering::SeqCst);
+                if self.lines[page].load(Ordering::SeqCst) != 0 {
+                    self.forget_code(page);
+                }
+            }
+        } else if again || mask == u64::MAX {
+            self.forget_code(page);
+        } else {
+            self.marks[page].fetch_or(HIT, Ordering::SeqCst);
+            self.lines[page].fetch_and(!stale, Ordering::SeqCst);
+            self.changed(page, stale);
+        }
+        stale != 0
+    }
+
     /// Everything cached of this page is stale.
     fn forget_code(&self, page: usize) {
-        self.marks[page].fetch_and(!CODE, Ordering::SeqCst);
+        self.marks[page].fetch_and(!(CODE | HIT), Ordering::SeqCst);
         self.lines[page].store(0, Ordering::SeqCst);
-        self.generations[page].fetch_add(1, Ordering::SeqCst);
-        self.record(CodeEvent::Changed(page as u32));
+        self.changed(page, u64::MAX);
+    }
+
+    fn changed(&self, page: usize, lines: u64) {
+        let generation = self.generations[page].fetch_add(1, Ordering::SeqCst).wrapping_add(1);
+        self.record(CodeEvent::Changed { page: page as u32, lines, generation });
         self.writers.wake();
     }
 
@@ -234,5 +277,68 @@ impl PageMarks {
             self.stores_look();
         }
         pages
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::GuestMemory;
+
+    const PAGE: u64 = 0x1000;
+
+    /// Stores to offsets of a page with code in lines 0 and 2: which lines each
+    /// makes stale, and whether the page is plain at the end.
+    fn check(stores: &[u64], stale: &[u64], plain: bool) {
+        let m = GuestMemory::flat(0x4000).unwrap();
+        for line in [0, 2] {
+            m.marks().mark_code(RamOffset(PAGE + line * LINE), 8);
+        }
+        let seen = m.marks().event_count();
+        for at in stores {
+            m.write(RamOffset(PAGE + at), 1u8);
+        }
+        let lines: Vec<u64> = (m.marks().events_since(seen).unwrap().into_iter())
+            .map(|e| match e {
+                CodeEvent::Changed { page: 1, lines, .. } => lines,
+                e => panic!("{e:?}"),
+            })
+            .collect();
+        assert_eq!(lines, stale, "stores to {stores:x?}");
+        assert_eq!(m.marks().is_plain(RamOffset(PAGE)), plain, "stores to {stores:x?}");
+    }
+
+    #[test]
+    fn writes_make_the_lines_they_touch_stale() {
+        check(&[0x40, 0x7f, 0xc0], &[], false);
+        check(&[0x3f], &[1], false);
+        check(&[0xbf, 0x100], &[4], false);
+        check(&[0x80, 0x80], &[4], false);
+    }
+
+    #[test]
+    fn a_second_hit_frees_the_page() {
+        check(&[0x80, 0x00], &[4, u64::MAX], true);
+        check(&[0x80, 0x00, 0x80], &[4, u64::MAX], true);
+    }
+
+    #[test]
+    fn marking_again_keeps_the_page() {
+        let m = GuestMemory::flat(0x4000).unwrap();
+        let mut generation = m.marks().mark_code(RamOffset(PAGE), 8);
+        let seen = m.marks().event_count();
+        for round in 1..5 {
+            m.write(RamOffset(PAGE), 1u8);
+            let now = m.marks().mark_code(RamOffset(PAGE), 8);
+            assert_eq!(now, generation + 1);
+            generation = now;
+            // No event but the change: the page stayed marked.
+            assert_eq!(m.marks().event_count(), seen + round);
+        }
+        // Written for something else after the last code went.
+        m.write(RamOffset(PAGE), 1u8);
+        assert!(!m.marks().is_plain(RamOffset(PAGE)));
+        m.write(RamOffset(PAGE + 8), 1u8);
+        assert!(m.marks().is_plain(RamOffset(PAGE)));
     }
 }

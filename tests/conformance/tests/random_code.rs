@@ -24,7 +24,7 @@ const HANDLERS: u64 = 0x7000;
 const KERNEL_STACK: u64 = 0xa000;
 const CODE: u64 = 0xb000;
 const DATA: u64 = 0x1_0000;
-/// Pages here alias those of data; some are read-only, some not present.
+/// Pages here alias those of data or the code's; some are read-only, some not present.
 const ALIASES: u64 = 0x2_0000;
 const ALIASES_END: u64 = 0x4_0000;
 /// Addresses that registers are likely to hold.
@@ -134,6 +134,7 @@ fn store_page_tables(memory: &GuestMemory, paging: Paging) {
         let data = DATA + ((n * 5 % 16) << 12);
         let entry = match linear {
             ALIASES..ALIASES_END => match n % 7 {
+                1 => CODE | 0x67,
                 3 => 0,
                 5 => data | 0x65,
                 _ => data | 0x67,
