@@ -220,6 +220,17 @@ impl Emitter {
         self.bytes(&[0xeb, 0]);
         self.len() - 1
     }
+    /// JMP to a place earlier in this code.
+    pub fn jmp_back(&mut self, to: usize) {
+        let distance = to as i32 - (self.len() as i32 + 2);
+        match i8::try_from(distance) {
+            Ok(d) => self.bytes(&[0xeb, d as u8]),
+            Err(_) => {
+                self.bytes(&[0xe9]);
+                self.u32((distance - 3) as u32);
+            }
+        }
+    }
     /// JMP rel32 (or Jcc, CALL) to a place in the code cache; `here` is the cache
     /// offset of this code's start.
     pub fn branch(&mut self, opcode: &[u8], here: u32, target: u32) {

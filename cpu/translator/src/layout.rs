@@ -183,6 +183,7 @@ pub(crate) struct State {
     pub system: System,
     pub ymm: [[u64; 4]; 16],
     pub jump_cache: [u64; JUMP_CACHE],
+    pub beside: [crate::beside::Beside; crate::beside::ENTRIES],
     /// 1 for each byte of a page, 0 beyond: indexed by the last byte of a window that
     /// starts at some offset in a page.
     pub within_page: [u8; 0x1000 + crate::block::WINDOW_SPAN],

@@ -11,6 +11,7 @@
 //! | `modes` | what the processor's state means for translated code |
 //! | `layout` | register assignment, the state shared with translated code |
 //! | `emit` | glue instructions |
+//! | `beside` | stores to pages that hold code |
 //! | `block` | guest block to host code |
 //! | `blocks` | translated blocks, links, invalidation |
 //! | `tables`, `spaces` | guest linear address to host address |
@@ -21,6 +22,7 @@
 //! | `vcpu` | the loop |
 #![cfg(target_arch = "x86_64")]
 
+mod beside;
 mod block;
 mod blocks;
 mod call_stack;

@@ -12,6 +12,8 @@ pub(crate) struct Thunks {
     pub enter: u32,
     /// By `Exit`; called from stubs, with the site as return address.
     pub exits: [u32; 8],
+    /// Called by stubs where a store may go on beside code: see [`crate::beside`].
+    pub beside: u32,
     /// Where a return goes that its call does not expect; `ADDRESS` is the target.
     pub mismatch: u32,
     /// What lies at the bottom of the call stack, reached by a return without a call.
@@ -131,5 +133,7 @@ pub(crate) fn assemble(base: u64, at: u32) -> Result<(Vec<u8>, Thunks), IcedErro
         a.lea(rsp, qword_ptr(rsp - 8))?;
         jump_by_cache(a)
     })?;
-    Ok((code, Thunks { enter, exits, mismatch, bottom, indirect, fault }))
+    let miss = base + u64::from(exits[Exit::MissStore as usize]);
+    let beside = place(&|a| crate::beside::thunk(a, miss))?;
+    Ok((code, Thunks { enter, exits, beside, mismatch, bottom, indirect, fault }))
 }

@@ -157,6 +157,7 @@ impl TranslatorVcpu {
         state.jump_index_mask = JUMP_INDEX;
         system_state::set_up(state);
         state.jump_cache.fill(blocks.address(blocks.thunks.indirect));
+        state.forbid_beside();
         let calls = CallStack::new(blocks.address(blocks.thunks.bottom))?;
         state.call_rsp = calls.empty();
         state.call_rsp_empty = calls.empty();
@@ -256,6 +257,7 @@ impl TranslatorVcpu {
     }
 
     fn flushed(&mut self, f: Flush) {
+        self.state().forbid_beside();
         let cpu = self.interp.cpu();
         let key = modes::context(cpu);
         let params = cpu.paging_params();
@@ -348,6 +350,7 @@ impl TranslatorVcpu {
             // Too far behind (this vCPU slept): what the events said is in the marks.
             None => {
                 self.spaces.forbid_all_stores();
+                self.state().forbid_beside();
                 self.blocks.drop_changed(|page| marks.code_generation(RamOffset(u64::from(page) * PAGE)));
             }
             Some(events) => {
@@ -357,7 +360,10 @@ impl TranslatorVcpu {
                         CodeEvent::Changed { page, lines, generation } => {
                             self.blocks.drop_lines(page, lines, generation);
                         }
-                        CodeEvent::Logged => self.spaces.forbid_all_stores(),
+                        CodeEvent::Logged => {
+                            self.spaces.forbid_all_stores();
+                            self.state().forbid_beside();
+                        }
                     }
                 }
             }
@@ -737,6 +743,18 @@ impl TranslatorVcpu {
         Then::Again
     }
 
+    /// The next stores to a page with code may go on beside it.
+    fn let_beside(&mut self, va: u64, at: RamOffset, kind: modes::Kind) {
+        let memory = self.interp.cpu().memory.clone();
+        let Some(lines) = memory.marks().code_lines(at) else { return };
+        let state = self.state.clone();
+        let Ok(view) = self.spaces.view(kind, &state) else { return };
+        let (_, table) = view.addresses();
+        let host = Self::host_page(self.interp.cpu(), at.0 / PAGE);
+        let addend = host.wrapping_sub(va & !(PAGE - 1));
+        self.state().allow_beside(va, table, addend, std::ptr::from_ref(lines) as u64);
+    }
+
     /// Enter a page into the tables. False: the access has no direct path, or would
     /// set accessed or dirty flags, which it must not if its instruction faults for
     /// another reason: the interpreter executes it, and the next one enters the page.
@@ -755,6 +773,9 @@ impl TranslatorVcpu {
         let page = hit.offset.0 / PAGE;
         let plain = hit.writable && t.writable && cpu.memory.marks().is_plain(hit.offset);
         if write && !plain {
+            if hit.writable && t.writable && cpu.topology.cpus == 1 {
+                self.let_beside(va, hit.offset, kind);
+            }
             return false;
         }
         let fill = Fill {

@@ -130,6 +130,14 @@ impl PageMarks {
         self.marks[(offset.0 / PAGE_SIZE) as usize].load(Ordering::SeqCst) == 0
     }
 
+    /// The lines (of 64 bytes) of a page of which code is cached, a bit each: a store
+    /// to others needs no look at the marks as long as nobody marks more code.
+    /// `None` where every store does.
+    pub fn code_lines(&self, offset: RamOffset) -> Option<&AtomicU64> {
+        let page = (offset.0 / PAGE_SIZE) as usize;
+        (self.marks[page].load(Ordering::SeqCst) == CODE).then(|| &self.lines[page])
+    }
+
     /// Declare that code at `offset..offset+len` (within one page) is about to be
     /// read and cached. Returns the page's generation to remember.
     pub fn mark_code(&self, offset: RamOffset, len: u64) -> u32 {

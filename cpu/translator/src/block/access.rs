@@ -27,6 +27,17 @@ pub(super) enum Place {
     Constant(u64),
 }
 
+impl Place {
+    /// Most bytes that bringing it to ADDRESS takes.
+    pub fn len(self) -> usize {
+        match self {
+            Place::Register(host::ADDRESS, _) => 0,
+            Place::Register(..) => 3,
+            Place::Constant(_) => 10,
+        }
+    }
+}
+
 /// An operand that has been looked up: `TEMP` holds its page's addend.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Found {
@@ -170,7 +181,7 @@ impl Builder<'_> {
                     self.e.load_byte(host::TEMP, m);
                 }
                 self.e.pext(host::TEMP, base, host::PAGE_MASK);
-                self.load_entry(access, Mem::indexed(host::TABLE, host::TEMP, 3), place_of(base));
+                self.load_entry(access, Mem::indexed(host::TABLE, host::TEMP, 3), place_of(base), !aligned);
                 Some(Found { base: Some(base), disp: 0 })
             }
         }
@@ -180,21 +191,22 @@ impl Builder<'_> {
         let number = linear >> 12 & 0xf_ffff_ffff;
         match (i32::try_from(number * 8), i32::try_from(linear as i64)) {
             (Ok(entry), Ok(disp)) => {
-                self.load_entry(access, Mem::base(host::TABLE, entry), Place::Constant(linear));
+                self.load_entry(access, Mem::base(host::TABLE, entry), Place::Constant(linear), true);
                 Found { base: None, disp }
             }
             _ => {
                 self.e.mov_imm(host::ADDRESS, linear);
                 self.e.pext(host::TEMP, host::ADDRESS, host::PAGE_MASK);
                 let entry = Mem::indexed(host::TABLE, host::TEMP, 3);
-                self.load_entry(access, entry, place_of(host::ADDRESS));
+                self.load_entry(access, entry, place_of(host::ADDRESS), true);
                 Found { base: Some(host::ADDRESS), disp: 0 }
             }
         }
     }
 
-    /// TEMP = a table entry (given as one of the load table), or leave.
-    pub(super) fn load_entry(&mut self, access: Access, m: Mem, place: Place) {
+    /// TEMP = a table entry (given as one of the load table), or leave. `operand`: it is
+    /// for one operand, not a window, and not the stack's.
+    pub(super) fn load_entry(&mut self, access: Access, m: Mem, place: Place, operand: bool) {
         match access {
             Access::Load => {
                 self.e.load(host::TEMP, m);
@@ -202,7 +214,11 @@ impl Builder<'_> {
             }
             Access::Store => {
                 self.e.load(host::TEMP, Mem { gs: true, base: None, ..m });
-                self.if_zero_leave(Exit::MissStore, place);
+                if operand && self.r.mode.user {
+                    self.if_zero_store_beside(place);
+                } else {
+                    self.if_zero_leave(Exit::MissStore, place);
+                }
             }
         }
     }

@@ -32,7 +32,7 @@ fn processor_time() -> Duration {
 fn cost_of_translation() {
     let code = sample();
     let features = HostFeatures::detect();
-    let thunks = Thunks { enter: 0, exits: [0; 8], mismatch: 0, bottom: 0, indirect: 0, fault: 0 };
+    let thunks = Thunks { enter: 0, exits: [0; 8], beside: 0, mismatch: 0, bottom: 0, indirect: 0, fault: 0 };
     let strings = crate::string_thunks::assemble(0, 0, &[0; 8]).expect("thunks").1;
     let mode = Mode {
         x87: true,

@@ -174,6 +174,8 @@ struct Pending {
 enum PendingKind {
     /// An operand of an instruction of this block was not found.
     Miss { exit: Exit, index: u8, place: access::Place },
+    /// The same of a store, which may go on beside code.
+    Beside { index: u8, place: access::Place },
     /// A window straddles two pages at this instruction.
     Plain(u64),
 }
@@ -182,9 +184,8 @@ impl PendingKind {
     /// Most bytes its stub has.
     fn len(self) -> usize {
         match self {
-            PendingKind::Miss { place: access::Place::Register(host::ADDRESS, _), .. } => 9,
-            PendingKind::Miss { place: access::Place::Register(..), .. } => 12,
-            PendingKind::Miss { place: access::Place::Constant(_), .. } => 19,
+            PendingKind::Miss { place, .. } => 9 + place.len(),
+            PendingKind::Beside { place, .. } => 17 + place.len(),
             PendingKind::Plain(_) => 14,
         }
     }
@@ -464,6 +465,20 @@ impl Builder<'_> {
         self.pending.push(Pending { at, kind: PendingKind::Miss { exit, index: self.index, place } });
     }
 
+    /// The same for a store of one operand, which is looked up again elsewhere.
+    fn if_zero_store_beside(&mut self, place: access::Place) {
+        let at = self.e.jrcxz();
+        self.pending.push(Pending { at, kind: PendingKind::Beside { index: self.index, place } });
+    }
+
+    /// ADDRESS = what it names.
+    fn address_of(&mut self, place: access::Place) {
+        match place {
+            access::Place::Register(r, _) => self.e.mov(host::ADDRESS, r),
+            access::Place::Constant(linear) => self.e.mov_imm(host::ADDRESS, linear),
+        }
+    }
+
     /// Emit the pending stubs here; execution must not fall into them.
     fn island(&mut self) {
         for n in 0..self.pending.len() {
@@ -472,11 +487,16 @@ impl Builder<'_> {
             match p.kind {
                 PendingKind::Plain(ip) => self.leave_to_plain(ip),
                 PendingKind::Miss { exit, index, place } => {
-                    match place {
-                        access::Place::Register(r, _) => self.e.mov(host::ADDRESS, r),
-                        access::Place::Constant(linear) => self.e.mov_imm(host::ADDRESS, linear),
-                    }
+                    self.address_of(place);
                     self.stub(exit, index);
+                }
+                PendingKind::Beside { index, place } => {
+                    self.address_of(place);
+                    self.e.branch(&[0xe8], self.r.at, self.r.thunks.beside);
+                    self.e.bytes(&crate::beside::PAYLOAD_OPCODE);
+                    self.e.u32(self.payload(index));
+                    // Back to behind the JRCXZ, with the addend in TEMP.
+                    self.e.jmp_back(p.at + 1);
                 }
             }
         }

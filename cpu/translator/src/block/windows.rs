@@ -352,7 +352,7 @@ impl Builder<'_> {
         }
         self.e.pext(host::TEMP, host::ADDRESS, host::PAGE_MASK);
         let entry = Mem::indexed(host::TABLE, host::TEMP, 3);
-        self.load_entry(w.access, entry, Place::Register(host::ADDRESS, 0));
+        self.load_entry(w.access, entry, Place::Register(host::ADDRESS, 0), false);
         self.e.lea(host::TEMP, Mem::indexed(host::TEMP, host::ADDRESS, 0));
     }
 }
