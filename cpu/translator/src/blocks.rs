@@ -8,6 +8,7 @@ use code_cache::{CodeCache, CodeCacheError};
 
 use crate::block::{self, HostFeatures, Link, Mode, Request, Scratch};
 use crate::emit::Emitter;
+use crate::id_table::IdTable;
 use crate::layout::host;
 use crate::ledger::{Entry, Ledger};
 use crate::string_thunks::{self, StringThunks};
@@ -51,6 +52,14 @@ pub(crate) struct Key {
     pub mode: Mode,
 }
 
+impl Key {
+    fn hash(&self) -> u64 {
+        let mut h = AddressHasher::default();
+        std::hash::Hash::hash(self, &mut h);
+        h.finish()
+    }
+}
+
 impl std::hash::Hash for Key {
     fn hash<H: Hasher>(&self, h: &mut H) {
         let m = &self.mode;
@@ -68,12 +77,9 @@ pub(crate) struct Block {
     pub start: u32,
     pub entry: u32,
     inner: u32,
-    pub len: u32,
-    /// (host offset, guest offset) of each instruction.
-    pub map: Box<[(u16, u16)]>,
-    stub: Option<Stub>,
-    /// The first of the dead blocks that this one replaces.
-    origin: Option<u32>,
+    len: u16,
+    /// Where in the list of all blocks' its instructions are.
+    map: Range,
     /// The page of the backing that the only instruction's last bytes are in, when
     /// it straddles two.
     pub second: Option<u32>,
@@ -108,6 +114,13 @@ struct Stub {
     space: u32,
 }
 
+/// A part of a list.
+#[derive(Debug, Clone, Copy)]
+struct Range {
+    first: u32,
+    len: u8,
+}
+
 /// The blocks of one page of RAM.
 #[derive(Default)]
 struct PageBlocks {
@@ -130,7 +143,13 @@ pub(crate) struct Blocks {
     features: HostFeatures,
     scratch: Scratch,
     list: Vec<Block>,
-    by_key: AddressMap<Key, u32>,
+    /// (host offset, guest offset) of each instruction of each block.
+    map: Vec<(u16, u16)>,
+    /// Jump-cache stubs, by block.
+    stubs: AddressMap<u32, Stub>,
+    /// The first of the dead blocks that a block replaces.
+    origins: AddressMap<u32, u32>,
+    by_key: IdTable,
     by_page: AddressMap<u32, PageBlocks>,
     links: Vec<LinkRecord>,
     pub translated: u64,
@@ -164,7 +183,10 @@ impl Blocks {
             features,
             scratch: Scratch::new(features),
             list: Vec::new(),
-            by_key: AddressMap::default(),
+            map: Vec::new(),
+            stubs: AddressMap::default(),
+            origins: AddressMap::default(),
+            by_key: IdTable::default(),
             by_page: AddressMap::default(),
             links: Vec::new(),
             translated: 0,
@@ -187,7 +209,11 @@ impl Blocks {
     }
 
     pub fn find(&self, key: &Key) -> Option<u32> {
-        self.by_key.get(key).copied()
+        let is = |id: u32| {
+            let b = &self.list[id as usize];
+            b.key == *key && !b.dead
+        };
+        self.by_key.find(key.hash(), is)
     }
 
     pub fn code_bytes(&self) -> usize {
@@ -210,8 +236,26 @@ impl Blocks {
         let id = self.list.partition_point(|b| b.start <= at).checked_sub(1)?;
         let b = &self.list[id];
         let within = at - b.start;
-        let i = b.map.partition_point(|(host, _)| u32::from(*host) <= within).checked_sub(1)?;
-        (within < b.len).then_some((id as u32, i))
+        let map = self.map_of(b);
+        let i = map.partition_point(|(host, _)| u32::from(*host) <= within).checked_sub(1)?;
+        (within < u32::from(b.len)).then_some((id as u32, i))
+    }
+
+    /// (host offset, guest offset) of each instruction of a block.
+    fn map_of(&self, b: &Block) -> &[(u16, u16)] {
+        &self.map[b.map.first as usize..][..usize::from(b.map.len)]
+    }
+
+    /// Cache offset of an instruction's host code.
+    pub fn host_offset(&self, id: u32, instruction: usize) -> u32 {
+        let b = self.get(id);
+        b.start + u32::from(self.map_of(b)[instruction].0)
+    }
+
+    /// Linear address of an instruction.
+    pub fn linear(&self, id: u32, instruction: usize) -> u64 {
+        let b = self.get(id);
+        b.key.va.wrapping_add(u64::from(self.map_of(b)[instruction].1))
     }
 
     /// Translate the block at `key` from the bytes up to its page's end. `None`: its
@@ -262,17 +306,21 @@ impl Blocks {
             start: at,
             entry: at + t.entry,
             inner: at + t.inner,
-            len: t.code.len() as u32,
-            map: t.map.as_slice().into(),
-            stub: None,
-            origin: None,
+            len: t.code.len() as u16,
+            map: Range { first: self.map.len() as u32, len: t.map.len() as u8 },
             second: second.map(|(page, _)| page),
             guest_len: t.guest_len,
             guard: t.guard.map(|g| at + g),
             dead: false,
         });
+        self.map.extend_from_slice(&t.map);
         self.scratch.recycle(t);
-        self.by_key.insert(key, id);
+        let list = &self.list;
+        let hash_of = |id: u32| {
+            let b = &list[id as usize];
+            (!b.dead).then(|| b.key.hash())
+        };
+        self.by_key.insert(key.hash(), id, hash_of);
         for (page, generation) in pages.into_iter().flatten() {
             let blocks = self.by_page.entry(page).or_default();
             // Where there are others, what changed since they were made is known
@@ -294,6 +342,9 @@ impl Blocks {
     /// Drop every block.
     pub fn drop_all(&mut self) {
         self.list.clear();
+        self.map.clear();
+        self.stubs.clear();
+        self.origins.clear();
         self.by_key.clear();
         self.by_page.clear();
         self.links.clear();
@@ -359,9 +410,6 @@ impl Blocks {
             return;
         }
         b.dead = true;
-        if self.by_key.get(&b.key) == Some(&id) {
-            self.by_key.remove(&b.key);
-        }
         // To the attention stub at the block's start.
         let (start, entry, inner) = (b.start, b.entry, b.inner);
         self.put_jump(entry, start);
@@ -390,10 +438,7 @@ impl Blocks {
     /// of an instruction's first byte).
     pub fn guest_address(&self, at: u32) -> u64 {
         match self.instruction_at(self.address(at)) {
-            Some((id, i)) => {
-                let b = self.get(id);
-                b.key.va.wrapping_add(u64::from(b.map[i].1))
-            }
+            Some((id, i)) => self.linear(id, i),
             None => {
                 let id = self.list.partition_point(|b| b.start <= at).saturating_sub(1);
                 self.list.get(id).map_or(0, |b| b.key.va)
@@ -411,17 +456,14 @@ impl Blocks {
 
     /// The same for a block with the same key: it inherits what led to the dead one.
     pub fn replace(&mut self, dead: u32, by: u32) {
-        let old = &self.list[dead as usize];
-        let (stub, origin) = (old.stub, old.origin);
         self.forward(dead, by);
-        if let Some(first) = origin {
-            self.forward(first, by);
-        }
-        self.list[by as usize].origin = origin.or(Some(dead));
-        if let Some(s) = stub {
+        let first = self.origins.remove(&dead).unwrap_or(dead);
+        self.forward(first, by);
+        self.origins.insert(by, first);
+        if let Some(s) = self.stubs.remove(&dead) {
             let entry = self.list[by as usize].entry;
             self.cache.patch_u32(s.jump + 1, entry.wrapping_sub(s.jump + 5));
-            self.list[by as usize].stub = stub;
+            self.stubs.insert(by, s);
         }
     }
 
@@ -430,7 +472,7 @@ impl Blocks {
     pub fn jump_stub(&mut self, id: u32, space: u32) -> Option<u64> {
         let b = &self.list[id as usize];
         let (shared, class) = (b.key.mode.shares(b.key.va), b.key.mode.class());
-        if let Some(s) = b.stub.filter(|s| shared || s.space == space) {
+        if let Some(s) = self.stubs.get(&id).filter(|s| shared || s.space == space) {
             return Some(self.address(s.at));
         }
         let (va, entry) = (b.key.va, b.entry);
@@ -457,7 +499,7 @@ impl Blocks {
         e.branch(&[0xe9], at, entry);
         let offset = self.cache.append(&e.code)?;
         let jump = offset + (e.len() - 5) as u32;
-        self.list[id as usize].stub = Some(Stub { at: offset, jump, space });
+        self.stubs.insert(id, Stub { at: offset, jump, space });
         Some(self.address(offset))
     }
 }

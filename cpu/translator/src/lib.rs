@@ -13,7 +13,7 @@
 //! | `emit` | glue instructions |
 //! | `beside` | stores to pages that hold code |
 //! | `block` | guest block to host code |
-//! | `blocks` | translated blocks, links, invalidation |
+//! | `blocks`, `id_table` | translated blocks, links, invalidation |
 //! | `tables`, `spaces` | guest linear address to host address |
 //! | `call_stack` | host return addresses of guest calls |
 //! | `thunks`, `string_thunks`, `native`, `signals` | into and out of translated code |
@@ -27,6 +27,7 @@ mod block;
 mod blocks;
 mod call_stack;
 mod emit;
+mod id_table;
 mod layout;
 mod ledger;
 mod modes;

@@ -656,8 +656,7 @@ impl TranslatorVcpu {
                 let payload = self.payload(site)?;
                 let (id, index) = (payload >> 6, payload as usize & 63);
                 if self.fill(address, exit == Exit::MissStore) {
-                    let b = self.blocks.get(id);
-                    return Ok(Then::Resume(b.start + u32::from(b.map[index].0)));
+                    return Ok(Then::Resume(self.blocks.host_offset(id, index)));
                 }
                 Ok(self.interpret_at(id, index))
             }
@@ -736,8 +735,7 @@ impl TranslatorVcpu {
 
     /// Registers back to `Cpu` at an instruction that the interpreter executes next.
     fn interpret_at(&mut self, id: u32, index: usize) -> Then {
-        let b = self.blocks.get(id);
-        let rip = b.key.va.wrapping_add(u64::from(b.map[index].1));
+        let rip = self.blocks.linear(id, index);
         self.import(rip);
         self.pending_step = true;
         Then::Again
