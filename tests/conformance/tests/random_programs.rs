@@ -174,10 +174,11 @@ fn programs_end_the_same_when_engines_take_turns() {
         let Some(code) = emit(&program) else { continue };
         let Some(a) = reference(&mut reference_rig, &program, &code) else { continue };
         let b = in_turns(&mut rigs, &mut Random(seed), &program, &code);
-        // A repeated string instruction that overwrites itself goes on until it is interrupted.
+        // A repeated string instruction that overwrites itself goes on until it is interrupted,
+        // on a processor as here; when that is, is chance.
         let mut interrupted = || {
             let reference = std::slice::from_mut(&mut reference_rig);
-            (0..4).any(|n| in_turns(reference, &mut Random(seed + n), &program, &code) != a)
+            (0..100).any(|n| in_turns(reference, &mut Random(seed + n), &program, &code) != a)
         };
         if a != b && !excused(&b) && wrong.len() < 5 && !interrupted() {
             wrong.push(format!("seed {seed}\n{}", describe(&a, &b)));
