@@ -127,7 +127,7 @@ fn guest_script(programs: &[Program]) -> String {
         "export LD_LIBRARY_PATH=/programs/lib64:/programs/lib32\n\
          dmesg -n 1; stty -F /dev/ttyS1 raw; exec 3>/dev/ttyS1; cd /tmp; ip link set lo up\n\
          run() { sh -c \"$3\" \"$2\" | head -c \"$4\" | gzip -1 > /run/out; }\n\
-         now() { read -r up idle < /proc/uptime; echo ${up%.*}${up#*.}0; }\n",
+         now() { read -r up idle < /proc/uptime; echo $((${up%.*} * 1000 + 1${up#*.}0 - 1000)); }\n",
     );
     for (i, p) in programs.iter().enumerate() {
         // The status travels through a file: a pipe tells that of its last part.
