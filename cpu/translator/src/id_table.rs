@@ -34,18 +34,20 @@ impl IdTable {
             self.used = 0;
             for id in wanted {
                 if let Some(hash) = hash_of(id) {
-                    self.put(hash, id);
+                    self.put(hash, id, |_| false);
                 }
             }
         }
-        self.put(hash, id);
+        // Code that changes all the time leaves one number after another under one hash.
+        self.put(hash, id, |other| hash_of(other).is_none());
     }
 
-    fn put(&mut self, hash: u64, id: u32) {
-        let free = self.probe(hash).find(|at| self.slots[*at] == FREE);
-        if let Some(at) = free {
+    /// Put a number in the first slot that is free or holds one that is not wanted.
+    fn put(&mut self, hash: u64, id: u32, unwanted: impl Fn(u32) -> bool) {
+        let slot = self.probe(hash).find(|at| self.slots[*at] == FREE || unwanted(self.slots[*at]));
+        if let Some(at) = slot {
+            self.used += usize::from(self.slots[at] == FREE);
             self.slots[at] = id;
-            self.used += 1;
         }
     }
 
@@ -58,6 +60,16 @@ impl IdTable {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_that_follow_each_other_under_one_hash_share_a_slot() {
+        let mut t = IdTable::default();
+        for id in 0..1000 {
+            t.insert(5, id, |_| None);
+        }
+        assert_eq!(t.used, 1);
+        assert_eq!(t.find(5, |id| id == 999), Some(999));
+    }
 
     /// Ten numbers share each hash; every third is no longer wanted.
     #[test]
