@@ -18,3 +18,8 @@ pub const SOFTWARE_ENGINES: [&str; 2] = ["interp", "jit"];
 pub fn slow_tests() -> bool {
     std::env::var_os("STRATA_SLOW").is_some_and(|v| v == "1")
 }
+
+/// Whether whole suites were asked for, long programs of theirs sampled.
+pub fn whole_suites() -> bool {
+    std::env::var_os("STRATA_WHOLE").is_some_and(|v| v == "1")
+}

@@ -199,6 +199,14 @@ impl Running {
         Ok(())
     }
 
+    /// Whether it has ended.
+    ///
+    /// # Errors
+    /// When the host does not tell.
+    pub fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait().context("cannot wait for the command")?.is_some())
+    }
+
     /// Wait for the end.
     ///
     /// # Errors

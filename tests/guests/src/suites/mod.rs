@@ -1,5 +1,6 @@
 //! Suites that others wrote: which programs, how they are built, how judged.
 
+mod enumeration;
 pub mod qemu_tcg;
 mod sample;
 pub mod selftests;
@@ -23,11 +24,13 @@ struct Recipe {
     judge: Judge,
     /// Arguments of gcc, without `-o`.
     arguments: Vec<String>,
+    /// It executes a part of what the program of this name would, see [`enumeration`].
+    sampled: bool,
 }
 
 impl Recipe {
     fn new(name: impl Into<String>, judge: Judge) -> Self {
-        Recipe { name: name.into(), judge, arguments: Vec::new() }
+        Recipe { name: name.into(), judge, arguments: Vec::new(), sampled: false }
     }
 
     fn with(mut self, arguments: &[&str]) -> Self {
@@ -54,9 +57,6 @@ pub struct Suite {
     /// How many there must be, built or not.
     pub chosen: usize,
 }
-
-/// Programs that take minutes on an interpreter: never in a sample.
-const SLOW: [&str; 4] = ["amd64-fb_test_amd64", "test-i386-fprem", "amd64-amd64locked", "x86-x86locked"];
 
 /// Build what is not in the cache yet, on every processor. Of all programs every
 /// `step`th is taken, see [`sample`].

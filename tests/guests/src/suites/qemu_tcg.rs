@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Recipe, Suite, build};
+use super::{Recipe, Suite, build, enumeration};
 use crate::packages;
 use crate::runner::Judge;
 
@@ -84,7 +84,9 @@ pub fn suite() -> Result<Suite> {
     }
     for test in BITS_32 {
         let flags = FLAGS.iter().find(|f| f.0 == test).map_or(&[][..], |f| f.1);
-        recipes.push(start(test, "-m32").with(flags).file(&i386.join(format!("{test}.c"))).with(&["-lm"]));
+        let recipe = start(test, "-m32").with(flags).file(&i386.join(format!("{test}.c"))).with(&["-lm"]);
+        recipes.extend(enumeration::sampled(&recipe, &i386)?);
+        recipes.push(recipe);
     }
     recipes.push(start("test-x86_64", "-m64").file(&i386.join("test-i386.c")).with(&["-lm"]));
     recipes.push(

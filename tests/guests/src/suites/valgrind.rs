@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::{Recipe, Suite, build};
+use super::{Recipe, Suite, build, enumeration};
 use crate::packages;
 use crate::runner::Judge;
 
@@ -39,7 +39,9 @@ pub fn suite() -> Result<Suite> {
         tests.retain(|p| p.extension().is_some_and(|e| e == "vgtest"));
         tests.sort();
         for test in tests {
-            recipes.extend(recipe(&root, &directory, width, &test)?);
+            let Some(recipe) = recipe(&root, &directory, width, &test)? else { continue };
+            recipes.extend(enumeration::sampled(&recipe, &directory)?);
+            recipes.push(recipe);
         }
     }
     build("valgrind", &recipes, SAMPLE)
