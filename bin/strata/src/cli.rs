@@ -40,6 +40,12 @@ pub enum Command {
     /// Returns when the guest executes there. Where the engine refuses, the machine goes on where it was.
     #[command(after_help = ENGINE_HELP)]
     Engine(EngineArgs),
+    /// Give a running machine other numbers of vCPUs and another size of RAM
+    ///
+    /// What is added the guest has at once, what is taken away when it lets go. The machine must
+    /// have been started with --cpus-max or --memory-max.
+    #[command(after_help = UPDATE_HELP)]
+    Update(UpdateArgs),
     /// Park the vCPUs of machines; their time stands still
     #[command(after_help = CONTROL_HELP)]
     Pause(MachinesArgs),
@@ -92,6 +98,10 @@ const STATS_HELP: &str = concat!(
 );
 const ENGINE_HELP: &str =
     concat!("Examples:\n  strata engine web jit\n  strata engine 3f kvm\n\n", control_status!());
+const UPDATE_HELP: &str = concat!(
+    "Examples:\n  strata update --cpus 4 web\n  strata update --memory 2G --wait 10s web\n\n",
+    control_status!()
+);
 const STOP_HELP: &str = concat!(
     "Examples:\n  strata stop web\n  strata stop --timeout 2m web db\n  strata stop --timeout 0 web\n\n",
     control_status!()
@@ -150,9 +160,15 @@ pub struct MachineArgs {
     /// RAM; units K, M, G, T, a bare number is MiB
     #[arg(short, long, value_name = "SIZE", default_value = "512M", value_parser = quantity::bytes)]
     pub memory: u64,
+    /// RAM that `strata update` can give the guest at most, in steps of 128M [default: --memory]
+    #[arg(long, value_name = "SIZE", value_parser = quantity::bytes)]
+    pub memory_max: Option<u64>,
     /// Number of vCPUs
     #[arg(short, long, value_name = "N", default_value_t = 1)]
     pub cpus: u32,
+    /// vCPUs that `strata update` can give the guest at most [default: --cpus]
+    #[arg(long, value_name = "N")]
+    pub cpus_max: Option<u32>,
     /// Processor model and switched features, e.g. x86-64-v3,-avx2 [default: x86-64-v3 where the
     /// host's processor has all of it, else x86-64-v2]
     #[arg(long, value_name = "MODEL[,±FEATURE…]")]
@@ -181,6 +197,10 @@ pub struct RunArgs {
     /// Serial port, COM1 first; repeat for more: stdio, null or file:PATH [default: stdio]
     #[arg(long, value_name = "SINK", value_parser = serial)]
     pub serial: Vec<board::SerialSpec>,
+    /// What the watchdog does when the guest has started it and does not restart it in time:
+    /// reset, power-off, or none for no watchdog
+    #[arg(long, value_name = "ACTION", default_value = "reset", value_parser = watchdog)]
+    pub watchdog: Watchdog,
     /// A guest write of V to this port ends the run with status (V << 1) | 1 [default port: 0xf4]
     #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "0xf4", value_parser = quantity::port)]
     pub debug_exit: Option<u16>,
@@ -267,6 +287,26 @@ pub struct StopArgs {
 }
 
 #[derive(Args)]
+#[command(group = clap::ArgGroup::new("what").required(true).multiple(true))]
+pub struct UpdateArgs {
+    /// Number of vCPUs
+    #[arg(short, long, value_name = "N", group = "what")]
+    pub cpus: Option<u32>,
+    /// RAM; units K, M, G, T, a bare number is MiB
+    #[arg(short, long, value_name = "SIZE", value_parser = quantity::bytes, group = "what")]
+    pub memory: Option<u64>,
+    /// How long to wait for a guest that has to let go; units ms, s, m, h, a bare number is seconds
+    #[arg(short, long, value_name = "TIME", default_value = "10s", value_parser = quantity::duration)]
+    pub wait: Duration,
+    /// Name or identifier, or how it begins
+    #[arg(value_name = "MACHINE")]
+    pub machine: String,
+    /// How the result is printed
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+}
+
+#[derive(Args)]
 pub struct InspectArgs {
     /// Name or identifier, or how it begins
     #[arg(value_name = "MACHINE")]
@@ -310,6 +350,19 @@ fn switch(text: &str) -> Result<(Duration, EngineChoice), String> {
     Ok((quantity::duration(time)?, engine.parse().map_err(|e| format!("{e}"))?))
 }
 
+/// What a watchdog does, if there is one. An alias, so that clap does not take
+/// it for an argument that may be absent.
+pub type Watchdog = Option<board::WatchdogAction>;
+
+fn watchdog(text: &str) -> Result<Watchdog, String> {
+    match text {
+        "reset" => Ok(Some(board::WatchdogAction::Reset)),
+        "power-off" => Ok(Some(board::WatchdogAction::PowerOff)),
+        "none" => Ok(None),
+        _ => Err("not an action of a watchdog; use reset, power-off or none".to_string()),
+    }
+}
+
 fn serial(text: &str) -> Result<board::SerialSpec, String> {
     match (text, text.strip_prefix("file:")) {
         ("stdio", _) => Ok(board::SerialSpec::Stdio),
@@ -347,6 +400,9 @@ mod tests {
             "strata engine web interp",
             "strata pause web",
             "strata resume web db",
+            "strata update --cpus 3 web",
+            "strata update -m 2G --wait 1m web --format json",
+            "strata run --cpus-max 4 --memory-max 2G --watchdog power-off",
             "strata stop -t 2m web",
             "strata stop --timeout 0 web",
             "strata kill web",
@@ -365,6 +421,8 @@ mod tests {
             "strata run --memory lots",
             "strata run --name ../x",
             "strata run --perf-map --jitdump",
+            "strata update web",
+            "strata run --watchdog bark",
             "strata engine web",
             "strata engine web xen",
             "strata pause",

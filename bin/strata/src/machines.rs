@@ -14,20 +14,20 @@ use crate::figures;
 /// How long a machine may take to say who it is before the list goes on without it.
 const GREETING: Duration = Duration::from_secs(2);
 /// How long a machine may take to do what it is asked; longer than the server's own limit.
-const PATIENCE: Duration = Duration::from_secs(70);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(70);
 
 /// A machine, asked.
-fn call(found: &Found, action: Action, limit: Duration) -> Result<Reply, CallError> {
+pub(crate) fn call(found: &Found, action: Action, limit: Duration) -> Result<Reply, CallError> {
     let lost = |e: std::io::Error| CallError::Lost(e.to_string());
     Client::connect(&found.socket()).map_err(lost)?.call(action, limit)
 }
 
-fn find(wanted: &str) -> Result<Found, RegistryError> {
+pub(crate) fn find(wanted: &str) -> Result<Found, RegistryError> {
     Found::pick(Registry::all()?, wanted)
 }
 
 /// The name people know it by.
-fn label(found: &Found) -> String {
+pub(crate) fn label(found: &Found) -> String {
     found.name.as_ref().map_or_else(|| found.id.to_string(), ToString::to_string)
 }
 

@@ -28,6 +28,7 @@ mod output;
 mod phases;
 mod quantity;
 mod run;
+mod update;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         Command::Ps(args) => machines::ps(&args),
         Command::Stats(args) => machines::stats(&args),
         Command::Engine(args) => machines::engine(&args),
+        Command::Update(args) => update::update(&args),
         Command::Pause(args) => machines::pause(&args),
         Command::Resume(args) => machines::resume(&args),
         Command::Stop(args) => machines::stop(&args),

@@ -166,7 +166,9 @@ pub fn machine_specification(args: &MachineArgs) -> MachineSpec {
             Machine::Q35 => MachineType::Q35,
         },
         memory: args.memory,
+        memory_max: args.memory_max,
         cpus: args.cpus,
+        cpus_max: args.cpus_max,
         cpu: args.cpu.clone().unwrap_or_else(|| lifecycle::default_model().name.to_string()),
         boot: BootSpec {
             kernel: args.kernel.clone(),
@@ -186,6 +188,7 @@ fn specification(args: &RunArgs) -> anyhow::Result<MachineSpec> {
         Time::Virtual => TimeSource::Virtual,
     };
     spec.debug_exit = args.debug_exit;
+    spec.watchdog = args.watchdog;
     if !args.serial.is_empty() {
         spec.serial = args.serial.clone();
     }

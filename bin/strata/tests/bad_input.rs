@@ -111,6 +111,10 @@ fn machines_that_cannot_be() {
     run(&["--memory", "lots"], &["unknown unit", "512M"]);
     run(&["--cpus", "0"], &["0 vCPUs", "remedy: use --cpus 1"]);
     run(&["--cpus", "65"], &["65 vCPUs", "remedy: "]);
+    run(&["--cpus", "4", "--cpus-max", "2"], &["4 vCPUs at the start and at most 2", "--cpus-max"]);
+    run(&["--memory-max", "600M"], &["512 MiB of memory at the start and at most 600 MiB", "128 MiB"]);
+    run(&["--memory-max", "256M"], &["at most 256 MiB later", "--memory-max"]);
+    run(&["--watchdog", "bark"], &["reset, power-off or none"]);
     run(&["--cpus", "many"], &["--cpus"]);
     run(&["--cpu", "pentium"], &["unknown CPU model \"pentium\"", "x86-64-v3"]);
     run(&["--cpu", "x86-64-v2,+wings"], &["wings"]);

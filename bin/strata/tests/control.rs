@@ -251,6 +251,54 @@ fn the_engine_changes_on_command_and_the_guest_goes_on() {
     assert_eq!(guest.status(), Some(0));
 }
 
+/// Starts the watchdog with the least countdown and goes on counting:
+/// `mov dx, 0x662; mov ax, 10; out dx, ax; mov dx, 0x660; mov ax, 1; out dx, ax;
+/// again: inc dword [0x1000]; jmp again`.
+const FORGETFUL: &[u8] = &[
+    0xba, 0x62, 0x06, 0xb8, 0x0a, 0x00, 0xef, 0xba, 0x60, 0x06, 0xb8, 0x01, 0x00, 0xef, 0x66, 0xff, 0x06,
+    0x00, 0x10, 0xeb, 0xf9,
+];
+
+#[test]
+fn a_watchdog_that_runs_out_does_what_it_was_given() {
+    let host = Host::new("watchdog");
+    for engine in ["interp", "jit"] {
+        let arguments = |action| ["--engine", engine, "--no-reboot", "--watchdog", action];
+        for (action, status) in [("reset", 4), ("power-off", 0)] {
+            let guest = host.start(&format!("{engine}-{action}"), FORGETFUL, &arguments(action));
+            assert_eq!(guest.status(), Some(status), "{engine} {action}");
+        }
+        let guest = host.start(&format!("{engine}-none"), FORGETFUL, &arguments("none"));
+        std::thread::sleep(Duration::from_millis(1500));
+        assert!(guest.info().is_some_and(|m| m["state"] == "running"), "no watchdog, no end");
+    }
+}
+
+#[test]
+fn processors_and_memory_are_added_within_what_the_machine_can_have() {
+    let host = Host::new("update");
+    let more = ["--engine", "interp", "--cpus-max", "3", "--memory-max", "258M"];
+    let _guest = host.start("g", POLITE, &more);
+    let has = |arguments: &[&str]| {
+        let now = host.json(&[&["update", "--format", "json", "g"], arguments].concat());
+        (now["cpus"].as_u64(), now["memory"].as_u64().map(|m| m >> 20))
+    };
+    assert_eq!(has(&["--cpus", "2"]), (Some(2), Some(2)));
+    assert_eq!(has(&["--memory", "130M", "--cpus", "3"]), (Some(3), Some(130)));
+    assert_eq!(has(&["--memory", "258M"]), (Some(3), Some(258)));
+    for (arguments, text) in [
+        (["--cpus", "4"], "this machine has 1 to 3"),
+        (["--cpus", "0"], "this machine has 1 to 3"),
+        (["--memory", "200M"], "2 MiB to 258 MiB in steps of 128 MiB"),
+        (["--memory", "514M"], "2 MiB to 258 MiB"),
+        // This guest never lets go.
+        (["--cpus", "1"], "has not let go"),
+    ] {
+        let said = host.check(&[&["update", "--wait", "200ms", "g"], &arguments[..]].concat(), 1);
+        assert!(said.contains(text), "{arguments:?}: {said}");
+    }
+}
+
 #[test]
 fn a_guest_that_does_not_answer_is_ended() {
     let host = Host::new("stop");

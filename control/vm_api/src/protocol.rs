@@ -48,6 +48,14 @@ pub enum Action {
     Pause,
     /// Go on.
     Resume,
+    /// Give the guest other numbers of vCPUs and bytes of RAM: more at once, less
+    /// when it lets go. Answered at once with what it has now.
+    Update {
+        /// vCPUs; `None`: as it is.
+        cpus: Option<u32>,
+        /// Bytes of RAM; `None`: as it is.
+        memory: Option<u64>,
+    },
     /// Press and release the ACPI power button; a paused machine goes on first,
     /// or its guest could not answer.
     PressPowerButton,
@@ -104,6 +112,13 @@ pub enum Reply {
         engine: String,
         /// How long the guest stood, in microseconds; 0 if it was there already.
         took_us: u64,
+    },
+    /// To [`Action::Update`]: what the guest has.
+    Resources {
+        /// vCPUs.
+        cpus: u32,
+        /// Bytes of RAM.
+        memory: u64,
     },
     /// To [`Action::Pause`].
     Paused {

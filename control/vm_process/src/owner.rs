@@ -43,7 +43,7 @@ pub struct Owner {
 /// Receives an engine's name and a duration.
 type Told = Box<dyn FnMut(&str, Duration) + Send>;
 
-fn refused(e: VmError) -> Refusal {
+fn refused(e: impl std::error::Error) -> Refusal {
     Refusal::new(RefusalKind::Refused, e.to_string())
 }
 
@@ -121,6 +121,7 @@ impl Owner {
             }
             Action::Inspect => Ok(Reply::Inspect(Box::new(self.configuration()))),
             Action::SwitchEngine { engine } => self.switch_to(&engine),
+            Action::Update { cpus, memory } => self.update(cpus, memory),
             Action::Pause => {
                 self.vm.pause().map_err(refused)?;
                 Ok(Reply::Paused { time_stands: self.vm.board().clock().is_stopped() })
@@ -138,6 +139,22 @@ impl Owner {
                 Ok(Reply::Done)
             }
         }
+    }
+
+    /// Nothing changes when either cannot be.
+    fn update(&mut self, cpus: Option<u32>, memory: Option<u64>) -> Result<Reply, Refusal> {
+        let board = self.vm.board();
+        let before = board.resources();
+        if let Some(cpus) = cpus {
+            board.set_cpus(cpus).map_err(refused)?;
+        }
+        if let Some(error) = memory.and_then(|memory| board.set_memory(memory).err()) {
+            // It had so many a moment ago.
+            let _ = board.set_cpus(before.cpus);
+            return Err(refused(error));
+        }
+        let now = board.resources();
+        Ok(Reply::Resources { cpus: now.cpus, memory: now.memory })
     }
 
     fn switch_to(&mut self, engine: &str) -> Result<Reply, Refusal> {
@@ -167,6 +184,7 @@ impl Owner {
 
     fn info(&self) -> MachineInfo {
         let spec = self.vm.board().spec();
+        let resources = self.vm.board().resources();
         let (id, name) = match &self.served {
             Some((identity, _)) => (identity.id.clone(), identity.name.clone()),
             None => (MachineId::from_number(0), None),
@@ -182,8 +200,8 @@ impl Owner {
             },
             engine: self.vm.engine().name().to_string(),
             engine_reason: self.engine_reason.clone(),
-            vcpus: spec.cpus,
-            memory: spec.memory,
+            vcpus: resources.cpus,
+            memory: resources.memory,
             cpu: spec.cpu.clone(),
             uptime_ms: figures::millis(self.began.elapsed()),
             pid: std::process::id(),

@@ -9,7 +9,7 @@ pub struct AcpiDescription {
     /// Where the RSDP goes: a multiple of 16 in 0xe0000-0xfffff, where guests search it.
     pub rsdp_address: u64,
     /// Where the other tables go, below 4 GiB, a multiple of 64. They take about
-    /// 4 KiB and 64 bytes more for each processor.
+    /// 4 KiB, 64 bytes more for each processor and 128 for each slot.
     pub tables_address: u64,
     /// APIC ID of each processor, the bootstrap processor first.
     pub apic_ids: Vec<u32>,
@@ -32,6 +32,48 @@ pub struct AcpiDescription {
     pub pci: Option<PciDescription>,
     /// Whether there is a keyboard controller.
     pub i8042: bool,
+    /// What can be added and removed while the guest runs.
+    pub hotplug: HotplugDescription,
+    /// The watchdog, if there is one.
+    pub watchdog: Option<WatchdogDescription>,
+}
+
+/// Slots that are filled and emptied while the guest runs, and the first of each
+/// bank's 8 ports. Without any, the tables say nothing of it.
+#[derive(Debug, Clone, Default)]
+pub struct HotplugDescription {
+    /// APIC IDs of processors that are not there at the start, numbered on from
+    /// [`AcpiDescription::apic_ids`].
+    pub more_apic_ids: Vec<u32>,
+    /// Port of the processors' bank.
+    pub processor_port: u16,
+    /// Start and size of each piece of memory that can be added.
+    pub memory: Vec<(u64, u64)>,
+    /// Port of the memory's bank.
+    pub memory_port: u16,
+    /// Slots of the root bus that functions can be plugged into.
+    pub pci_slots: std::ops::Range<u8>,
+    /// Port of the PCI slots' bank.
+    pub pci_port: u16,
+}
+
+impl HotplugDescription {
+    /// Whether processors come and go.
+    pub(crate) fn processors(&self) -> bool {
+        !self.more_apic_ids.is_empty()
+    }
+}
+
+/// A watchdog of four 16-bit registers: control (bit 0 runs, bit 1 has expired,
+/// cleared by a one), countdown, what is left of it, restart.
+#[derive(Debug, Clone, Copy)]
+pub struct WatchdogDescription {
+    /// First of its 8 ports.
+    pub port: u16,
+    /// Milliseconds in a count.
+    pub period_ms: u32,
+    /// The longest countdown.
+    pub max_count: u16,
 }
 
 /// An HPET.
@@ -84,6 +126,8 @@ impl AcpiDescription {
             serial: Vec::new(),
             pci: None,
             i8042: true,
+            hotplug: HotplugDescription::default(),
+            watchdog: None,
         }
     }
 }

@@ -6,18 +6,26 @@ use acpi_tables::aml::{
     ResourceTemplate, Scope,
 };
 
-use crate::{AcpiDescription, PciDescription, bytes_of, table};
+use crate::{AcpiDescription, HotplugDescription, PciDescription, bytes_of, hotplug, table};
 
 /// Slots of a PCI bus.
 const SLOTS: u32 = 32;
 
 pub(crate) fn build(d: &AcpiDescription) -> Vec<u8> {
     let mut devices = Vec::new();
-    for (uid, _) in (0u32..).zip(&d.apic_ids) {
-        devices.extend(processor(uid));
+    if d.hotplug.processors() {
+        let all = [&d.apic_ids[..], &d.hotplug.more_apic_ids].concat();
+        devices.extend(hotplug::processors(&d.hotplug, &all));
+    } else {
+        for (uid, _) in (0u32..).zip(&d.apic_ids) {
+            devices.extend(processor(uid));
+        }
+    }
+    if !d.hotplug.memory.is_empty() {
+        devices.extend(hotplug::memory(&d.hotplug));
     }
     if let Some(pci) = &d.pci {
-        devices.extend(pci_root(pci));
+        devices.extend(pci_root(pci, &d.hotplug));
         devices.extend(ecam_reservation(pci));
     }
     for (i, serial) in d.serial.iter().enumerate().take(4) {
@@ -60,6 +68,7 @@ pub(crate) fn build(d: &AcpiDescription) -> Vec<u8> {
         devices.extend(isa_device("HPET", "PNP0103", 0, ResourceTemplate::new(vec![&registers]).bytes()));
     }
     let mut aml = Scope::raw(Path::new("\\_SB_"), devices);
+    aml.extend(hotplug::events(&d.hotplug));
     let s5 = d.sleep_type_s5;
     aml.extend(bytes_of(&Name::new(Path::new("\\_S5_"), &Package::new(vec![&s5, &s5, &0u8, &0u8]))));
     let mut t = table(b"DSDT", 2);
@@ -79,7 +88,7 @@ impl<T: Aml> Bytes for T {
 }
 
 /// AML that is already encoded.
-struct Raw(Vec<u8>);
+pub(crate) struct Raw(pub(crate) Vec<u8>);
 
 impl Aml for Raw {
     fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
@@ -110,7 +119,7 @@ fn isa_device(name: &str, hid: &str, uid: u8, resources: Raw) -> Vec<u8> {
     ))
 }
 
-fn pci_root(p: &PciDescription) -> Vec<u8> {
+fn pci_root(p: &PciDescription, slots: &HotplugDescription) -> Vec<u8> {
     let buses = AddressSpace::new_bus_number(0u16, p.last_bus.into());
     let config = IO::new(0xcf8, 0xcf8, 1, 8);
     let low_ports = AddressSpace::new_io(0u16, 0xcf7, None);
@@ -133,6 +142,7 @@ fn pci_root(p: &PciDescription) -> Vec<u8> {
         })
         .collect();
     let routes: Vec<&dyn Aml> = routes.iter().map(|r| r as &dyn Aml).collect();
+    let slots = Raw(if slots.pci_slots.is_empty() { Vec::new() } else { hotplug::pci_slots(slots) });
     bytes_of(&Device::new(
         Path::new("PCI0"),
         vec![
@@ -143,6 +153,7 @@ fn pci_root(p: &PciDescription) -> Vec<u8> {
             &Name::new(Path::new("_UID"), &0u8),
             &Name::new(Path::new("_CRS"), &ResourceTemplate::new(resources)),
             &Name::new(Path::new("_PRT"), &Package::new(routes)),
+            &slots,
         ],
     ))
 }

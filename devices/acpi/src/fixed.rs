@@ -66,6 +66,8 @@ pub(crate) fn fadt(d: &AcpiDescription, facs: u64, dsdt: u64) -> Vec<u8> {
 pub(crate) fn madt(d: &AcpiDescription) -> Vec<u8> {
     /// Processor is usable.
     const ENABLED: u32 = 1;
+    /// Processor is not usable yet, but can be.
+    const ONLINE_CAPABLE: u32 = 1 << 1;
     /// There is a PC/AT PIC as well.
     const PCAT_COMPATIBLE: u32 = 1;
     /// Active high, level-triggered.
@@ -74,16 +76,18 @@ pub(crate) fn madt(d: &AcpiDescription) -> Vec<u8> {
     let mut b = Vec::new();
     b.extend(LOCAL_APIC_ADDRESS.to_le_bytes());
     b.extend(PCAT_COMPATIBLE.to_le_bytes());
-    for (uid, &id) in (0u32..).zip(&d.apic_ids) {
+    let there = d.apic_ids.iter().map(|&id| (id, ENABLED));
+    let to_come = d.hotplug.more_apic_ids.iter().map(|&id| (id, ONLINE_CAPABLE));
+    for (uid, (id, flags)) in (0u32..).zip(there.chain(to_come)) {
         match (u8::try_from(uid), u8::try_from(id)) {
             (Ok(uid), Ok(id)) if id != 0xff => {
                 b.extend([0, 8, uid, id]);
-                b.extend(ENABLED.to_le_bytes());
+                b.extend(flags.to_le_bytes());
             }
             _ => {
                 b.extend([9, 16, 0, 0]);
                 b.extend(id.to_le_bytes());
-                b.extend(ENABLED.to_le_bytes());
+                b.extend(flags.to_le_bytes());
                 b.extend(uid.to_le_bytes());
             }
         }

@@ -3,9 +3,11 @@
 mod description;
 mod dsdt;
 mod fixed;
+mod hotplug;
 mod mp_table;
 #[cfg(test)]
 mod tests;
+mod watchdog;
 
 use acpi_tables::Aml;
 use acpi_tables::facs::FACS;
@@ -13,7 +15,10 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 
-pub use description::{AcpiDescription, HpetDescription, PciDescription, SCI_GSI, SerialDescription};
+pub use description::{
+    AcpiDescription, HotplugDescription, HpetDescription, PciDescription, SCI_GSI, SerialDescription,
+    WatchdogDescription,
+};
 pub use mp_table::mp_table;
 
 const OEM_ID: [u8; 6] = *b"STRATA";
@@ -73,6 +78,9 @@ pub fn build(d: &AcpiDescription) -> Vec<Piece> {
     if let Some(serial) = d.serial.first() {
         entries.push(layout.place(fixed::spcr(serial)));
         entries.push(layout.place(fixed::dbg2(serial)));
+    }
+    if let Some(watchdog) = &d.watchdog {
+        entries.push(layout.place(watchdog::wdat(watchdog)));
     }
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     entries.into_iter().for_each(|entry| xsdt.add_entry(entry));

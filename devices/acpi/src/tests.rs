@@ -17,6 +17,22 @@ fn description(cpus: u32) -> AcpiDescription {
     }
 }
 
+/// The same with everything that can come and go, and a watchdog.
+fn full_description(cpus: u32, more: u32) -> AcpiDescription {
+    AcpiDescription {
+        hotplug: HotplugDescription {
+            more_apic_ids: (cpus..cpus + more).collect(),
+            processor_port: 0xae00,
+            memory: (0..4).map(|n| ((4 + n) << 30, 1 << 30)).collect(),
+            memory_port: 0xae08,
+            pci_slots: 1..32,
+            pci_port: 0xae10,
+        },
+        watchdog: Some(WatchdogDescription { port: 0x660, period_ms: 100, max_count: 0xffff }),
+        ..description(cpus)
+    }
+}
+
 /// The bytes of all pieces as a guest finds them.
 struct Memory(Vec<Piece>);
 
@@ -106,16 +122,25 @@ fn fadt_fields() {
 
 #[test]
 fn madt_entries() {
-    for (cpus, local, x2, nmi_forms) in [(1, 1, 0, 1), (8, 8, 0, 1), (300, 255, 45, 2)] {
-        let d = description(cpus);
+    for (cpus, more, local, x2, nmi_forms) in
+        [(1, 0, 1, 0, 1), (8, 0, 8, 0, 1), (300, 0, 255, 45, 2), (2, 3, 5, 0, 1)]
+    {
+        let d = full_description(cpus, more);
         let m = Memory(build(&d));
         let t = m.find(&d, b"APIC").unwrap();
         let mut counts = [0; 16];
+        let mut enabled = 0;
         let mut rest = &t[44..];
         while !rest.is_empty() {
             counts[usize::from(rest[0])] += 1;
+            enabled += match rest[0] {
+                0 => u32_at(rest, 4) & 1,
+                9 => u32_at(rest, 8) & 1,
+                _ => 0,
+            };
             rest = &rest[usize::from(rest[1])..];
         }
+        assert_eq!(enabled, cpus, "those to come are not enabled");
         assert_eq!(
             (counts[0], counts[9], counts[1], counts[2], counts[4] + counts[10]),
             (local, x2, 1, 2, nmi_forms)
@@ -129,9 +154,14 @@ fn iasl_understands_every_table() {
         eprintln!("skipped: iasl is not installed (Debian package acpica-tools)");
         return;
     }
-    let dir = std::env::temp_dir().join(format!("strata-acpi-{}", std::process::id()));
+    understood_by_iasl(&description(3), "plain");
+    understood_by_iasl(&full_description(2, 2), "full");
+}
+
+fn understood_by_iasl(description: &AcpiDescription, what: &str) {
+    let dir = std::env::temp_dir().join(format!("strata-acpi-{what}-{}", std::process::id()));
     std::fs::create_dir_all(&dir).unwrap();
-    for piece in build(&description(3)).iter().filter(|p| &p.bytes[..4] != b"RSD ") {
+    for piece in build(description).iter().filter(|p| &p.bytes[..4] != b"RSD ") {
         let name = String::from_utf8_lossy(&piece.bytes[..4]).to_lowercase();
         let path = dir.join(format!("{name}.dat"));
         std::fs::write(&path, &piece.bytes).unwrap();

@@ -45,6 +45,7 @@ pub fn stock_guest(flavour: Flavour) -> Option<GuestFiles> {
 #[derive(Debug, Clone)]
 pub struct Guest {
     arguments: Vec<String>,
+    environment: Vec<(String, PathBuf)>,
     limit: Duration,
 }
 
@@ -66,13 +67,20 @@ impl Guest {
     /// and images are the command's defaults.
     pub fn new(engine: &str) -> Self {
         let arguments = ["--engine", engine, "--cpu", "x86-64-v2"].map(str::to_string).to_vec();
-        Guest { arguments, limit: LIMIT }
+        Guest { arguments, environment: Vec::new(), limit: LIMIT }
     }
 
     /// More arguments of `strata run`.
     #[must_use]
     pub fn with(mut self, arguments: &[&str]) -> Self {
         self.arguments.extend(arguments.iter().map(|a| a.to_string()));
+        self
+    }
+
+    /// A variable of the command's environment.
+    #[must_use]
+    pub fn environment(mut self, name: &str, value: &Path) -> Self {
+        self.environment.push((name.to_string(), value.to_path_buf()));
         self
     }
 
@@ -92,6 +100,7 @@ impl Guest {
         let mut child = Command::new(command_path()?)
             .args(["run", "--timeout", &timeout])
             .args(&self.arguments)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

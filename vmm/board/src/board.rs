@@ -79,7 +79,7 @@ pub struct Board {
     pub(crate) devices: Vec<SharedDevice>,
     pub(crate) ports: RangeTable,
     pub(crate) mmio: RangeTable,
-    handles: Handles,
+    pub(crate) handles: Handles,
     /// Slots of the PCI configuration space, and where BARs are.
     pub(crate) pci: Option<([usize; 2], PciRoutes)>,
     pub(crate) apics: Arc<LocalApics>,
@@ -184,7 +184,7 @@ impl Board {
     pub fn build(spec: MachineSpec, io: BoardIo) -> Result<Arc<Self>, BoardError> {
         let model = Arc::new(spec.validate()?);
         let images = Images::open(&spec.boot)?;
-        let memory = memory::reserve(spec.memory, images.firmware_size())?;
+        let memory = memory::reserve(spec.memory, spec.more_memory(), images.firmware_size())?;
         let BoardIo { serial, clock, events, event_queue } = io;
         let clock = match spec.time {
             TimeSource::Host => clock.unwrap_or_else(|| Clock::host(model.tsc_khz())),
@@ -192,7 +192,7 @@ impl Board {
                 Clock::virtual_time(model.tsc_khz(), spec.epoch.saturating_mul(1_000_000_000))
             }
         };
-        let attentions: Vec<_> = (0..spec.cpus).map(|_| Arc::new(Attention::new())).collect();
+        let attentions: Vec<_> = (0..spec.most_cpus()).map(|_| Arc::new(Attention::new())).collect();
         events.connect(&attentions);
         let Interrupts { apics, switch, pic, ioapic } = wire_interrupts(&model, &clock, &attentions);
         let mut context = Context {
@@ -268,7 +268,7 @@ impl Board {
         &self.spec
     }
 
-    /// Number of vCPUs.
+    /// Number of vCPUs, those that can still be added included: each has its thread.
     pub fn cpus(&self) -> usize {
         self.attentions.len()
     }
@@ -358,7 +358,7 @@ impl Board {
     }
 
     /// Something outside an access may have changed a device's deadline.
-    fn refresh_deadline(&self, slot: usize) {
+    pub(crate) fn refresh_deadline(&self, slot: usize) {
         let mut device = devices::lock(&self.devices[slot]);
         self.timers.set(slot, device.timed().and_then(|t| t.next_deadline()));
     }

@@ -6,16 +6,20 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use chipset::{
-    AcpiPm, DebugExit, FwCfg, Hpet, HpetLines, I8042, IoApic, IrqRouter, Pic, Pit, PowerEvents, ResetControl,
+    AcpiPm, DebugExit, FwCfg, Hotplug, Hpet, HpetLines, I8042, IoApic, IrqRouter, Pic, Pit, PowerEvents,
+    ResetControl,
 };
-use chipset::{Rtc, RtcConfig, Serial, SerialInput, SerialOutput, TestDevice, fw_cfg_key};
+use chipset::{
+    Rtc, RtcConfig, Serial, SerialInput, SerialOutput, SlotKind, TestDevice, Watchdog, WatchdogExpiry,
+    fw_cfg_key,
+};
 use device_model::{Clock, Device, IrqLine, PortRange};
 use guest_memory::GuestMemory;
 use pci::{PciBus, PciBusConfig};
 
 use crate::events::{EventPoster, MachineEvent};
 use crate::power::{PanicNotifier, PowerPoster};
-use crate::spec::{MachineSpec, MachineType};
+use crate::spec::{MachineSpec, MachineType, WatchdogAction};
 
 /// A device behind its lock.
 pub(crate) type SharedDevice = Arc<Mutex<dyn Device>>;
@@ -68,6 +72,7 @@ pub(crate) struct Handles {
     /// Slot and input of each serial port.
     pub(crate) serial: Vec<(usize, SerialInput)>,
     pub(crate) pm: Option<(usize, AcpiPm)>,
+    pub(crate) hotplug: Option<Hotplug>,
     /// The bus and the slots through which its configuration space is reached.
     pub(crate) pci: Option<([usize; 2], PciBus)>,
 }
@@ -89,6 +94,8 @@ pub(crate) const LIST: &[Make] = &[
     keyboard_controller,
     power_management,
     pci_bus,
+    hotplug,
+    watchdog,
     panic_notifier,
     debug_exit,
     firmware_configuration,
@@ -99,6 +106,8 @@ pub(crate) const SERIAL_PLACES: [(u16, u32); 4] =
     [(Serial::COM1, 4), (Serial::COM2, 3), (Serial::COM3, 4), (Serial::COM4, 3)];
 /// Interrupts of INTA#-INTD# of PCI device 0.
 pub(crate) const PCI_GSIS: [u32; 4] = [16, 17, 18, 19];
+/// Slots of a PCI bus.
+pub(crate) const PCI_SLOTS: u8 = 32;
 /// Ports of an interface that a debug-exit device occupies.
 const DEBUG_EXIT_PORTS: u16 = 4;
 
@@ -154,6 +163,30 @@ fn pci_bus(c: &mut Context<'_>, slot: usize) -> Vec<Attachment> {
     vec![attach(bus).ports(PciBus::PORTS), attach(ecam).mmio(PciBus::ECAM_BASE, PciBus::ECAM_SIZE)]
 }
 
+/// Slots for what comes and goes while the guest runs.
+fn hotplug(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
+    let pieces = crate::memory::pieces(c.spec.memory, c.spec.more_memory());
+    let events = c.events.clone();
+    let ejected = Box::new(move |kind, slot| events.post(MachineEvent::Ejected { kind, slot }));
+    let slots = [c.spec.most_cpus() as usize, pieces.len(), PCI_SLOTS.into()];
+    let hotplug = Hotplug::new(slots, ejected);
+    for cpu in 0..c.spec.cpus as usize {
+        hotplug.set_present(SlotKind::Processor, cpu);
+    }
+    c.handles.hotplug = Some(hotplug.clone());
+    vec![attach(hotplug).ports(Hotplug::PORTS)]
+}
+
+fn watchdog(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
+    let Some(action) = c.spec.watchdog else { return Vec::new() };
+    let power = c.power.clone();
+    let expiry: WatchdogExpiry = Arc::new(move || match action {
+        WatchdogAction::Reset => power.reset(),
+        WatchdogAction::PowerOff => power.power_off(),
+    });
+    vec![attach(Watchdog::new(c.clock.clone(), expiry)).ports(Watchdog::PORTS)]
+}
+
 fn panic_notifier(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
     vec![attach(PanicNotifier::new(c.events.clone())).at_port(PanicNotifier::PORT, 1)]
 }
@@ -183,7 +216,7 @@ fn firmware_configuration(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> 
     let mut fw_cfg = FwCfg::new(c.memory.clone());
     fw_cfg.set_u64(fw_cfg_key::RAM_SIZE, c.spec.memory);
     fw_cfg.set_u16(fw_cfg_key::CPU_COUNT, cpus);
-    fw_cfg.set_u16(fw_cfg_key::MAX_CPUS, cpus);
+    fw_cfg.set_u16(fw_cfg_key::MAX_CPUS, c.spec.most_cpus() as u16);
     // Address, length and type (RAM) of each piece.
     let ram = [(0, below), (crate::memory::HIGH_RAM_START, above)];
     let e820: Vec<u8> = ram

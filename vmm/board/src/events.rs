@@ -5,6 +5,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use chipset::SlotKind;
 use engine::attention_bits::STOP;
 use engine::{Attention, EngineError};
 
@@ -26,6 +27,13 @@ pub enum MachineEvent {
     TripleFault {
         /// Its number.
         vcpu: usize,
+    },
+    /// The guest has emptied a hot-plug slot.
+    Ejected {
+        /// Of which kind.
+        kind: SlotKind,
+        /// Its number.
+        slot: usize,
     },
     /// An engine cannot go on.
     Failed {

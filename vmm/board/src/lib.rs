@@ -13,6 +13,7 @@
 //! | `bus` | routing of accesses |
 //! | `pci_routes` | where the guest has mapped BARs |
 //! | `interrupts` | the switch between the platform's local APICs and an engine's |
+//! | `hotplug` | processors and memory that come and go |
 //! | `timers` | when devices act by themselves |
 //! | `pvclock` | the paravirtual clock |
 //! | `boot`, `memory`, `tables` | images, memory map, ACPI |
@@ -25,6 +26,7 @@ mod boot;
 mod bus;
 mod devices;
 mod events;
+mod hotplug;
 mod interrupts;
 mod memory;
 mod pci_routes;
@@ -38,9 +40,10 @@ mod timers;
 pub use board::{Board, BoardError, BoardIo};
 pub use boot::{BootError, ImageError, MAX_IMAGE};
 pub use events::{EventPoster, EventQueue, MachineEvent};
-pub use memory::{HIGH_RAM_START, LOW_RAM_LIMIT};
+pub use hotplug::{HotplugError, Resources};
+pub use memory::{HIGH_RAM_START, LOW_RAM_LIMIT, MIN_PIECE};
 pub use spec::{
     BootSpec, MAX_CPUS, MAX_MEMORY, MIN_MEMORY, MachineSpec, MachineType, SerialSpec, SpecError, TimeSource,
-    bytes_text,
+    WatchdogAction, bytes_text,
 };
 pub use timers::{NEVER, TimerQueue};

@@ -73,6 +73,17 @@ pub struct BootSpec {
     pub protocol: loader::Protocol,
 }
 
+/// What a watchdog does when the guest has not restarted it in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WatchdogAction {
+    /// Reset the machine.
+    #[default]
+    Reset,
+    /// Switch it off.
+    PowerOff,
+}
+
 /// A machine, before it exists.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -81,8 +92,12 @@ pub struct MachineSpec {
     pub machine: MachineType,
     /// RAM in bytes, a whole number of MiB.
     pub memory: u64,
+    /// The most RAM it can have while it runs, in bytes; `None`: what it starts with.
+    pub memory_max: Option<u64>,
     /// Number of vCPUs.
     pub cpus: u32,
+    /// The most vCPUs it can have while it runs; `None`: what it starts with.
+    pub cpus_max: Option<u32>,
     /// Processor model and switched features: `x86-64-v2,-pcid`.
     pub cpu: String,
     /// TSC frequency in kHz; `None` takes the model's.
@@ -95,6 +110,8 @@ pub struct MachineSpec {
     pub time: TimeSource,
     /// Wall clock at power-on in virtual time, seconds since 1970 (UTC).
     pub epoch: u64,
+    /// The watchdog; `None`: there is none.
+    pub watchdog: Option<WatchdogAction>,
     /// Port at which a guest write ends the process with a status of its choice.
     pub debug_exit: Option<u16>,
 }
@@ -104,13 +121,16 @@ impl Default for MachineSpec {
         MachineSpec {
             machine: MachineType::Micro,
             memory: 512 * MIB,
+            memory_max: None,
             cpus: 1,
+            cpus_max: None,
             cpu: CpuModel::default_model().name().to_string(),
             tsc_khz: None,
             boot: BootSpec::default(),
             serial: vec![SerialSpec::Stdio],
             time: TimeSource::Host,
             epoch: 1_767_225_600,
+            watchdog: Some(WatchdogAction::Reset),
             debug_exit: None,
         }
     }
@@ -134,6 +154,17 @@ pub enum SpecError {
     /// A vCPU count outside 1..=MAX_CPUS.
     #[error("{0} vCPUs: a machine has 1 to {MAX_CPUS}; use --cpus 1 to --cpus {MAX_CPUS}")]
     Cpus(u32),
+    /// More vCPUs at the start than ever.
+    #[error(
+        "{0} vCPUs at the start and at most {1} later: give a --cpus-max of {0} to {MAX_CPUS} or leave it out"
+    )]
+    CpusMax(u32, u32),
+    /// More memory at the start than ever, or a difference that is not whole pieces.
+    #[error(
+        "{0} of memory at the start and at most {1} later: the difference must be a multiple of {piece}, and the most at most {max}; change --memory-max",
+        piece = bytes_text(crate::memory::MIN_PIECE), max = bytes_text(MAX_MEMORY)
+    )]
+    MemoryMax(String, String),
     /// The processor model is not known or inconsistent.
     #[error("CPU model: {0}; see `strata run --help` for models")]
     Cpu(#[from] CpuModelError),
@@ -170,6 +201,16 @@ pub fn bytes_text(bytes: u64) -> String {
 }
 
 impl MachineSpec {
+    /// vCPUs that exist or can be added.
+    pub fn most_cpus(&self) -> u32 {
+        self.cpus_max.unwrap_or(self.cpus)
+    }
+
+    /// Bytes of RAM that can be added.
+    pub fn more_memory(&self) -> u64 {
+        self.memory_max.map_or(0, |most| most.saturating_sub(self.memory))
+    }
+
     /// Judge the specification; answers the processor model it names.
     ///
     /// # Errors
@@ -183,6 +224,14 @@ impl MachineSpec {
         }
         if self.cpus == 0 || self.cpus > MAX_CPUS {
             return Err(SpecError::Cpus(self.cpus));
+        }
+        if !(self.cpus..=MAX_CPUS).contains(&self.most_cpus()) {
+            return Err(SpecError::CpusMax(self.cpus, self.most_cpus()));
+        }
+        let most = self.memory_max.unwrap_or(self.memory);
+        let whole = most.checked_sub(self.memory).is_some_and(|more| more % crate::memory::MIN_PIECE == 0);
+        if !whole || most > MAX_MEMORY {
+            return Err(SpecError::MemoryMax(bytes_text(self.memory), bytes_text(most)));
         }
         if self.boot.cmdline.len() > MAX_CMDLINE {
             return Err(SpecError::CmdlineTooLong(self.boot.cmdline.len()));

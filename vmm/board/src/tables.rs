@@ -1,12 +1,15 @@
 //! Firmware tables in guest memory.
 
-use acpi::{AcpiDescription, HpetDescription, PciDescription, SerialDescription};
-use chipset::{AcpiPm, Hpet, IoApic, ResetControl};
+use acpi::{
+    AcpiDescription, HotplugDescription, HpetDescription, PciDescription, SerialDescription,
+    WatchdogDescription,
+};
+use chipset::{AcpiPm, Hpet, IoApic, ResetControl, SlotKind, Watchdog};
 use guest_memory::{GuestMemory, MemoryError};
 
 use pci::PciBus;
 
-use crate::devices::{PCI_GSIS, SERIAL_PLACES};
+use crate::devices::{PCI_GSIS, PCI_SLOTS, SERIAL_PLACES};
 use crate::memory::{PCI_WINDOW_32, PCI_WINDOW_64};
 use crate::spec::MachineSpec;
 
@@ -17,7 +20,7 @@ const RESET_PORT: u16 = ResetControl::PORTS[0].base;
 fn describe(spec: &MachineSpec) -> AcpiDescription {
     let serial = SERIAL_PLACES.iter().take(spec.serial.len());
     AcpiDescription {
-        ioapic_id: ioapic_id(spec.cpus),
+        ioapic_id: ioapic_id(spec.most_cpus()),
         ioapic_address: IoApic::BASE as u32,
         pm_base: AcpiPm::DEFAULT_BASE,
         sleep_type_s5: AcpiPm::SLEEP_TYPE_S5,
@@ -30,6 +33,19 @@ fn describe(spec: &MachineSpec) -> AcpiDescription {
             window_32: PCI_WINDOW_32,
             window_64: Some(PCI_WINDOW_64),
             interrupts: PCI_GSIS,
+        }),
+        hotplug: HotplugDescription {
+            more_apic_ids: (spec.cpus..spec.most_cpus()).collect(),
+            processor_port: SlotKind::Processor.port(),
+            memory: crate::memory::pieces(spec.memory, spec.more_memory()),
+            memory_port: SlotKind::Memory.port(),
+            pci_slots: 1..PCI_SLOTS,
+            pci_port: SlotKind::Pci.port(),
+        },
+        watchdog: spec.watchdog.map(|_| WatchdogDescription {
+            port: Watchdog::PORTS[0].base,
+            period_ms: (Watchdog::PERIOD / 1_000_000) as u32,
+            max_count: Watchdog::MAX_COUNT,
         }),
         ..AcpiDescription::pc((0..spec.cpus).collect())
     }
@@ -60,7 +76,9 @@ mod tests {
     fn the_root_pointer_is_where_guests_search_it() {
         let memory = GuestMemory::flat(2 << 20).unwrap();
         for cpus in [1, crate::spec::MAX_CPUS] {
-            let spec = MachineSpec { cpus, ..MachineSpec::default() };
+            let memory_max = Some(MachineSpec::default().memory + (64 << 30));
+            let cpus_max = Some(crate::spec::MAX_CPUS);
+            let spec = MachineSpec { cpus, cpus_max, memory_max, ..MachineSpec::default() };
             let at = store(&memory, &spec).unwrap();
             let mut signature = [0; 8];
             memory.load(at, &mut signature).unwrap();

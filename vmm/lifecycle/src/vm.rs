@@ -357,6 +357,10 @@ impl Vm {
                     self.panicked = true;
                     continue;
                 }
+                MachineEvent::Ejected { kind, slot } => {
+                    self.shared.board.ejected(kind, slot);
+                    continue;
+                }
                 MachineEvent::Reset | MachineEvent::TripleFault { .. } if self.panicked => Outcome::Panic,
                 MachineEvent::Reset | MachineEvent::TripleFault { .. } if self.policy.reboot => {
                     self.reset()?;

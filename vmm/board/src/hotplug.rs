@@ -1,0 +1,118 @@
+//! Processors and memory that are added and taken away while the guest runs.
+//!
+//! Everything that can be added exists from the start: a vCPU that has not been
+//! added waits for its start-up interrupt, memory is in the map and untouched. To
+//! add means to tell the guest; to take away means to ask it.
+
+use chipset::SlotKind;
+
+use crate::board::Board;
+use crate::spec::bytes_text;
+
+/// What a machine has now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resources {
+    /// vCPUs that the guest has been given.
+    pub cpus: u32,
+    /// The most it can be given.
+    pub cpus_max: u32,
+    /// Bytes of RAM that the guest has been given.
+    pub memory: u64,
+    /// The most it can be given.
+    pub memory_max: u64,
+}
+
+/// Why a machine cannot have what was asked for.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum HotplugError {
+    /// Not so many vCPUs.
+    #[error("{0} vCPUs: this machine has 1 to {1}; start it with a larger --cpus-max")]
+    Cpus(u32, u32),
+    /// Not so much memory, or less than at the start.
+    #[error("{asked} of memory: this machine has {least} to {most} in steps of {step}; start it with another --memory or --memory-max", asked = bytes_text(*.0), least = bytes_text(*.1), most = bytes_text(*.2), step = bytes_text(*.3))]
+    Memory(u64, u64, u64, u64),
+}
+
+impl Board {
+    /// What the machine has now. What the guest was asked to give up counts until
+    /// it has done so.
+    pub fn resources(&self) -> Resources {
+        let spec = self.spec();
+        let size = self.piece_size();
+        let present = |kind| self.handles.hotplug.as_ref().map_or(0, |h| h.present(kind).len());
+        Resources {
+            cpus: present(SlotKind::Processor) as u32,
+            cpus_max: spec.most_cpus(),
+            memory: spec.memory + present(SlotKind::Memory) as u64 * size,
+            memory_max: spec.memory + self.pieces() as u64 * size,
+        }
+    }
+
+    fn pieces(&self) -> usize {
+        crate::memory::pieces(self.spec().memory, self.spec().more_memory()).len()
+    }
+
+    fn piece_size(&self) -> u64 {
+        crate::memory::pieces(self.spec().memory, self.spec().more_memory())
+            .first()
+            .map_or(crate::memory::MIN_PIECE, |p| p.1)
+    }
+
+    /// Give the guest `cpus` vCPUs: more at once, fewer when it lets them go, the
+    /// highest first.
+    ///
+    /// # Errors
+    /// When the machine cannot have so many.
+    pub fn set_cpus(&self, cpus: u32) -> Result<(), HotplugError> {
+        let most = self.spec().most_cpus();
+        if !(1..=most).contains(&cpus) {
+            return Err(HotplugError::Cpus(cpus, most));
+        }
+        self.fill(SlotKind::Processor, most as usize, cpus as usize);
+        Ok(())
+    }
+
+    /// Give the guest `memory` bytes of RAM: more at once, less when it can move
+    /// what it keeps there.
+    ///
+    /// # Errors
+    /// When the machine cannot have so much or so little.
+    pub fn set_memory(&self, memory: u64) -> Result<(), HotplugError> {
+        let (least, size, count) = (self.spec().memory, self.piece_size(), self.pieces());
+        let wanted = memory.checked_sub(least).filter(|more| more % size == 0).map(|more| more / size);
+        match wanted {
+            Some(pieces) if pieces <= count as u64 => {
+                self.fill(SlotKind::Memory, count, pieces as usize);
+                Ok(())
+            }
+            _ => Err(HotplugError::Memory(memory, least, least + count as u64 * size, size)),
+        }
+    }
+
+    /// The guest has emptied a slot; for the owner, when the event comes.
+    pub fn ejected(&self, kind: SlotKind, slot: usize) {
+        match kind {
+            // The vCPU halts without interrupts, as the guest left it, until it is started again.
+            SlotKind::Processor => {}
+            SlotKind::Memory => {}
+            SlotKind::Pci => {}
+        }
+        let _ = slot;
+    }
+
+    /// Fill the first `wanted` of `slots` slots and ask for the others.
+    fn fill(&self, kind: SlotKind, slots: usize, wanted: usize) {
+        let Some(hotplug) = &self.handles.hotplug else { return };
+        let mut changed = false;
+        for slot in 0..wanted {
+            changed |= hotplug.insert(kind, slot);
+        }
+        for slot in wanted..slots {
+            changed |= hotplug.ask_removal(kind, slot);
+        }
+        if let (true, Some((slot, pm))) = (changed, &self.handles.pm) {
+            pm.raise_gpe(kind.gpe());
+            self.refresh_deadline(*slot);
+        }
+    }
+}
