@@ -2,6 +2,7 @@
 
 mod barrier;
 mod entropy;
+pub mod file_lock;
 mod signals;
 mod terminal;
 mod thread;

@@ -1,0 +1,147 @@
+//! What a disk does.
+
+use guest_memory::{GuestMemory, RamOffset};
+use serde::{Deserialize, Serialize};
+
+use crate::{DiskError, bounce};
+
+/// A run of guest memory: where it begins and its bytes.
+pub type Segment = (RamOffset, usize);
+
+/// Called after a disk's size has changed. It must not call the disk.
+pub type ResizeListener = Box<dyn Fn() + Send + Sync>;
+
+/// A disk's size and units, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// Capacity, a whole number of logical blocks.
+    pub size: u64,
+    /// Unit of every access: a power of two from 512.
+    pub logical_block: u32,
+    /// What is written without a read before it: a power of two, not below `logical_block`.
+    pub physical_block: u32,
+    /// What [`Disk::discard`] can give back: a multiple of `logical_block`.
+    pub discard_unit: u32,
+}
+
+impl Geometry {
+    /// Refuse a range that is not whole blocks of this disk.
+    ///
+    /// # Errors
+    /// [`DiskError::Misaligned`], [`DiskError::OutOfRange`].
+    pub fn check(&self, offset: u64, len: u64) -> Result<(), DiskError> {
+        let block = u64::from(self.logical_block);
+        if offset % block != 0 || len % block != 0 {
+            return Err(DiskError::Misaligned { offset, len, block: self.logical_block });
+        }
+        if offset > self.size || len > self.size - offset {
+            return Err(DiskError::OutOfRange { offset, len, size: self.size });
+        }
+        Ok(())
+    }
+}
+
+/// How much the host keeps in its own memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheMode {
+    /// The host caches; a flush writes to the medium.
+    #[default]
+    Writeback,
+    /// The host does not cache (`O_DIRECT`); a flush writes to the medium.
+    Direct,
+    /// The host caches; a flush does nothing. For disks that are thrown away.
+    Unsafe,
+}
+
+/// Bytes in segments.
+pub fn total_len(segments: &[Segment]) -> u64 {
+    segments.iter().map(|s| s.1 as u64).sum()
+}
+
+/// A disk.
+///
+/// Callers give whole logical blocks, keep segments inside guest memory, and may
+/// call from any thread at any time; accesses to the same blocks at the same time
+/// leave either's bytes, block by block. Implementations check ranges themselves
+/// (the guest chooses them), must not panic for any, and change nothing when they
+/// refuse with [`DiskError::Misaligned`], [`DiskError::OutOfRange`] or
+/// [`DiskError::ReadOnly`].
+pub trait Disk: Send + Sync {
+    /// Size and units. The size changes by [`Disk::resize`] only.
+    fn geometry(&self) -> Geometry;
+
+    /// Whether every change is refused.
+    fn read_only(&self) -> bool;
+
+    /// Read whole blocks.
+    ///
+    /// # Errors
+    /// [`DiskError`].
+    fn read(&self, offset: u64, to: &mut [u8]) -> Result<(), DiskError>;
+
+    /// Write whole blocks. Not durable before a [`Disk::flush`].
+    ///
+    /// # Errors
+    /// [`DiskError`]; any part may have been written.
+    fn write(&self, offset: u64, from: &[u8]) -> Result<(), DiskError>;
+
+    /// As [`Disk::read`], into guest memory.
+    ///
+    /// # Errors
+    /// [`DiskError`].
+    fn read_guest(&self, offset: u64, memory: &GuestMemory, to: &[Segment]) -> Result<(), DiskError> {
+        bounce::read(self, offset, memory, to)
+    }
+
+    /// As [`Disk::write`], from guest memory.
+    ///
+    /// # Errors
+    /// As [`Disk::write`].
+    fn write_guest(&self, offset: u64, memory: &GuestMemory, from: &[Segment]) -> Result<(), DiskError> {
+        bounce::write(self, offset, memory, from)
+    }
+
+    /// As [`Disk::read_guest`] when that needs no waiting for a medium. False: it
+    /// would have to wait; anything may be in the segments.
+    ///
+    /// # Errors
+    /// [`DiskError`].
+    fn try_read_guest(&self, offset: u64, memory: &GuestMemory, to: &[Segment]) -> Result<bool, DiskError> {
+        let _ = (offset, memory, to);
+        Ok(false)
+    }
+
+    /// Make everything written so far durable.
+    ///
+    /// # Errors
+    /// [`DiskError::Io`], [`DiskError::NoSpace`]: nothing is known of what was written.
+    fn flush(&self) -> Result<(), DiskError>;
+
+    /// The contents of these blocks no longer matter: give back what keeps them, as
+    /// far as that is possible. They read as before or as zeroes.
+    ///
+    /// # Errors
+    /// [`DiskError`].
+    fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError>;
+
+    /// Make these blocks read as zeroes. `unmap`: what keeps them may be given back.
+    ///
+    /// # Errors
+    /// [`DiskError`].
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<(), DiskError>;
+
+    /// Change the size, in bytes. Listeners are called before this returns.
+    ///
+    /// # Errors
+    /// [`DiskError::CannotResize`] where the kind of disk cannot, or the size is not
+    /// whole blocks.
+    fn resize(&self, size: u64) -> Result<(), DiskError> {
+        Err(DiskError::CannotResize { size, why: "this kind of disk has a fixed size" })
+    }
+
+    /// Call this after each change of size, for as long as the disk lives.
+    fn on_resize(&self, listener: ResizeListener) {
+        drop(listener);
+    }
+}

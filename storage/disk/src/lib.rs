@@ -1,0 +1,24 @@
+//! A guest's disk, whatever keeps it.
+//!
+//! Devices hold a `dyn` [`Disk`] and know no format. Formats implement it: raw images
+//! here ([`RawDisk`]), others in crates of their own. [`probe`] tells formats by
+//! their magic numbers, [`ImageLock`] keeps a second writer out, also one of
+//! QEMU's programs.
+//!
+//! **Durable** means after [`Disk::flush`]: what was written before it is found
+//! again after a crash of this process or of the host. What was written since may
+//! be there or not, block by block.
+
+mod bounce;
+mod contract;
+mod error;
+mod lock;
+mod probe;
+mod raw;
+
+pub use bounce::BOUNCE;
+pub use contract::{CacheMode, Disk, Geometry, ResizeListener, Segment, total_len};
+pub use error::{DiskError, OpenError};
+pub use lock::{Access, ImageLock};
+pub use probe::{ImageFormat, PROBE_LEN, probe, probe_file};
+pub use raw::{RawDisk, RawOptions};
