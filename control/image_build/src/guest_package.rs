@@ -1,0 +1,118 @@
+//! What of ours is in a built image: a Debian package, `strata-guest`.
+//!
+//! As a package it is known to the guest's dpkg, and it satisfies the kernel's
+//! wish for a program that makes initramfs archives: these guests boot without one.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::error::{BuildError, failed};
+use crate::program;
+
+/// Its name.
+pub(crate) const PACKAGE: &str = "strata-guest";
+
+const CONTROL: &str = concat!(
+    "Package: strata-guest\nVersion: ",
+    env!("CARGO_PKG_VERSION"),
+    "\nArchitecture: all\nSection: admin\nPriority: optional\n",
+    "Maintainer: Strata <strata@localhost>\nProvides: linux-initramfs-tool\n",
+    "Description: First start and consoles of a Strata guest\n",
+    " Takes identity and files from the seed disk, and serves the serial consoles.\n",
+);
+
+/// Path in the guest, mode, content.
+const FILES: [(&str, u32, &str); 6] = [
+    ("usr/lib/strata/setup", 0o755, include_str!("../guest/setup")),
+    ("usr/lib/strata/console", 0o755, include_str!("../guest/console")),
+    ("usr/lib/systemd/system/strata-setup.service", 0o644, include_str!("../guest/strata-setup.service")),
+    (
+        "usr/lib/systemd/system/strata-ssh-keys.service",
+        0o644,
+        include_str!("../guest/strata-ssh-keys.service"),
+    ),
+    (
+        "usr/lib/systemd/system/serial-getty@.service.d/strata.conf",
+        0o644,
+        include_str!("../guest/serial-getty.conf"),
+    ),
+    ("usr/lib/systemd/network/80-strata.network", 0o644, include_str!("../guest/80-strata.network")),
+];
+
+/// Where systemd finds what a target wants, and what.
+const WANTED: [(&str, &str); 3] = [
+    ("sysinit.target.wants", "strata-setup.service"),
+    ("multi-user.target.wants", "strata-ssh-keys.service"),
+    ("multi-user.target.wants", "systemd-networkd.service"),
+];
+
+/// Make the package in a directory; answers its file.
+pub(crate) fn make(directory: &Path) -> Result<PathBuf, BuildError> {
+    let tree = directory.join(PACKAGE);
+    write(&tree.join("DEBIAN/control"), 0o644, CONTROL)?;
+    for (path, mode, content) in FILES {
+        write(&tree.join(path), mode, content)?;
+    }
+    for (target, unit) in WANTED {
+        let wants = tree.join("usr/lib/systemd/system").join(target);
+        fs::create_dir_all(&wants).map_err(failed("create", &wants))?;
+        let link = wants.join(unit);
+        symlink(format!("../{unit}"), &link).map_err(failed("create", &link))?;
+    }
+    let file = directory.join(format!("{PACKAGE}.deb"));
+    let mut build = Command::new("dpkg-deb");
+    build.args(["--root-owner-group", "--build"]).arg(&tree).arg(&file);
+    program::run(&mut build, "report it", |_| {})?;
+    Ok(file)
+}
+
+fn write(path: &Path, mode: u32, content: &str) -> Result<(), BuildError> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(failed("create", parent))?;
+    }
+    fs::write(path, content).map_err(failed("write", path))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed("protect", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_scripts_are_shell_and_say_what_the_command_line_looks_for() {
+        for (path, mode, content) in FILES.iter().filter(|f| f.1 & 0o111 != 0) {
+            assert!(content.starts_with("#!/bin/sh\n"), "{path} {mode:o}");
+            let file = std::env::temp_dir().join(format!(
+                "strata-script-{}-{}",
+                path.replace('/', "-"),
+                std::process::id()
+            ));
+            fs::write(&file, content).unwrap();
+            let parsed = Command::new("sh").arg("-n").arg(&file).status().unwrap();
+            fs::remove_file(&file).unwrap();
+            assert!(parsed.success(), "{path}");
+        }
+        let console = FILES[1].2;
+        assert!(console.contains(guest_image::READY_MARKER) && console.contains(guest_image::STATUS_MARKER));
+    }
+
+    #[test]
+    fn the_package_is_one_that_dpkg_reads() {
+        let directory = std::env::temp_dir().join(format!("strata-package-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&directory);
+        let file = match make(&directory) {
+            Err(BuildError::NoProgram { .. }) => return println!("skipped: no dpkg-deb here"),
+            made => made.unwrap(),
+        };
+        let list = Command::new("dpkg-deb").arg("--contents").arg(&file).output().unwrap();
+        let list = String::from_utf8(list.stdout).unwrap();
+        for (path, ..) in FILES {
+            assert!(list.contains(&format!("./{path}\n")), "{path}: {list}");
+        }
+        assert!(list.contains("systemd-networkd.service -> ../systemd-networkd.service"), "{list}");
+        assert!(list.contains("root/root"), "{list}");
+        fs::remove_dir_all(&directory).unwrap();
+    }
+}
