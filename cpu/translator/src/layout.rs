@@ -201,6 +201,13 @@ pub(crate) struct System {
     pub shadow: u32,
     /// What [`Exit::Interpret`] asks the engine for: an [`Asked`].
     pub asked: u32,
+    /// What RDTSCP gives beside the time.
+    pub tsc_aux: u32,
+    /// The guest's TSC as a function of the host's: `offset + ((host * 8 - origin) *
+    /// ticks >> 64)`. `ticks` is 0 where translated code must ask.
+    pub tsc_ticks: u64,
+    pub tsc_minus_origin: u64,
+    pub tsc_offset: u64,
     /// RFLAGS.IF in its place, or zero.
     pub interrupt_flag: u64,
     /// RFLAGS.AC in its place, or zero.

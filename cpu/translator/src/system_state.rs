@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use interpreter::Cpu;
 use x86_state::{InterruptShadow, Segment, cr4, efer, reg, rflags};
 
-use crate::layout::{Asked, Crossing, NOWHERE, State};
+use crate::layout::{Asked, Crossing, NOWHERE, State, System};
 use crate::modes::Kind;
 
 const CS: u8 = 1;
@@ -51,6 +51,7 @@ pub(crate) fn export(s: &mut State, cpu: &Cpu) {
         *to = from.selector.into();
     }
     s.kernel_gs_base = cpu.msrs.kernel_gs_base;
+    export_clock(s, cpu);
     s.cr = [cpu.cr0, 0, cpu.cr2, cpu.cr3, cpu.cr4];
     s.lstar = cpu.msrs.lstar;
     let (call, ret) = ((cpu.msrs.star >> 32) as u16 & 0xfffc, (cpu.msrs.star >> 48) as u16);
@@ -69,6 +70,18 @@ pub(crate) fn export(s: &mut State, cpu: &Cpu) {
     let null = |n: usize| cpu.segments[n].selector == 0 && !cpu.segments[n].usable();
     s.user_iret_barred = u64::from(![0, 3, 4, 5].into_iter().all(null));
     s.fsgsbase_barred = u64::from(cpu.cr4 & cr4::FSGSBASE == 0);
+}
+
+/// How translated code reads the time. The clock stops only while no vCPU runs, and
+/// everything else here changes only on the interpreter.
+fn export_clock(s: &mut System, cpu: &Cpu) {
+    let map = cpu.clock.tsc_of_host().filter(|_| cpu.cr4 & cr4::TSD == 0);
+    s.tsc_ticks = map.map_or(0, |m| m.ticks);
+    if let Some(m) = map {
+        s.tsc_minus_origin = m.origin.wrapping_mul(8).wrapping_neg();
+        s.tsc_offset = m.base.wrapping_add(cpu.tsc_offset);
+        s.tsc_aux = cpu.msrs.tsc_aux as u32;
+    }
 }
 
 /// What translated code changed into `Cpu`; general registers, status flags and

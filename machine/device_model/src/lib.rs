@@ -13,7 +13,7 @@ mod clock;
 mod irq;
 mod ports;
 
-pub use clock::{Clock, Nanos};
+pub use clock::{Clock, Nanos, TscOfHost};
 pub use irq::{IrqLine, IrqSink, MsiMessage, MsiSink};
 pub use ports::PortRange;
 

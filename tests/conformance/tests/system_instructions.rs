@@ -665,6 +665,54 @@ fn read_time(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.hlt()
 }
 
+/// Whether time stamps that engines may get by different means come in order, a bit
+/// each in RBX: RDTSC, RDMSR of the counter, RDTSCP, and RDTSC after it has been moved.
+fn compare_time(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    // R9 = the time so far; RBX gets whether RDX:RAX is not before it.
+    fn later(a: &mut CodeAssembler) -> Result<(), IcedError> {
+        a.shl(rdx, 32)?;
+        a.or(rax, rdx)?;
+        a.cmp(r9, rax)?;
+        a.setbe(sil)?;
+        a.movzx(esi, sil)?;
+        a.lea(rbx, rsi + rbx * 2)?;
+        a.mov(r9, rax)
+    }
+    a.xor(ebx, ebx)?;
+    a.xor(r9, r9)?;
+    for _ in 0..20 {
+        a.rdtsc()?;
+        later(a)?;
+        a.mov(ecx, TSC)?;
+        a.rdmsr()?;
+        later(a)?;
+        a.rdtscp()?;
+        later(a)?;
+    }
+    // Years ahead, which is in RDX alone.
+    a.mov(ecx, TSC)?;
+    a.mov(edx, 0x0100_0000)?;
+    a.xor(eax, eax)?;
+    a.wrmsr()?;
+    a.rdtsc()?;
+    a.mov(r8, rdx)?;
+    for r in [rax, rcx, rdx, rsi, r9] {
+        a.xor(r, r)?;
+    }
+    a.hlt()
+}
+
+/// IA32_TIME_STAMP_COUNTER.
+const TSC: u32 = 0x10;
+
+#[test]
+fn time_stamps_by_all_means_come_in_order() {
+    check([
+        Program::kernel("RDTSC, RDMSR, RDTSCP", compare_time),
+        Program::kernel("the same with TSD", compare_time).with(|s| s.cr4 |= cr4::TSD),
+    ]);
+}
+
 #[test]
 fn time_stamps() {
     let begin = |s: &mut CpuState| {

@@ -135,11 +135,7 @@ impl Builder<'_> {
             }
             Kindred::ReadControl(n) => self.load_into(i, Mem::gs(system!(cr) + 8 * n))?,
             Kindred::ReadSelector(n) if i.op0_kind() == OpKind::Memory => self.store_selector(i, n)?,
-            Kindred::TimeStamp(asked) => {
-                // The engine goes on behind the stub.
-                self.e.store32_imm(Mem::gs(system!(asked)), asked as i32);
-                self.stub(Exit::Interpret, self.index);
-            }
+            Kindred::TimeStamp(asked) => self.time_stamp(asked),
             Kindred::ReadSelector(n) => self.load32_into(i, Mem::gs(system!(selectors) + 4 * n))?,
             Kindred::ReadBase(home) => {
                 self.interpret_if_set(system!(fsgsbase_barred));
@@ -148,6 +144,42 @@ impl Builder<'_> {
             Kindred::WriteBase(home) => self.write_base(i, home)?,
         }
         Some(Next::Continue)
+    }
+
+    /// RDTSC and RDTSCP: computed from the host's TSC, or asked for.
+    fn time_stamp(&mut self, asked: Asked) {
+        self.e.load(host::TEMP, Mem::gs(system!(tsc_ticks)));
+        let ask = self.e.jrcxz();
+        if asked == Asked::TimeStampAndId {
+            // RDTSCP waits for what is in front of it as the guest's would; RCX goes.
+            self.e.bytes(&[0x0f, 0x01, 0xf9]);
+            self.e.load(host::TEMP, Mem::gs(system!(tsc_ticks)));
+        } else {
+            self.e.bytes(&[0x0f, 0x31]);
+        }
+        // RORX RDX, RDX, 32; RDX = the host's TSC; the counts since its origin, times 8.
+        self.e.bytes(&[0xc4, 0xe3, 0xfb, 0xf0, 0xd2, 32]);
+        self.e.lea(host::RDX, Mem::indexed(host::RAX, host::RDX, 0));
+        self.e.load(host::ADDRESS, Mem::gs(system!(tsc_minus_origin)));
+        self.e.lea(host::RDX, Mem::indexed(host::ADDRESS, host::RDX, 3));
+        // MULX RDI, RAX, RCX.
+        self.e.bytes(&[0xc4, 0xe2, 0xfb, 0xf6, 0xf9]);
+        self.e.load(host::TEMP, Mem::gs(system!(tsc_offset)));
+        self.e.lea(host::ADDRESS, Mem::indexed(host::ADDRESS, host::TEMP, 0));
+        // MOV EAX, EDI; RORX RDX, RDI, 32; MOV EDX, EDX.
+        self.e.bytes(&[0x89, 0xf8, 0xc4, 0xe3, 0xfb, 0xf0, 0xd7, 32, 0x89, 0xd2]);
+        if asked == Asked::TimeStampAndId {
+            // Guest RCX.
+            self.e.load32(host::R10, Mem::gs(system!(tsc_aux)));
+        }
+        let done = self.e.jmp_short();
+        let reached = self.e.land_short(ask);
+        debug_assert!(reached, "some eighty bytes");
+        // The engine goes on behind the stub.
+        self.e.store32_imm(Mem::gs(system!(asked)), asked as i32);
+        self.stub(Exit::Interpret, self.index);
+        let reached = self.e.land_short(done);
+        debug_assert!(reached, "a stub is nine bytes");
     }
 
     /// Call a thunk of `system_thunks`, which comes back to the engine or not at all.
