@@ -86,8 +86,7 @@ mod tests {
 
     #[test]
     fn users_and_groups_are_found_by_name_and_number() {
-        let passwd =
-            "root:x:0:0:root:/root:/bin/bash\n#c:x:9:9::/:/x\nann:x:1000:1001:A,B:/users/ann:/bin/sh\nbad:x\n";
+        let passwd = "root:x:0:0:root:/root:/bin/bash\n#c:x:9:9::/:/x\nann:x:1000:1001:A,B:/users/ann:/bin/sh\nbad:x\n";
         let group = "root:x:0:\nann:x:1001:\nsudo:x:27:bob,ann\ndisk:x:6:anna\n";
         let check = |wanted: &str, expect: Option<(u32, u32, &[u32], &str)>| {
             let found = look_up(wanted, passwd, group).ok();
