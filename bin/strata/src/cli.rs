@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use image_store::ImageName;
 use lifecycle::{EngineChoice, Outcome};
 use vm_api::MachineName;
 
@@ -61,6 +62,9 @@ pub enum Command {
     /// Print a machine's whole configuration as JSON
     #[command(after_help = CONTROL_HELP)]
     Inspect(InspectArgs),
+    /// Make, keep and remove images
+    #[command(arg_required_else_help = true)]
+    Image(ImageArgs),
     /// Say what this host offers, what is missing, and how to get it
     Doctor(DoctorArgs),
     /// Run a small guest of our own on every engine this host offers
@@ -81,6 +85,12 @@ pub enum Command {
     Version,
 }
 
+/// Exit statuses of `strata image`.
+macro_rules! image_status {
+    () => {
+        "Exit status:\n  0  done\n  1  the host, a download or a program failed\n  2  wrong command line or input, no such image, or the name is taken\n  6  (verify) an image is damaged"
+    };
+}
 /// Exit statuses of the commands that speak to a running machine.
 macro_rules! control_status {
     () => {
@@ -106,6 +116,19 @@ const STOP_HELP: &str = concat!(
     "Examples:\n  strata stop web\n  strata stop --timeout 2m web db\n  strata stop --timeout 0 web\n\n",
     control_status!()
 );
+
+const IMAGE_BUILD_HELP: &str = concat!(
+    "Examples:\n  strata image build debian\n  strata image build debian --suite trixie --name debian:13 --package git\n  \
+     strata image build debian --size 20G --force\n\n",
+    image_status!()
+);
+const IMAGE_IMPORT_HELP: &str = concat!(
+    "Without --kernel the disk's own boot loader is needed, and firmware to start it.\n\nExamples:\n  \
+     strata image import noble.qcow2 --name ubuntu:24.04 --kernel vmlinuz --initrd initrd.img \\\n    \
+     --append 'root=LABEL=cloudimg-rootfs console=ttyS0'\n\n",
+    image_status!()
+);
+const IMAGE_HELP: &str = image_status!();
 
 fn run_long_help() -> String {
     format!("{}\n\nKeys, when standard input is a terminal:\n{}", Outcome::STATUS_HELP, crate::console::KEYS)
@@ -314,6 +337,142 @@ pub struct InspectArgs {
 }
 
 #[derive(Args)]
+pub struct ImageArgs {
+    /// What to do
+    #[command(subcommand)]
+    pub command: ImageCommand,
+}
+
+#[derive(Subcommand)]
+pub enum ImageCommand {
+    /// Build an image from a distribution's packages
+    ///
+    /// Debian's packages come from its archive by mmdebstrap, as root or, where user namespaces are
+    /// allowed, as any user. Takes about a minute.
+    #[command(after_help = IMAGE_BUILD_HELP)]
+    Build(ImageBuildArgs),
+    /// List the images
+    #[command(after_help = IMAGE_HELP)]
+    Ls(ImageLsArgs),
+    /// Show all that is known of an image, as JSON
+    #[command(after_help = IMAGE_HELP)]
+    Inspect(ImageNameArgs),
+    /// Take in a disk that others made: raw or qcow2
+    #[command(after_help = IMAGE_IMPORT_HELP)]
+    Import(ImageImportArgs),
+    /// Write an image's disk to a file
+    #[command(after_help = IMAGE_HELP)]
+    Export(ImageExportArgs),
+    /// Read images whole and compare them with what they were
+    #[command(after_help = IMAGE_HELP)]
+    Verify(ImageNamesArgs),
+    /// Remove images; machines made from them go on
+    #[command(after_help = IMAGE_HELP)]
+    Rm(ImageRmArgs),
+    /// Give back the space of removed and abandoned images
+    #[command(after_help = IMAGE_HELP)]
+    Gc(ImageLsArgs),
+}
+
+/// Distributions that can be built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Distribution {
+    /// Debian with systemd, SSH and its cloud kernel
+    Debian,
+}
+
+#[derive(Args)]
+pub struct ImageBuildArgs {
+    /// What to build
+    #[arg(value_enum)]
+    pub distribution: Distribution,
+    /// Name of the image
+    #[arg(long, value_name = "NAME[:TAG]", default_value = "debian")]
+    pub name: ImageName,
+    /// Release, e.g. bookworm, trixie or stable [default: this host's, if it is a Debian, else stable]
+    #[arg(long, value_name = "RELEASE")]
+    pub suite: Option<String>,
+    /// Debian archive to fetch from
+    #[arg(long, value_name = "URL")]
+    pub mirror: Option<String>,
+    /// Size of the root disk; what is not written takes no room
+    #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = quantity::bytes)]
+    pub size: u64,
+    /// One more package to install; repeat for more
+    #[arg(long, value_name = "PACKAGE")]
+    pub package: Vec<String>,
+    /// Replace an image of that name
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Args)]
+pub struct ImageLsArgs {
+    /// How the result is printed
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+}
+
+#[derive(Args)]
+pub struct ImageNameArgs {
+    /// The image
+    #[arg(value_name = "NAME[:TAG]")]
+    pub name: ImageName,
+}
+
+#[derive(Args)]
+pub struct ImageNamesArgs {
+    /// The images [default: all]
+    #[arg(value_name = "NAME[:TAG]")]
+    pub names: Vec<ImageName>,
+}
+
+#[derive(Args)]
+pub struct ImageRmArgs {
+    /// The images
+    #[arg(value_name = "NAME[:TAG]", required = true)]
+    pub names: Vec<ImageName>,
+}
+
+#[derive(Args)]
+pub struct ImageExportArgs {
+    /// The image
+    #[arg(value_name = "NAME[:TAG]")]
+    pub name: ImageName,
+    /// The file to write, which may not exist
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+}
+
+#[derive(Args)]
+pub struct ImageImportArgs {
+    /// Disk image, raw or qcow2
+    #[arg(value_name = "DISK")]
+    pub disk: PathBuf,
+    /// Name of the image
+    #[arg(long, value_name = "NAME[:TAG]")]
+    pub name: ImageName,
+    /// Kernel to boot directly
+    #[arg(short, long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk
+    #[arg(short, long, value_name = "FILE", requires = "kernel")]
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line
+    #[arg(
+        short,
+        long,
+        value_name = "TEXT",
+        requires = "kernel",
+        default_value = "root=/dev/nvme0n1 rw console=ttyS0"
+    )]
+    pub append: String,
+    /// Replace an image of that name
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Args)]
 pub struct DoctorArgs {
     /// How the result is printed
     #[arg(long, value_enum, default_value_t = Format::Text)]
@@ -407,6 +566,13 @@ mod tests {
             "strata stop --timeout 0 web",
             "strata kill web",
             "strata inspect web",
+            "strata image build debian --suite trixie --name debian:13 --package git --size 8G",
+            "strata image ls --format json",
+            "strata image import d.qcow2 --name x --kernel k --initrd i",
+            "strata image export debian d.raw",
+            "strata image rm a b:1",
+            "strata image gc",
+            "strata image verify",
             "strata doctor --format json",
             "strata demo",
             "strata compare --engines interp,kvm -n 1000 --kernel k",
@@ -427,6 +593,10 @@ mod tests {
             "strata engine web xen",
             "strata pause",
             "strata stop",
+            "strata image build gentoo",
+            "strata image build debian --name ../x",
+            "strata image import d.qcow2",
+            "strata image rm",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

@@ -4,6 +4,9 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use board::BoardError;
+use first_boot::SeedError;
+use image_build::BuildError;
+use image_store::StoreError;
 use lifecycle::VmError;
 use vm_api::RegistryError;
 
@@ -19,7 +22,25 @@ fn is_input(error: &anyhow::Error) -> bool {
             || e.downcast_ref::<BoardError>().is_some_and(BoardError::is_input)
             || matches!(e.downcast_ref::<VmError>(), Some(VmError::Board(b)) if b.is_input())
             || e.downcast_ref::<RegistryError>().is_some_and(names_a_machine)
+            || e.downcast_ref::<BuildError>().is_some_and(names_an_image)
+            || e.downcast_ref::<StoreError>().is_some_and(names_no_image)
+            || matches!(e.downcast_ref::<SeedError>(), Some(SeedError::Identity(_)))
     })
+}
+
+/// What an image is to be made of is at fault.
+fn names_an_image(error: &BuildError) -> bool {
+    use BuildError as E;
+    match error {
+        E::Option(_) | E::Disk { .. } => true,
+        E::Store(store) => names_no_image(store),
+        _ => false,
+    }
+}
+
+/// The image named is at fault.
+fn names_no_image(error: &StoreError) -> bool {
+    matches!(error, StoreError::Unknown(_) | StoreError::Exists(_))
 }
 
 /// The machine named is at fault.

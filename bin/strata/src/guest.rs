@@ -1,13 +1,12 @@
 //! The built-in guest.
 
 use std::path::PathBuf;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 
 use anyhow::Context;
 use board::BootSpec;
-use guest_image::{GuestImageError, Progress, command_parameter, ensure_default_guest};
-use indicatif::{ProgressBar, ProgressStyle};
+use guest_image::{GuestImageError, command_parameter, ensure_default_guest};
+
+use crate::progress::Bars;
 
 /// What the built-in guest prints when its shell is ready.
 pub const READY: &str = guest_image::READY_MARKER;
@@ -20,48 +19,11 @@ pub const STATUS: &str = guest_image::STATUS_MARKER;
 /// once, which ends the run with the panic's status instead of leaving it hanging.
 const CMDLINE: &str = "console=ttyS0,115200n8r quiet panic=-1 mitigations=off cryptomgr.notests";
 
-/// Shows steps and downloads on standard error.
-struct Bars {
-    bar: Mutex<Option<ProgressBar>>,
-}
-
-impl Bars {
-    fn bar(&self) -> std::sync::MutexGuard<'_, Option<ProgressBar>> {
-        self.bar.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Progress for Bars {
-    fn phase(&self, text: &str) {
-        if let Some(bar) = self.bar().take() {
-            bar.finish_and_clear();
-        }
-        eprintln!("strata: {text}");
-    }
-
-    fn bytes(&self, done: u64, total: u64) {
-        let mut bar = self.bar();
-        let bar = bar.get_or_insert_with(|| {
-            let style =
-                ProgressStyle::with_template("strata: {bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}")
-                    .expect("the template is constant and valid");
-            ProgressBar::new(total).with_style(style)
-        });
-        bar.set_length(total);
-        bar.set_position(done);
-    }
-}
-
 /// Find or fetch the built-in guest's images. With `progress` the work is shown
 /// on standard error.
 pub fn built_in(command: &[String], append: Option<&str>, progress: bool) -> anyhow::Result<BootSpec> {
     let files = if progress {
-        let bars = Bars { bar: Mutex::new(None) };
-        let files = ensure_default_guest(&bars);
-        if let Some(bar) = bars.bar().take() {
-            bar.finish_and_clear();
-        }
-        files
+        ensure_default_guest(&Bars::new())
     } else {
         ensure_default_guest(&guest_image::Silent)
     };

@@ -86,14 +86,7 @@ fn table(out: &mut dyn Write, list: &[MachineInfo]) -> std::io::Result<()> {
         })
         .collect();
     let heads = ["ID", "NAME", "ENGINE", "VCPUS", "MEMORY", "STATE", "UP", "PID"].map(str::to_string);
-    let all: Vec<_> = std::iter::once(&heads).chain(&rows).collect();
-    let widths: Vec<_> =
-        (0..heads.len()).map(|c| all.iter().map(|r| r[c].len()).max().unwrap_or(0)).collect();
-    for row in all {
-        let line: Vec<_> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        writeln!(out, "{}", line.join("  ").trim_end())?;
-    }
-    Ok(())
+    figures::table(out, &[&[heads][..], &rows].concat())
 }
 
 /// `strata stats`.

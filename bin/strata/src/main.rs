@@ -13,6 +13,8 @@
 //! | `doctor` | `strata doctor` |
 //! | `lockstep` | `strata compare` |
 //! | `guest` | the built-in guest |
+//! | `images` | `strata image` |
+//! | `progress` | long work, shown |
 //! | `failure` | how errors are told |
 
 mod cli;
@@ -22,10 +24,12 @@ mod doctor;
 mod failure;
 mod figures;
 mod guest;
+mod images;
 mod lockstep;
 mod machines;
 mod output;
 mod phases;
+mod progress;
 mod quantity;
 mod run;
 mod update;
@@ -52,6 +56,7 @@ fn main() -> ExitCode {
         Command::Stop(args) => machines::stop(&args),
         Command::Kill(args) => machines::kill(&args),
         Command::Inspect(args) => machines::inspect(&args),
+        Command::Image(args) => images::command(args.command),
         Command::Doctor(args) => doctor::command(&args),
         Command::Demo(args) => show_demo(&args),
         Command::Compare(args) => lockstep::command(&args),
