@@ -1,0 +1,366 @@
+//! The directory of machines.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use vm_api::{MachineId, MachineName};
+
+use crate::record::{End, Record, VERSION, fresh_id};
+
+/// Names a directory for machines of one's own.
+pub const STATE_VARIABLE: &str = "STRATA_STATE";
+
+const LOCK: &str = "lock";
+const RECORD: &str = "machine.json";
+const END: &str = "end.json";
+/// The longest record read, in bytes: arguments are at most a few dozen.
+const MAX_RECORD: u64 = 256 << 10;
+
+/// Why a machine is not kept, found or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum KeepError {
+    /// No environment variable names a place.
+    #[error(
+        "no place for machines: {STATE_VARIABLE}, XDG_STATE_HOME and HOME are all unset; set {STATE_VARIABLE} to a directory"
+    )]
+    NoPlace,
+    /// The host refused a file.
+    #[error("cannot {what} {}: {source}; make it writable with enough free space, or set {STATE_VARIABLE} to a directory that is", .path.display())]
+    Io {
+        /// The operation.
+        what: &'static str,
+        /// The path it was done on.
+        path: PathBuf,
+        /// The host's error.
+        source: io::Error,
+    },
+    /// The name is in use.
+    #[error(
+        "there is a machine named \"{name}\" already ({id}); choose another --name, or remove it: strata rm {name}"
+    )]
+    NameTaken {
+        /// The name.
+        name: MachineName,
+        /// Who has it.
+        id: MachineId,
+    },
+    /// Nobody has this name or identifier.
+    #[error("no machine \"{0}\" is kept here; `strata ps -a` lists those that are")]
+    Unknown(String),
+    /// Several identifiers begin so.
+    #[error("\"{0}\" begins the identifiers of {1} machines; give more of its digits")]
+    Ambiguous(String, usize),
+    /// It runs.
+    #[error("machine {0} runs; stop it first: strata stop {0}")]
+    Runs(String),
+}
+
+fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> KeepError {
+    let path = path.to_path_buf();
+    move |source| KeepError::Io { what, path, source }
+}
+
+/// A user's machines.
+#[derive(Debug, Clone)]
+pub struct MachineStore(PathBuf);
+
+/// A machine that is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// What it is.
+    pub record: Record,
+    /// How it ended last.
+    pub end: Option<End>,
+    /// A process runs it.
+    pub runs: bool,
+    directory: PathBuf,
+}
+
+/// A machine that this process runs, or makes.
+#[derive(Debug)]
+pub struct Held {
+    /// The machine.
+    pub kept: Kept,
+    /// Held as long as the process has it.
+    _lock: File,
+}
+
+impl MachineStore {
+    /// Where `STRATA_STATE`, else `$XDG_STATE_HOME/strata`, else
+    /// `$HOME/.local/state/strata` is.
+    ///
+    /// # Errors
+    /// When none of the three is set, or it cannot be made.
+    pub fn open() -> Result<Self, KeepError> {
+        let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let place = set(STATE_VARIABLE)
+            .or_else(|| set("XDG_STATE_HOME").map(|d| d.join("strata")))
+            .or_else(|| set("HOME").map(|d| d.join(".local/state/strata")));
+        Self::at(&place.ok_or(KeepError::NoPlace)?.join("machines"))
+    }
+
+    /// The machines in a directory, which is made if need be.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn at(directory: &Path) -> Result<Self, KeepError> {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+        made.map_err(failed("create", directory))?;
+        Ok(MachineStore(directory.to_path_buf()))
+    }
+
+    fn guard(&self) -> Result<File, KeepError> {
+        let path = self.0.join(".lock");
+        locked(&path, FlockOperation::LockExclusive).map_err(failed("lock", &path))
+    }
+
+    /// Keep a new machine, held by this process. A name that is taken, or an
+    /// identifier that is, is another machine's.
+    ///
+    /// # Errors
+    /// When the name is in use or the host refuses a file; nothing is left then.
+    pub fn create(&self, mut record: Record) -> Result<Held, KeepError> {
+        let _guard = self.guard()?;
+        let others = self.look()?;
+        if let Some(name) = &record.name
+            && let Some(other) = others.iter().find(|o| o.record.name.as_ref() == Some(name))
+        {
+            return Err(KeepError::NameTaken { name: name.clone(), id: other.record.id.clone() });
+        }
+        let directory = loop {
+            let directory = self.0.join(record.id.as_str());
+            match fs::DirBuilder::new().mode(0o700).create(&directory) {
+                Ok(()) => break directory,
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => record.id = fresh_id(),
+                Err(e) => return Err(failed("create", &directory)(e)),
+            }
+        };
+        let kept = Kept { record, end: None, runs: false, directory };
+        kept.write(RECORD, &kept.record).and_then(|()| kept.hold()).inspect_err(|_| {
+            // The error itself is the one to tell.
+            let _ = fs::remove_dir_all(&kept.directory);
+        })
+    }
+
+    /// All machines, oldest first. Those that were to go when they ended, and
+    /// whose process died, are removed on the way.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn list(&self) -> Result<Vec<Kept>, KeepError> {
+        let _guard = self.guard()?;
+        self.look()
+    }
+
+    fn look(&self) -> Result<Vec<Kept>, KeepError> {
+        let mut list = Vec::new();
+        for entry in fs::read_dir(&self.0).map_err(failed("read", &self.0))? {
+            let entry = entry.map_err(failed("read", &self.0))?;
+            let Some(Ok(id)) = entry.file_name().to_str().map(str::parse::<MachineId>) else { continue };
+            let Some(kept) = Kept::read(entry.path(), &id) else { continue };
+            if kept.record.remove_at_end && !kept.runs {
+                // Another time, if not now.
+                let _ = fs::remove_dir_all(&kept.directory);
+            } else {
+                list.push(kept);
+            }
+        }
+        list.sort_by(|a, b| (a.record.created, &a.record.id).cmp(&(b.record.created, &b.record.id)));
+        Ok(list)
+    }
+
+    /// The machine a person means: by name, by identifier, or by the beginning
+    /// of one identifier.
+    ///
+    /// # Errors
+    /// When that is no machine, or several.
+    pub fn find(&self, wanted: &str) -> Result<Kept, KeepError> {
+        let list = self.list()?;
+        let named = |k: &Kept| k.record.name.as_ref().is_some_and(|n| n.as_str() == wanted);
+        if let Some(at) = list.iter().position(named) {
+            return Ok(list[at].clone());
+        }
+        let begins = |k: &Kept| !wanted.is_empty() && k.record.id.as_str().starts_with(wanted);
+        let mut matching: Vec<_> = list.into_iter().filter(begins).collect();
+        match (matching.pop(), matching.len()) {
+            (Some(only), 0) => Ok(only),
+            (Some(_), more) => Err(KeepError::Ambiguous(wanted.to_string(), more + 1)),
+            (None, _) => Err(KeepError::Unknown(wanted.to_string())),
+        }
+    }
+
+    /// Remove a machine with its disks.
+    ///
+    /// # Errors
+    /// When it runs or the host refuses.
+    pub fn remove(&self, kept: &Kept) -> Result<(), KeepError> {
+        let _guard = self.guard()?;
+        let _held = kept.hold()?;
+        fs::remove_dir_all(&kept.directory).map_err(failed("remove", &kept.directory))
+    }
+}
+
+impl Kept {
+    fn read(directory: PathBuf, id: &MachineId) -> Option<Kept> {
+        let record: Record = read_json(&directory.join(RECORD))?;
+        let end = read_json(&directory.join(END));
+        let runs = is_locked(&directory);
+        (record.id == *id && record.version == VERSION).then_some(Kept { record, end, runs, directory })
+    }
+
+    /// Where its files are.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Its name, else its identifier.
+    pub fn label(&self) -> String {
+        self.record.name.as_ref().map_or_else(|| self.record.id.to_string(), ToString::to_string)
+    }
+
+    /// Take it: nobody else runs or removes it meanwhile.
+    ///
+    /// # Errors
+    /// When another process has it.
+    pub fn hold(&self) -> Result<Held, KeepError> {
+        let path = self.directory.join(LOCK);
+        match locked(&path, FlockOperation::NonBlockingLockExclusive) {
+            Ok(lock) => Ok(Held { kept: self.clone(), _lock: lock }),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(KeepError::Runs(self.label())),
+            Err(e) => Err(failed("lock", &path)(e)),
+        }
+    }
+
+    /// Where its end is written, open before the sandbox closes.
+    ///
+    /// # Errors
+    /// When the host refuses the file.
+    pub fn end_file(&self) -> Result<File, KeepError> {
+        let path = self.directory.join(END);
+        File::options().create(true).truncate(true).write(true).open(&path).map_err(failed("write", &path))
+    }
+
+    fn write(&self, name: &str, value: &impl serde::Serialize) -> Result<(), KeepError> {
+        let (path, staged) = (self.directory.join(name), self.directory.join("new"));
+        let bytes = serde_json::to_vec_pretty(value).map_err(|e| failed("write", &staged)(e.into()))?;
+        fs::write(&staged, bytes).map_err(failed("write", &staged))?;
+        fs::rename(&staged, &path).map_err(failed("rename into place", &path))
+    }
+}
+
+/// A file that is locked until it is closed.
+fn locked(path: &Path, operation: FlockOperation) -> io::Result<File> {
+    let file = File::options().create(true).truncate(false).write(true).open(path)?;
+    loop {
+        match flock(&file, operation) {
+            Err(Errno::INTR) => {}
+            result => return Ok(result.map(|()| file)?),
+        }
+    }
+}
+
+fn is_locked(directory: &Path) -> bool {
+    let Ok(file) = File::open(directory.join(LOCK)) else { return false };
+    matches!(flock(&file, FlockOperation::NonBlockingLockShared), Err(Errno::WOULDBLOCK))
+}
+
+/// A small file of JSON; nothing if it is not that.
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
+    let size = fs::symlink_metadata(path).ok()?.len();
+    let bytes = if size <= MAX_RECORD { fs::read(path).ok()? } else { return None };
+    serde_json::from_slice(&bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new() -> Self {
+            static NEXT: AtomicUsize = AtomicUsize::new(0);
+            let n = NEXT.fetch_add(1, Ordering::Relaxed);
+            Scratch(std::env::temp_dir().join(format!("strata-keep-{}-{n}", std::process::id())))
+        }
+        fn store(&self) -> MachineStore {
+            MachineStore::at(&self.0.join("machines")).unwrap()
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn record(name: Option<&str>) -> Record {
+        let mut record = Record::new(vec!["debian".into()], "/".into());
+        record.name = name.map(|n| n.parse().unwrap());
+        record
+    }
+
+    #[test]
+    fn a_machine_is_kept_until_it_is_removed_which_a_running_one_is_not() {
+        let scratch = Scratch::new();
+        let store = scratch.store();
+        let held = store.create(record(Some("web"))).unwrap();
+        let other = store.create(record(None)).unwrap();
+        let web = store.find("web").unwrap();
+        assert!(web.runs && web.end.is_none());
+        assert!(matches!(store.remove(&web), Err(KeepError::Runs(_))));
+        assert!(matches!(web.hold(), Err(KeepError::Runs(_))));
+        fs::write(web.directory().join("disk"), "data").unwrap();
+        let end = End::now("power-off", 0);
+        web.end_file().unwrap().write_all(&serde_json::to_vec(&end).unwrap()).unwrap();
+        drop(held);
+        let web = store.find(&web.record.id.as_str()[..6]).unwrap();
+        assert_eq!((web.runs, web.end.as_ref()), (false, Some(&end)));
+        store.remove(&web).unwrap();
+        assert!(matches!(store.find("web"), Err(KeepError::Unknown(_))));
+        assert_eq!(store.list().unwrap().len(), 1);
+        drop(other);
+    }
+
+    #[test]
+    fn a_name_is_given_once_and_an_identifier_too() {
+        let scratch = Scratch::new();
+        let store = scratch.store();
+        let first = store.create(record(Some("web"))).unwrap();
+        let e = store.create(record(Some("web"))).unwrap_err();
+        assert!(matches!(&e, KeepError::NameTaken { id, .. } if *id == first.kept.record.id), "{e}");
+        let twin = Record { id: first.kept.record.id.clone(), ..record(None) };
+        assert_ne!(store.create(twin).unwrap().kept.record.id, first.kept.record.id);
+    }
+
+    #[test]
+    fn one_that_was_to_go_goes_when_its_process_has() {
+        let scratch = Scratch::new();
+        let store = scratch.store();
+        let held = store.create(Record { remove_at_end: true, ..record(None) }).unwrap();
+        let directory = held.kept.directory().to_path_buf();
+        assert_eq!(store.list().unwrap().len(), 1);
+        drop(held);
+        assert!(store.list().unwrap().is_empty() && !directory.exists());
+    }
+
+    #[test]
+    fn damaged_records_hide_no_other_machine() {
+        let scratch = Scratch::new();
+        let store = scratch.store();
+        let good = store.create(record(None)).unwrap();
+        let bad = store.create(record(None)).unwrap();
+        for text in ["", "[]", "{\"version\":1}", &" ".repeat(300_000)] {
+            fs::write(bad.kept.directory().join(RECORD), text).unwrap();
+            let list = store.list().unwrap();
+            assert_eq!(list.len(), 1, "{text:.20}");
+            assert_eq!(list[0].record.id, good.kept.record.id);
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! Machines that outlast their process.
+//!
+//! ```text
+//! machines/              0700, its own lock in .lock
+//!   3f9a1c2b/            one a machine, by its identifier
+//!     lock               held (flock) while a process runs it
+//!     machine.json       name, image, how to start it
+//!     end.json           how it ended last
+//!     console.0.log      what its console said, in two files that take turns
+//!     console.1.log
+//!     messages.log       what its process said, when nobody listened
+//!     …                  disks and kernel, for whoever starts it
+//! ```
+//! A machine that was to go when it ends, and whose process died before it could
+//! remove it, is removed by whoever looks next.
+
+mod keep;
+mod log;
+mod record;
+
+pub use keep::{Held, KeepError, Kept, MachineStore, STATE_VARIABLE};
+pub use log::{ConsoleLog, LogReader};
+pub use record::{End, Record, Restart};
