@@ -6,6 +6,7 @@
 //!     lock           held (flock) by the machine's process as long as it lives
 //!     machine.json   who it is: identifier, name, process, start
 //!     control.sock   where it listens
+//!     vsock.sock     the way to its guest's sockets
 //! ```
 //! A directory whose lock nobody holds belongs to a dead machine, however that
 //! died, and is removed by whoever looks next. Registering, removing and looking
@@ -27,6 +28,8 @@ use crate::place::{PlaceError, RuntimeDir};
 
 const LOCK: &str = "lock";
 const SOCKET: &str = "control.sock";
+/// Made by the socket device.
+const VSOCK: &str = "vsock.sock";
 const CARD: &str = "machine.json";
 /// The longest path a socket can have (sun_path of unix(7), with its final zero).
 const MAX_SOCKET_PATH: usize = 107;
@@ -106,6 +109,11 @@ impl Found {
         self.dir.join(SOCKET)
     }
 
+    /// The way to its guest's sockets, if it has a socket device.
+    pub fn vsock(&self) -> PathBuf {
+        self.dir.join(VSOCK)
+    }
+
     /// Whether its process still lives.
     pub fn lives(&self) -> bool {
         is_locked(&self.dir)
@@ -143,6 +151,11 @@ impl Registration {
         &self.dir
     }
 
+    /// Where the socket device is to listen for the host's programs.
+    pub fn vsock_path(&self) -> PathBuf {
+        self.dir.join(VSOCK)
+    }
+
     /// The file that is locked while a directory comes or goes.
     pub fn guard_path(&self) -> PathBuf {
         self.registry.guard_path()
@@ -176,7 +189,7 @@ fn is_locked(dir: &Path) -> bool {
 
 /// Remove a machine's directory: what is ours in it, and itself if nothing else is.
 fn remove(dir: &Path) {
-    for name in [SOCKET, CARD, LOCK] {
+    for name in [SOCKET, VSOCK, CARD, LOCK] {
         let _ = fs::remove_file(dir.join(name));
     }
     let _ = fs::remove_dir(dir);

@@ -10,7 +10,7 @@ mod time_stamp;
 
 pub use barrier::process_memory_barrier;
 pub use entropy::entropy;
-pub use signals::TerminationSignals;
+pub use signals::{SessionSignals, TerminationSignals};
 pub use terminal::{RawTerminal, restore as restore_terminal};
 pub use thread::set_thread_timer_slack;
 pub use time_stamp::{FRACTION as TIME_STAMP_FRACTION, TimeStampCounter};

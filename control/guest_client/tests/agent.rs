@@ -1,0 +1,166 @@
+//! The client against the embedded agent, through what a socket device does.
+
+use std::io::{Cursor, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use guest_client::{Ending, Exec, FailureKind, Guest, GuestError, Streams};
+
+struct Machine {
+    folder: PathBuf,
+    agent: Child,
+}
+
+impl Machine {
+    fn start(name: &str) -> (Self, Guest) {
+        let folder = std::env::temp_dir().join(format!("strata-client-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(&folder).unwrap();
+        let program = folder.join("agent");
+        std::fs::write(&program, guest_agent::bytes()).unwrap();
+        std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+        let agent = Command::new(&program).arg("unix").arg(folder.join("a")).spawn().unwrap();
+        let listener = UnixListener::bind(folder.join("v")).unwrap();
+        let to = folder.join("a");
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let to = to.clone();
+                std::thread::spawn(move || switch(stream, &to));
+            }
+        });
+        let guest = Guest::new(&folder.join("v"), Duration::from_secs(20));
+        (Machine { folder, agent }, guest)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.agent.kill();
+        let _ = self.agent.wait();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// What the socket device does with one program of the host.
+fn switch(mut host: UnixStream, to: &std::path::Path) {
+    let mut line = Vec::new();
+    while !line.ends_with(b"\n") {
+        let mut byte = [0];
+        if host.read_exact(&mut byte).is_err() {
+            return;
+        }
+        line.push(byte[0]);
+    }
+    assert_eq!(line, b"CONNECT 1020\n");
+    // Nobody listens: the connection is closed.
+    let Ok(agent) = UnixStream::connect(to) else { return };
+    host.write_all(b"OK 1073741824\n").unwrap();
+    let carry = |mut from: UnixStream, mut to: UnixStream| {
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut from, &mut to);
+            let _ = to.shutdown(Shutdown::Write);
+        })
+    };
+    carry(host.try_clone().unwrap(), agent.try_clone().unwrap());
+    carry(agent, host);
+}
+
+fn shell(script: &str) -> Exec {
+    Exec { argv: ["sh", "-c", script].map(|s| s.as_bytes().to_vec()).to_vec(), ..Exec::default() }
+}
+
+fn run(guest: &Guest, exec: Exec, input: Option<Vec<u8>>) -> (Vec<u8>, Vec<u8>, Result<Ending, GuestError>) {
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let stdin = input.map(|bytes| Box::new(Cursor::new(bytes)) as Box<dyn Read + Send>);
+    let ending = guest.exec(exec, Streams { stdin, stdout: &mut stdout, stderr: &mut stderr }, drop);
+    (stdout, stderr, ending)
+}
+
+#[test]
+fn commands_have_their_streams_and_status() {
+    let (_machine, guest) = Machine::start("exec");
+    let (out, err, ending) = run(&guest, shell("cat; echo e >&2; exit 9"), Some(b"a\0\xff".to_vec()));
+    assert_eq!((out.as_slice(), err.as_slice()), (b"a\0\xff".as_slice(), b"e\n".as_slice()));
+    assert_eq!(ending.unwrap(), Ending::Status(9));
+    // Input that nobody reads holds nothing up.
+    let (_, _, ending) = run(&guest, shell("exit 4"), Some(vec![0; 4 << 20]));
+    assert_eq!(ending.unwrap(), Ending::Status(4));
+    let much: Vec<u8> = (0..10 << 20).map(|i: u32| (i.wrapping_mul(0x9e37_79b9) >> 11) as u8).collect();
+    let (out, _, ending) = run(&guest, shell("cat"), Some(much.clone()));
+    assert!(out == much && ending.unwrap() == Ending::Status(0));
+    let missing = run(&guest, Exec { argv: vec![b"none-such".to_vec()], ..Exec::default() }, None).2;
+    assert_eq!(missing.unwrap_err().kind(), Some(FailureKind::NotFound));
+}
+
+#[test]
+fn a_command_can_be_signalled() {
+    let (_machine, guest) = Machine::start("signal");
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let streams = Streams { stdin: None, stdout: &mut stdout, stderr: &mut stderr };
+    let ending = guest.exec(shell("sleep 60"), streams, |control| control.signal(15).unwrap());
+    assert_eq!(ending.unwrap(), Ending::Signal(15));
+}
+
+#[test]
+fn output_that_cannot_be_written_ends_the_call() {
+    struct Full;
+    impl Write for Full {
+        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+            Err(std::io::ErrorKind::BrokenPipe.into())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let (_machine, guest) = Machine::start("full");
+    let streams = Streams { stdin: None, stdout: &mut Full, stderr: &mut std::io::sink() };
+    let error = guest.exec(shell("yes"), streams, drop).unwrap_err();
+    assert!(matches!(error, GuestError::Host(e) if e.kind() == std::io::ErrorKind::BrokenPipe));
+}
+
+#[test]
+fn trees_come_and_go_with_their_progress() {
+    let (machine, guest) = Machine::start("copy");
+    let from = machine.folder.join("from");
+    std::fs::create_dir_all(from.join("d")).unwrap();
+    std::fs::write(from.join("d/f"), vec![3; 1 << 20]).unwrap();
+    let path = |name: &str| machine.folder.join(name).to_str().unwrap().as_bytes().to_vec();
+    let mut seen = 0;
+    let copied = guest.copy_in(&from, &path("to"), &mut |n| seen = n).unwrap();
+    assert_eq!((copied.bytes, seen), (1 << 20, 1 << 20));
+    let mut total = None;
+    guest.copy_out(&path("to/d/f"), &machine.folder.join("g"), &mut |_, t| total = t).unwrap();
+    assert_eq!(total, Some(1 << 20));
+    assert_eq!(std::fs::read(machine.folder.join("g")).unwrap(), vec![3; 1 << 20]);
+    // Failures of either side: the guest's reach the host behind what it sends.
+    let there = guest.copy_in(&from, &path("none/x"), &mut |_| ()).unwrap_err();
+    assert_eq!(there.kind(), Some(FailureKind::NotFound), "{there}");
+    let there = guest.copy_out(&path("none"), &machine.folder, &mut |_, _| ()).unwrap_err();
+    assert_eq!(there.kind(), Some(FailureKind::NotFound), "{there}");
+    let here = guest.copy_in(&machine.folder.join("none"), &path("x"), &mut |_| ()).unwrap_err();
+    assert!(matches!(here, GuestError::Host(_)), "{here}");
+}
+
+#[test]
+fn a_guest_without_an_agent_is_told_with_a_remedy() {
+    let (machine, _) = Machine::start("silent");
+    let listener = UnixListener::bind(machine.folder.join("w")).unwrap();
+    std::thread::spawn(move || listener.incoming().for_each(drop));
+    let guest = Guest::new(&machine.folder.join("w"), Duration::from_millis(300));
+    let error = guest.facts().unwrap_err().to_string();
+    assert!(error.contains("no agent") && error.contains("; "), "{error}");
+    let guest = Guest::new(&machine.folder.join("nothing"), Duration::from_millis(300));
+    let error = guest.facts().unwrap_err().to_string();
+    assert!(error.contains("nothing") && error.contains("--vsock"), "{error}");
+}
+
+#[test]
+fn a_guest_tells_its_facts() {
+    let (_machine, guest) = Machine::start("facts");
+    let facts = guest.facts().unwrap();
+    assert!(facts.memory > 0 && !facts.kernel.is_empty());
+}
