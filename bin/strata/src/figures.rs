@@ -56,10 +56,11 @@ pub fn print(out: &mut dyn Write, s: &MachineStats) -> std::io::Result<()> {
     )?;
     writeln!(
         out,
-        "  memory   {} given, {} touched; process {} resident, {} of processor time",
+        "  memory   {} given, {} touched; process {} resident, {} of it besides, {} of processor time",
         bytes_text(m.memory),
         size(s.guest_resident),
         size(s.process_resident),
+        size(s.process_resident.saturating_sub(s.guest_resident)),
         duration(Duration::from_millis(s.process_cpu_ms)),
     )?;
     let devices: Vec<_> = s.devices.iter().map(|(name, n)| format!("{name} {n}")).collect();

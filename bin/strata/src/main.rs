@@ -44,6 +44,7 @@ use cli::{Cli, Command, DemoArgs, Format};
 
 fn main() -> ExitCode {
     let start = Instant::now();
+    host_sys::return_large_allocations();
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Run(args) => run::command(*args, start),

@@ -31,11 +31,16 @@ pub struct CodeCache {
     exec: NonNull<u8>,
     size: usize,
     used: usize,
+    /// Pages of the write mapping that may be resident, a bit each, and how many.
+    touched: Vec<u64>,
+    touched_count: usize,
 }
 
 // SAFETY: the mappings are owned; `&self` methods only read addresses and the
 // write mapping is reached through `&mut self`.
 unsafe impl Send for CodeCache {}
+
+const PAGE: usize = 4096;
 
 /// Code starts on a fetch-block boundary.
 const ALIGN: usize = 16;
@@ -54,8 +59,16 @@ impl CodeCache {
             .map_err(fail("mmap"))?;
         let pointer =
             |p: *mut core::ffi::c_void| NonNull::new(p.cast()).expect("mmap never returns null on success");
+        let touched = vec![0; size.div_ceil(64 * PAGE)];
         // From here on an error unmaps what there is.
-        let mut cache = CodeCache { write: pointer(write), exec: pointer(write), size, used: 0 };
+        let mut cache = CodeCache {
+            write: pointer(write),
+            exec: pointer(write),
+            size,
+            used: 0,
+            touched,
+            touched_count: 0,
+        };
         // SAFETY: an old size of 0 leaves the shared mapping and makes another of the same memory (mremap(2)).
         let exec = unsafe { mremap(write, 0, size, MremapFlags::MAYMOVE) }.map_err(fail("mremap"))?;
         cache.exec = pointer(exec);
@@ -97,6 +110,7 @@ impl CodeCache {
         if code.len() > self.size.checked_sub(at)? {
             return None;
         }
+        self.touch(at, code.len());
         // SAFETY: at + len <= size, the extent of the write mapping.
         unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.write.as_ptr().add(at), code.len()) };
         self.used = at + code.len();
@@ -111,6 +125,7 @@ impl CodeCache {
     pub fn patch_u32(&mut self, at: u32, value: u32) {
         let at = at as usize;
         assert!(at + 4 <= self.used, "patch at {at:#x} outside {:#x} bytes of code", self.used);
+        self.touch(at, 4);
         // SAFETY: at + 4 <= used <= size.
         unsafe { self.write.as_ptr().add(at).cast::<u32>().write_unaligned(value.to_le()) };
     }
@@ -121,12 +136,35 @@ impl CodeCache {
             return None;
         }
         // SAFETY: at + 4 <= used <= size.
-        Some(u32::from_le(unsafe { self.write.as_ptr().add(at as usize).cast::<u32>().read_unaligned() }))
+        Some(u32::from_le(unsafe { self.exec.as_ptr().add(at as usize).cast::<u32>().read_unaligned() }))
+    }
+
+    /// The bytes from `at` on are about to be written.
+    fn touch(&mut self, at: usize, len: usize) {
+        for page in at / PAGE..(at + len).div_ceil(PAGE) {
+            let Some(word) = self.touched.get_mut(page / 64) else { return };
+            let bit = 1 << (page % 64);
+            self.touched_count += usize::from(*word & bit == 0);
+            *word |= bit;
+        }
+    }
+
+    /// Once `pages` or more have been written, let the write mapping go: the code stays,
+    /// but its pages count as this process's once, not twice. The next write to each
+    /// costs a minor fault.
+    pub fn release_writes(&mut self, pages: usize) {
+        if self.touched_count < pages.max(1) {
+            return;
+        }
+        // SAFETY: the range is the write mapping, of shared memory: its content stays.
+        let _ = unsafe { madvise(self.write.as_ptr().cast(), self.size, Advice::LinuxDontNeed) };
+        self.touched.fill(0);
+        self.touched_count = 0;
     }
 
     /// Forget everything from `keep` on and give its pages back to the host.
     pub fn truncate(&mut self, keep: usize) {
-        let first = keep.next_multiple_of(4096);
+        let first = keep.next_multiple_of(PAGE);
         if self.used > first {
             // SAFETY: the range lies within the write mapping; its content is no longer needed.
             let _ = unsafe {
@@ -163,6 +201,32 @@ mod tests {
         c.patch_u32(at + 1, 9);
         assert_eq!(f(), 9);
         assert!(c.append(&vec![0; 1 << 17]).is_none());
+    }
+
+    /// Resident KiB of the mapping at an address.
+    fn resident(at: *mut u8) -> usize {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let begins = format!("{:x}-", at as usize);
+        let mapping = smaps.lines().skip_while(|l| !l.starts_with(&begins));
+        let rss = mapping.filter_map(|l| l.strip_prefix("Rss:")).next().unwrap();
+        rss.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    #[test]
+    fn code_outlives_the_pages_it_was_written_through() {
+        let mut c = CodeCache::new(1 << 20).unwrap();
+        // mov eax, 7; ret
+        let at = c.append(&[0xb8, 7, 0, 0, 0, 0xc3]).unwrap();
+        c.append(&vec![0x90; 40 * PAGE]).unwrap();
+        c.release_writes(42);
+        assert!(resident(c.write.as_ptr()) >= 160, "too few pages to be worth it");
+        c.release_writes(41);
+        assert_eq!(resident(c.write.as_ptr()), 0);
+        // SAFETY: the bytes are a complete function of this signature.
+        let f: extern "C" fn() -> u32 = unsafe { std::mem::transmute(c.exec_base() + u64::from(at)) };
+        assert_eq!((f(), c.read_u32(at + 1)), (7, Some(7)));
+        c.patch_u32(at + 1, 9);
+        assert_eq!((f(), resident(c.write.as_ptr())), (9, 4));
     }
 
     #[test]

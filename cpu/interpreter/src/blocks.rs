@@ -62,6 +62,8 @@ pub(crate) struct Blocks {
     lookups: Box<[Lookup; LOOKUPS]>,
     /// Index into `blocks` plus 1.
     places: Vec<u32>,
+    /// Most instructions of a block decoded from now on, at most [`MAX_BLOCK`].
+    longest: usize,
     decoded: u64,
     dropped: u64,
 }
@@ -76,9 +78,16 @@ impl Blocks {
             blocks: Vec::new(),
             lookups,
             places: vec![0; PLACES],
+            longest: MAX_BLOCK,
             decoded: 0,
             dropped: 0,
         }
+    }
+
+    /// Decode one instruction at a time from now on (or blocks again): for who executes
+    /// single ones here and there, decoding what follows is wasted time and memory.
+    pub fn decode_singly(&mut self, singly: bool) {
+        self.longest = if singly { 1 } else { MAX_BLOCK };
     }
 
     /// Blocks decoded so far, and times the whole cache was dropped.
@@ -161,7 +170,7 @@ impl Blocks {
         let start = self.insns.len();
         loop {
             cpu.memory.read_bytes(RamOffset(at), &mut buffer[..n]);
-            let d = decode(&cpu.model, cpu.code_bits, rip, &buffer[..n], MAX_BLOCK, &mut self.insns);
+            let d = decode(&cpu.model, cpu.code_bits, rip, &buffer[..n], self.longest, &mut self.insns);
             if d.count == 0 {
                 if n as u64 == allowed {
                     return Err(cpu.gp(0));

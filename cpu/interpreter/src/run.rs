@@ -41,6 +41,7 @@ impl InterpreterVcpu {
     /// them is left alone, at its boundary.
     pub fn step(&mut self, fpu_elsewhere: bool) -> StepEnd {
         self.cpu.limit_at = self.cpu.retired.saturating_add(1);
+        self.blocks.decode_singly(true);
         let end = match self.boundary() {
             Some(Halt::Limit) => StepEnd::Done,
             Some(halt) => StepEnd::Halted(halt),
@@ -50,6 +51,7 @@ impl InterpreterVcpu {
                 StepEnd::Done
             }
         };
+        self.blocks.decode_singly(false);
         self.cpu.sync_time();
         end
     }

@@ -6,17 +6,23 @@ use std::time::Instant;
 
 use code_cache::{CodeCache, CodeCacheError};
 
-use crate::block::{self, HostFeatures, Link, Mode, Request, Scratch};
+use crate::block::{self, HostFeatures, Request, Scratch};
 use crate::emit::Emitter;
 use crate::id_table::IdTable;
 use crate::layout::host;
 use crate::ledger::{Entry, Ledger};
+pub(crate) use crate::records::Key;
+use crate::records::{Block, InstructionMap, LinkRecord, Second};
 use crate::string_thunks::{self, StringThunks};
 use crate::system_thunks::{self, SystemThunks};
 use crate::thunks::{self, Thunks};
 
 /// Most code of one vCPU, in bytes; all of it is dropped when it is full.
 const CODE_CAP: usize = 32 << 20;
+
+/// Pages of code written before an idle vCPU lets go of the mapping it writes through:
+/// then faulting some of them in again costs little beside what was written.
+const RELEASED_PAGES: usize = 32;
 
 /// Multiplicative hashing: keys are addresses.
 #[derive(Default)]
@@ -44,66 +50,6 @@ impl Hasher for AddressHasher {
 
 pub(crate) type AddressMap<K, V> = HashMap<K, V, BuildHasherDefault<AddressHasher>>;
 
-/// What identifies a block: place in RAM, linear address, mode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Key {
-    pub ram: u64,
-    pub va: u64,
-    pub mode: Mode,
-}
-
-impl Key {
-    fn hash(&self) -> u64 {
-        let mut h = AddressHasher::default();
-        std::hash::Hash::hash(self, &mut h);
-        h.finish()
-    }
-}
-
-impl std::hash::Hash for Key {
-    fn hash<H: Hasher>(&self, h: &mut H) {
-        let m = &self.mode;
-        let mode = u64::from(m.longest) << 8 | u64::from(m.plain) << 7 | u64::from(m.word());
-        h.write_u64(self.ram ^ mode << 48);
-        h.write_u64(self.va);
-    }
-}
-
-/// One translated block.
-pub(crate) struct Block {
-    pub key: Key,
-    /// Cache offset of the code, of the entry, and of what follows the entry's look at
-    /// the token.
-    pub start: u32,
-    pub entry: u32,
-    inner: u32,
-    len: u16,
-    /// Where in the list of all blocks' its instructions are.
-    map: Range,
-    /// The page of the backing that the only instruction's last bytes are in, when
-    /// it straddles two.
-    pub second: Option<u32>,
-    /// Bytes of guest code.
-    guest_len: u16,
-    /// Cache offset of the number of the code mapping this block is good for:
-    /// straddling blocks of the lower half.
-    guard: Option<u32>,
-    pub dead: bool,
-}
-
-impl Block {
-    /// The lines (of 64 bytes) of a page that this block was made from, a bit each.
-    fn lines(&self, page: u32) -> u64 {
-        let (first, end) = if self.second == Some(page) {
-            (0, u64::from(self.guest_len))
-        } else {
-            (self.key.ram & 0xfff, (self.key.ram & 0xfff) + u64::from(self.guest_len))
-        };
-        let last = (end.saturating_sub(1) / 64).min(63);
-        (u64::MAX >> (63 - last)) & (u64::MAX << (first / 64))
-    }
-}
-
 /// What the jump cache holds for a block.
 #[derive(Debug, Clone, Copy)]
 struct Stub {
@@ -114,23 +60,12 @@ struct Stub {
     space: u32,
 }
 
-/// A part of a list.
-#[derive(Debug, Clone, Copy)]
-struct Range {
-    first: u32,
-    len: u8,
-}
-
 /// The blocks of one page of RAM.
 #[derive(Default)]
 struct PageBlocks {
     /// The page's code generation they were made from.
     generation: u32,
     ids: Vec<u32>,
-}
-
-struct LinkRecord {
-    link: Link,
 }
 
 /// Blocks, links and code.
@@ -143,8 +78,9 @@ pub(crate) struct Blocks {
     features: HostFeatures,
     scratch: Scratch,
     list: Vec<Block>,
-    /// (host offset, guest offset) of each instruction of each block.
-    map: Vec<(u16, u16)>,
+    map: InstructionMap,
+    /// Of those that straddle two pages.
+    seconds: AddressMap<u32, Second>,
     /// Jump-cache stubs, by block.
     stubs: AddressMap<u32, Stub>,
     /// The first of the dead blocks that a block replaces.
@@ -183,7 +119,8 @@ impl Blocks {
             features,
             scratch: Scratch::new(features),
             list: Vec::new(),
-            map: Vec::new(),
+            map: InstructionMap::default(),
+            seconds: AddressMap::default(),
             stubs: AddressMap::default(),
             origins: AddressMap::default(),
             by_key: IdTable::default(),
@@ -211,13 +148,24 @@ impl Blocks {
     pub fn find(&self, key: &Key) -> Option<u32> {
         let is = |id: u32| {
             let b = &self.list[id as usize];
-            b.key == *key && !b.dead
+            !b.dead && b.key() == *key
         };
         self.by_key.find(key.hash(), is)
     }
 
     pub fn code_bytes(&self) -> usize {
         self.cache.used()
+    }
+
+    /// About what is kept of blocks besides their code, in bytes.
+    pub fn record_bytes(&self) -> usize {
+        let ids: usize = self.by_page.values().map(|p| p.ids.capacity()).sum();
+        self.list.capacity() * size_of::<Block>()
+            + self.links.capacity() * size_of::<LinkRecord>()
+            + self.by_page.capacity() * size_of::<(u32, PageBlocks)>()
+            + self.stubs.capacity() * size_of::<(u32, Stub)>()
+            + (self.by_key.capacity() + ids) * size_of::<u32>()
+            + self.map.bytes()
     }
 
     /// The four bytes after a stub's call: what it stands for.
@@ -236,26 +184,31 @@ impl Blocks {
         let id = self.list.partition_point(|b| b.start <= at).checked_sub(1)?;
         let b = &self.list[id];
         let within = at - b.start;
-        let map = self.map_of(b);
-        let i = map.partition_point(|(host, _)| u32::from(*host) <= within).checked_sub(1)?;
+        let i = self.map.of(b).take_while(|(host, _)| *host <= within).count().checked_sub(1)?;
         (within < u32::from(b.len)).then_some((id as u32, i))
     }
 
-    /// (host offset, guest offset) of each instruction of a block.
-    fn map_of(&self, b: &Block) -> &[(u16, u16)] {
-        &self.map[b.map.first as usize..][..usize::from(b.map.len)]
+    /// (host offset, guest offset) of an instruction of a block.
+    fn offsets(&self, b: &Block, instruction: usize) -> (u32, u32) {
+        self.map.of(b).nth(instruction).unwrap_or_default()
     }
 
     /// Cache offset of an instruction's host code.
     pub fn host_offset(&self, id: u32, instruction: usize) -> u32 {
         let b = self.get(id);
-        b.start + u32::from(self.map_of(b)[instruction].0)
+        b.start + self.offsets(b, instruction).0
     }
 
     /// Linear address of an instruction.
     pub fn linear(&self, id: u32, instruction: usize) -> u64 {
         let b = self.get(id);
-        b.key.va.wrapping_add(u64::from(self.map_of(b)[instruction].1))
+        b.va().wrapping_add(u64::from(self.offsets(b, instruction).1))
+    }
+
+    /// The page of the backing that a block's last bytes are in, when its one
+    /// instruction straddles two.
+    pub fn second(&self, id: u32) -> Option<u32> {
+        self.get(id).straddles.then(|| self.seconds.get(&id).map(|s| s.page))?
     }
 
     /// Translate the block at `key` from the bytes up to its page's end. `None`: its
@@ -291,6 +244,7 @@ impl Blocks {
         )?;
         let (first, other) = confirm(u64::from(t.guest_len))?;
         let pages = [Some(((key.ram >> 12) as u32, first)), second.map(|(page, _)| (page, other))];
+        let mut block = Block::new(&key, at, (t.entry, t.inner), t.code.len() as u16, t.guest_len)?;
         self.cache.append(&t.code)?;
         self.ledger.note(&Entry {
             began,
@@ -300,25 +254,18 @@ impl Blocks {
             host: self.cache.exec_base() + u64::from(at),
             code: &t.code,
         });
-        self.links.extend(t.links.iter().map(|link| LinkRecord { link: *link }));
-        self.list.push(Block {
-            key,
-            start: at,
-            entry: at + t.entry,
-            inner: at + t.inner,
-            len: t.code.len() as u16,
-            map: Range { first: self.map.len() as u32, len: t.map.len() as u8 },
-            second: second.map(|(page, _)| page),
-            guest_len: t.guest_len,
-            guard: t.guard.map(|g| at + g),
-            dead: false,
-        });
-        self.map.extend_from_slice(&t.map);
+        self.links.extend(t.links.iter().map(LinkRecord::new));
+        if let Some((page, _)) = second {
+            block.straddles = true;
+            self.seconds.insert(id, Second { page, guard: t.guard.map(|g| at + g) });
+        }
+        self.map.add(&mut block, &t.map);
+        self.list.push(block);
         self.scratch.recycle(t);
         let list = &self.list;
         let hash_of = |id: u32| {
             let b = &list[id as usize];
-            (!b.dead).then(|| b.key.hash())
+            (!b.dead).then(|| b.key().hash())
         };
         self.by_key.insert(key.hash(), id, hash_of);
         for (page, generation) in pages.into_iter().flatten() {
@@ -339,34 +286,42 @@ impl Blocks {
         self.cache.size() - self.cache.used() < 64 << 10 || self.list.len() >= 1 << 25
     }
 
-    /// Drop every block.
+    /// The vCPU has nothing to do: see [`CodeCache::release_writes`].
+    pub fn rest(&mut self) {
+        self.cache.release_writes(RELEASED_PAGES);
+    }
+
+    /// Drop every block, and what memory they took: most of it was for code that
+    /// runs once, while a guest starts.
     pub fn drop_all(&mut self) {
-        self.list.clear();
-        self.map.clear();
-        self.stubs.clear();
-        self.origins.clear();
+        self.list = Vec::new();
+        self.map = InstructionMap::default();
+        self.seconds = AddressMap::default();
+        self.stubs = AddressMap::default();
+        self.origins = AddressMap::default();
         self.by_key.clear();
-        self.by_page.clear();
-        self.links.clear();
+        self.by_page = AddressMap::default();
+        self.links = Vec::new();
+        host_sys::release_free_memory();
         self.cache.truncate(self.floor);
         self.flushes += 1;
     }
 
     /// Where a link leads, and whether to a block without windows.
     pub fn link_target(&self, link: u32) -> Option<(u64, bool)> {
-        let l = self.links.get(link as usize)?.link;
+        let l = self.links.get(link as usize)?.link();
         Some((l.target, l.plain))
     }
 
     /// Make a link jump straight to a block; `space` is the number of the current
     /// address space, for links that depend on it.
     pub fn connect(&mut self, link: u32, to: u32, space: u32) {
-        let Some(l) = self.links.get(link as usize).map(|r| r.link) else { return };
+        let Some(l) = self.links.get(link as usize).map(LinkRecord::link) else { return };
         if let Some(g) = l.guard {
             self.cache.patch_u32(g, space);
         }
         let b = &self.list[to as usize];
-        let entry = if l.forward { b.inner } else { b.entry };
+        let entry = if l.forward { b.inner() } else { b.entry() };
         self.cache.patch_u32(l.patch, entry.wrapping_sub(l.patch + 4));
     }
 
@@ -389,8 +344,7 @@ impl Blocks {
         }
         p.generation = generation;
         let list = &self.list;
-        let stale: Vec<u32> =
-            p.ids.extract_if(.., |id| list[*id as usize].lines(page) & lines != 0).collect();
+        let stale: Vec<u32> = p.ids.extract_if(.., |id| list[*id as usize].lines() & lines != 0).collect();
         for id in stale {
             self.kill(id);
         }
@@ -398,7 +352,7 @@ impl Blocks {
 
     /// A straddling block is good for this code mapping.
     pub fn set_guard(&mut self, id: u32, space: u32) {
-        if let Some(at) = self.list[id as usize].guard {
+        if let Some(at) = self.seconds.get(&id).and_then(|s| s.guard) {
             self.cache.patch_u32(at, space);
         }
     }
@@ -411,7 +365,7 @@ impl Blocks {
         }
         b.dead = true;
         // To the attention stub at the block's start.
-        let (start, entry, inner) = (b.start, b.entry, b.inner);
+        let (start, entry, inner) = (b.start, b.entry(), b.inner());
         self.put_jump(entry, start);
         self.put_jump(inner, start);
     }
@@ -441,7 +395,7 @@ impl Blocks {
             Some((id, i)) => self.linear(id, i),
             None => {
                 let id = self.list.partition_point(|b| b.start <= at).saturating_sub(1);
-                self.list.get(id).map_or(0, |b| b.key.va)
+                self.list.get(id).map_or(0, Block::va)
             }
         }
     }
@@ -449,7 +403,7 @@ impl Blocks {
     /// A dead block's entry leads to the block that replaces it.
     pub fn forward(&mut self, dead: u32, to: u32) {
         let (from, to) = (&self.list[dead as usize], &self.list[to as usize]);
-        let (entry, inner, entry_to, inner_to) = (from.entry, from.inner, to.entry, to.inner);
+        let (entry, inner, entry_to, inner_to) = (from.entry(), from.inner(), to.entry(), to.inner());
         self.put_jump(entry, entry_to);
         self.put_jump(inner, inner_to);
     }
@@ -461,7 +415,7 @@ impl Blocks {
         self.forward(first, by);
         self.origins.insert(by, first);
         if let Some(s) = self.stubs.remove(&dead) {
-            let entry = self.list[by as usize].entry;
+            let entry = self.list[by as usize].entry();
             self.cache.patch_u32(s.jump + 1, entry.wrapping_sub(s.jump + 5));
             self.stubs.insert(by, s);
         }
@@ -471,11 +425,11 @@ impl Blocks {
     /// class (and, unless it is shared, the address space) and jumps to it.
     pub fn jump_stub(&mut self, id: u32, space: u32) -> Option<u64> {
         let b = &self.list[id as usize];
-        let (shared, class) = (b.key.mode.shares(b.key.va), b.key.mode.class());
+        let (shared, class) = (b.mode().shares(b.va()), b.mode().class());
         if let Some(s) = self.stubs.get(&id).filter(|s| shared || s.space == space) {
             return Some(self.address(s.at));
         }
-        let (va, entry) = (b.key.va, b.entry);
+        let (va, entry) = (b.va(), b.entry());
         let at = self.cache.next_offset();
         let mut e = Emitter::default();
         e.mov_imm(host::TEMP, va.wrapping_neg());

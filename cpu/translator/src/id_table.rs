@@ -51,6 +51,11 @@ impl IdTable {
         }
     }
 
+    /// Slots there are.
+    pub fn capacity(&self) -> usize {
+        self.slots.len()
+    }
+
     /// Remove everything.
     pub fn clear(&mut self) {
         *self = IdTable::default();

@@ -13,7 +13,7 @@
 //! | `emit` | glue instructions |
 //! | `beside` | stores to pages that hold code |
 //! | `block` | guest block to host code |
-//! | `blocks`, `id_table` | translated blocks, links, invalidation |
+//! | `blocks`, `records`, `id_table` | translated blocks, links, invalidation |
 //! | `tables`, `spaces` | guest linear address to host address |
 //! | `call_stack` | host return addresses of guest calls |
 //! | `thunks`, `string_thunks`, `native`, `signals` | into and out of translated code |
@@ -33,6 +33,7 @@ mod ledger;
 mod modes;
 mod native;
 mod recorder;
+mod records;
 mod signals;
 mod spaces;
 mod string_thunks;

@@ -4,7 +4,6 @@
 // UNSAFE: maps the tables and stores entries by checked index.
 #![allow(unsafe_code, reason = "the home of the address tables' mappings")]
 
-use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap};
 
+use crate::blocks::AddressMap;
 use crate::layout::{GUARD, REGION, State};
 
 /// Pages in a 48-bit space.
@@ -198,16 +198,54 @@ pub(crate) struct Fill {
 pub(crate) struct View {
     load: Table,
     store: Table,
-    /// Indices that may be filled, of global pages and of others.
-    global: Vec<u64>,
-    local: Vec<u64>,
+    /// What may be filled of global pages and of others.
+    global: Filled,
+    local: Filled,
     overflow: bool,
     /// Larger pages that have entries: size as a binary logarithm, page number.
-    large: HashSet<(u8, u64)>,
+    large: AddressMap<(u8, u64), ()>,
     /// The sizes among them.
     large_sizes: Vec<u8>,
-    /// Store entries by page of the RAM backing.
-    by_page: HashMap<u32, Vec<u64>>,
+}
+
+/// Entries of a view's tables.
+#[derive(Default)]
+struct Filled {
+    /// Indices that may be filled.
+    list: Vec<u64>,
+    /// The store entry of each page of the RAM backing that has one, and further ones
+    /// of pages that are mapped more than once.
+    by_page: AddressMap<u32, u64>,
+    further: AddressMap<u32, Vec<u64>>,
+}
+
+impl Filled {
+    fn add_store(&mut self, page: u32, index: u64) {
+        let first = *self.by_page.entry(page).or_insert(index);
+        if first != index {
+            let list = self.further.entry(page).or_default();
+            if !list.contains(&index) {
+                list.push(index);
+            }
+        }
+    }
+
+    /// The store entries of a page, which it has no more.
+    fn take_stores(&mut self, page: u32) -> impl Iterator<Item = u64> + use<> {
+        let first = self.by_page.remove(&page);
+        let further = first.and_then(|_| self.further.remove(&page)).unwrap_or_default();
+        first.into_iter().chain(further)
+    }
+
+    /// Empty these entries of both tables.
+    fn empty(&mut self, load: &Table, store: &Table) {
+        for index in self.list.drain(..) {
+            load.set(index, 0);
+            store.set(index, 0);
+        }
+        self.by_page.clear();
+        self.further.clear();
+    }
 }
 
 impl View {
@@ -215,12 +253,11 @@ impl View {
         Ok(View {
             load: Table::new(None)?,
             store: Table::new(Some(state))?,
-            global: Vec::new(),
-            local: Vec::new(),
+            global: Filled::default(),
+            local: Filled::default(),
             overflow: false,
-            large: HashSet::new(),
+            large: AddressMap::default(),
             large_sizes: Vec::new(),
-            by_page: HashMap::new(),
         })
     }
 
@@ -233,22 +270,23 @@ impl View {
     pub fn fill(&mut self, f: Fill) {
         let index = index_of(f.linear);
         let value = f.host.wrapping_sub(f.linear & !0xfff);
+        let filled = if f.global { &mut self.global } else { &mut self.local };
         self.load.set(index, value);
         if f.store {
             self.store.set(index, value);
-            let list = self.by_page.entry(f.page).or_default();
-            if !list.contains(&index) {
-                list.push(index);
-            }
+            filled.add_store(f.page, index);
+        }
+        if filled.list.len() < FILLED_CAP {
+            filled.list.push(index)
+        } else {
+            self.overflow = true
         }
         if f.page_shift > 12
-            && self.large.insert((f.page_shift, f.linear >> f.page_shift))
+            && self.large.insert((f.page_shift, f.linear >> f.page_shift), ()).is_none()
             && !self.large_sizes.contains(&f.page_shift)
         {
             self.large_sizes.push(f.page_shift);
         }
-        let list = if f.global { &mut self.global } else { &mut self.local };
-        if list.len() < FILLED_CAP { list.push(index) } else { self.overflow = true }
     }
 
     fn clear(&self, index: u64) {
@@ -261,21 +299,15 @@ impl View {
         if self.overflow {
             self.load.drop_all();
             self.store.drop_all();
-            self.global.clear();
-            self.local.clear();
-            self.by_page.clear();
+            self.global = Filled::default();
+            self.local = Filled::default();
             self.large.clear();
             self.overflow = false;
             return;
         }
-        for index in std::mem::take(&mut self.local) {
-            self.clear(index);
-        }
+        self.local.empty(&self.load, &self.store);
         if globals {
-            for index in std::mem::take(&mut self.global) {
-                self.clear(index);
-            }
-            self.by_page.clear();
+            self.global.empty(&self.load, &self.store);
             self.large.clear();
         }
     }
@@ -284,10 +316,10 @@ impl View {
     pub fn flush_page(&mut self, linear: u64) {
         self.clear(index_of(linear));
         for shift in &self.large_sizes {
-            if self.large.contains(&(*shift, linear >> shift)) {
+            if self.large.contains_key(&(*shift, linear >> shift)) {
                 let near = |i: &u64| linear_of(*i) >> shift == linear >> shift;
-                for list in [&self.global, &self.local] {
-                    list.iter().filter(|i| near(i)).for_each(|i| self.clear(*i));
+                for filled in [&self.global, &self.local] {
+                    filled.list.iter().filter(|i| near(i)).for_each(|i| self.clear(*i));
                 }
             }
         }
@@ -295,8 +327,10 @@ impl View {
 
     /// Drop the store entries of a page of the backing.
     pub fn forbid_stores(&mut self, page: u32) {
-        for index in self.by_page.remove(&page).unwrap_or_default() {
-            self.store.set(index, 0);
+        for filled in [&mut self.global, &mut self.local] {
+            for index in filled.take_stores(page) {
+                self.store.set(index, 0);
+            }
         }
     }
 }

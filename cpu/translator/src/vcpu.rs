@@ -476,7 +476,7 @@ impl TranslatorVcpu {
             Place::Block(id) => {
                 // A straddling block checks the code mapping itself, and must be set
                 // to this one.
-                if self.blocks.get(id).second.is_none() {
+                if !self.blocks.get(id).straddles {
                     self.recent[slot] = Recent { va, space, mode, id };
                 }
                 Some(id)
@@ -517,7 +517,7 @@ impl TranslatorVcpu {
         let ram = page | va & (PAGE - 1);
         let key = Key { ram, va, mode };
         if let Some(id) = self.blocks.find(&key) {
-            let Some(second) = self.blocks.get(id).second else { return Place::Block(id) };
+            let Some(second) = self.blocks.second(id) else { return Place::Block(id) };
             if self.code_page(va.wrapping_add(PAGE)) == Some(u64::from(second) * PAGE) {
                 let space = self.space();
                 self.blocks.set_guard(id, space);
@@ -641,7 +641,7 @@ impl TranslatorVcpu {
                     let space = self.space();
                     self.blocks.connect(link, id, space);
                 }
-                Ok(Then::Resume(self.blocks.get(id).entry))
+                Ok(Then::Resume(self.blocks.get(id).entry()))
             }
             Exit::Indirect if self.ends_at.is_some() => Ok(self.counted(address)),
             Exit::Indirect => {
@@ -650,7 +650,7 @@ impl TranslatorVcpu {
                 if let Some(stub) = self.blocks.jump_stub(id, space) {
                     self.state().jump_cache[jump_index(address)] = stub;
                 }
-                Ok(Then::Resume(self.blocks.get(id).entry))
+                Ok(Then::Resume(self.blocks.get(id).entry()))
             }
             Exit::MissLoad | Exit::MissStore => {
                 let payload = self.payload(site)?;
@@ -675,15 +675,15 @@ impl TranslatorVcpu {
             }
             Exit::Attention | Exit::Stale => {
                 let id = self.payload(site)? >> 6;
-                let (va, dead) = (self.blocks.get(id).key.va, self.blocks.get(id).dead);
-                let other_mapping = exit == Exit::Stale && self.blocks.get(id).second.is_some();
+                let (va, dead) = (self.blocks.get(id).va(), self.blocks.get(id).dead);
+                let other_mapping = exit == Exit::Stale && self.blocks.get(id).straddles;
                 if !dead && !other_mapping {
                     return Ok(self.give_up(va));
                 }
                 let generation = self.blocks.flushes;
                 let Some(new) = self.block_at(va) else { return Ok(self.give_up(va)) };
                 if dead && new != id && generation == self.blocks.flushes {
-                    let (old, key) = (self.blocks.get(id).key, self.blocks.get(new).key);
+                    let (old, key) = (self.blocks.get(id).key(), self.blocks.get(new).key());
                     if old == key {
                         self.blocks.replace(id, new);
                     } else if key.mode.shares(va) {
@@ -691,7 +691,7 @@ impl TranslatorVcpu {
                         self.blocks.forward(id, new);
                     }
                 }
-                Ok(Then::Resume(self.blocks.get(new).entry))
+                Ok(Then::Resume(self.blocks.get(new).entry()))
             }
             Exit::Fault => {
                 let (id, index) = self.blocks.instruction_at(site).ok_or_else(|| self.lost(site))?;
@@ -820,7 +820,7 @@ impl TranslatorVcpu {
                 continue;
             };
             self.export();
-            let mut at = self.blocks.get(id).entry;
+            let mut at = self.blocks.get(id).entry();
             loop {
                 match self.enter(at) {
                     Ok(Then::Resume(next)) => at = next,
@@ -839,6 +839,9 @@ impl Vcpu for TranslatorVcpu {
         self.counts &= counts;
         self.ends_at = counts.then(|| cpu.retired.saturating_add(limit));
         let halt = self.run_to_halt();
+        if matches!(halt, Halt::Idle) {
+            self.blocks.rest();
+        }
         self.import_fpu();
         native::reset_x87();
         halt
@@ -864,6 +867,7 @@ impl Vcpu for TranslatorVcpu {
         let mut list = vec![
             ("blocks_translated", self.blocks.translated),
             ("code_bytes", self.blocks.code_bytes() as u64),
+            ("record_bytes", self.blocks.record_bytes() as u64),
             ("code_flushes", self.blocks.flushes),
             ("table_fills", self.counters.fills),
             ("interpreted_runs", self.counters.interpreted),

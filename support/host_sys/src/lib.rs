@@ -3,6 +3,7 @@
 mod barrier;
 mod entropy;
 pub mod file_lock;
+mod heap;
 mod signals;
 mod terminal;
 mod thread;
@@ -10,6 +11,7 @@ mod time_stamp;
 
 pub use barrier::process_memory_barrier;
 pub use entropy::entropy;
+pub use heap::{release_free_memory, return_large_allocations};
 pub use signals::{SessionSignals, TerminationSignals};
 pub use terminal::{RawTerminal, restore as restore_terminal};
 pub use thread::set_thread_timer_slack;

@@ -72,6 +72,27 @@ impl Mode {
         bits.into_iter().enumerate().map(|(n, b)| u32::from(b) << n).sum()
     }
 
+    /// All of it in sixteen bits.
+    pub fn pack(self) -> u16 {
+        u16::from(self.longest) << 8 | u16::from(self.plain) << 7 | self.word() as u16
+    }
+
+    /// What [`Mode::pack`] made.
+    pub fn unpack(packed: u16) -> Self {
+        let bit = |n: u32| packed >> n & 1 != 0;
+        Mode {
+            x87: bit(0),
+            sse: bit(1),
+            avx: bit(2),
+            user: bit(3),
+            narrow: bit(4),
+            fs: bit(5),
+            gs: bit(6),
+            plain: bit(7),
+            longest: (packed >> 8) as u8,
+        }
+    }
+
     /// What may change from one instruction to the next without a change of the
     /// control registers: privilege and code size, below 4; 64-bit supervisor is 0.
     pub fn class(self) -> u32 {
