@@ -224,6 +224,9 @@ pub struct RunArgs {
     /// reset, power-off, or none for no watchdog
     #[arg(long, value_name = "ACTION", default_value = "reset", value_parser = watchdog)]
     pub watchdog: Watchdog,
+    /// Give the guest a virtio entropy device
+    #[arg(long)]
+    pub rng: bool,
     /// A guest write of V to this port ends the run with status (V << 1) | 1 [default port: 0xf4]
     #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "0xf4", value_parser = quantity::port)]
     pub debug_exit: Option<u16>,

@@ -189,6 +189,7 @@ fn specification(args: &RunArgs) -> anyhow::Result<MachineSpec> {
     };
     spec.debug_exit = args.debug_exit;
     spec.watchdog = args.watchdog;
+    spec.rng = args.rng.then(board::RngSpec::default);
     if !args.serial.is_empty() {
         spec.serial = args.serial.clone();
     }

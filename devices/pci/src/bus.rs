@@ -8,7 +8,7 @@ use saved_state::{Saved, StateError};
 use serde::{Deserialize, Serialize};
 
 use crate::intx::Intx;
-use crate::{BarId, BarKind, ConfigSpace, HostBridge, PciFunction};
+use crate::{BarAccess, BarId, BarKind, ConfigSpace, HostBridge, PciFunction, command, offset};
 
 const NAME: &str = "pci";
 /// Writable bits of the address register: enable, bus, device, function, register.
@@ -146,6 +146,31 @@ impl PciBus {
     pub fn take_mappings(&self) -> Option<Vec<Mapping>> {
         let mut bus = self.lock();
         std::mem::take(&mut bus.changed).then(|| bus.mappings())
+    }
+
+    /// Place every memory BAR in a window (first and last address) and let it
+    /// decode, as firmware does: for machines without any. What does not fit stays
+    /// unplaced; guests place it themselves.
+    pub fn place_bars(&self, window: (u32, u32)) {
+        let mut bus = self.lock();
+        let mut next = u64::from(window.0);
+        for f in bus.functions.values_mut() {
+            let bars: Vec<_> = f.config().bars().filter(|b| b.1 != BarKind::Io).collect();
+            for (bar, _, size) in bars {
+                let at = next.next_multiple_of(size);
+                if at + (size - 1) <= u64::from(window.1) {
+                    f.config_mut().place_bar(bar, at);
+                    f.config_write(offset::COMMAND, 2, (f.config().command() | command::MEMORY).into());
+                    next = at + size;
+                }
+            }
+        }
+        bus.changed = true;
+    }
+
+    /// The way to a function's BARs that takes no lock of the bus, if it has one.
+    pub fn bar_access(&self, id: BarId) -> Option<Arc<dyn BarAccess>> {
+        self.lock().functions.get(&(id.slot, id.function))?.bar_access()
     }
 
     /// Read from a mapped BAR.
@@ -377,6 +402,16 @@ mod tests {
         assert_eq!((bus.bar_read(id, 8, 4), bus.bar_read(BarId { slot: 9, ..id }, 0, 4)), (77, u64::MAX));
         bus.clone().reset();
         assert_eq!(bus.take_mappings(), Some(vec![]));
+    }
+
+    #[test]
+    fn bars_are_placed_apart_and_inside_the_window() {
+        let bus = bus();
+        assert!(bus.add(4, 0, Box::new(Card::new())));
+        assert!(bus.add(5, 0, Box::new(Card::new())));
+        bus.place_bars((0xc000_0800, 0xc000_2fff));
+        let places: Vec<_> = bus.take_mappings().unwrap().iter().map(|m| (m.bar.slot, m.address)).collect();
+        assert_eq!(places, [(3, 0xc000_1000), (4, 0xc000_2000)], "the third has no room");
     }
 
     #[test]

@@ -277,6 +277,21 @@ impl ConfigSpace {
         })
     }
 
+    /// Every BAR: number, kind, size.
+    pub fn bars(&self) -> impl Iterator<Item = (u8, BarKind, u64)> + '_ {
+        let bars = self.bars.iter().enumerate();
+        bars.filter_map(|(i, bar)| bar.map(|Bar { kind, size }| (i as u8, kind, size)))
+    }
+
+    /// Put a BAR at an address, as firmware does.
+    pub fn place_bar(&mut self, index: u8, address: u64) {
+        let at = offset::BAR0 + 4 * u16::from(index);
+        self.write(at, 4, address as u32);
+        if self.bars.get(usize::from(index)).is_some_and(|b| b.is_some_and(|b| b.kind == BarKind::Memory64)) {
+            self.write(at + 4, 4, (address >> 32) as u32);
+        }
+    }
+
     /// The state after power-up.
     pub fn reset(&mut self) {
         self.bytes.copy_from_slice(&self.at_reset);

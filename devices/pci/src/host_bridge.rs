@@ -33,10 +33,6 @@ impl PciFunction for HostBridge {
     fn config_mut(&mut self) -> &mut ConfigSpace {
         &mut self.config
     }
-    fn bar_read(&mut self, _: u8, _: u64, _: u8) -> u64 {
-        u64::MAX
-    }
-    fn bar_write(&mut self, _: u8, _: u64, _: u8, _: u64) {}
     fn reset(&mut self) {
         self.config.reset();
     }

@@ -13,7 +13,7 @@ mod msix;
 
 pub use bus::{Ecam, Mapping, PciBus, PciBusConfig, PciBusState};
 pub use config_space::{BarKind, ConfigSpace, Identity, command, offset};
-pub use function::{BarId, PciFunction};
+pub use function::{BarAccess, BarId, PciFunction};
 pub use host_bridge::HostBridge;
 pub use msi::MsiCapability;
 pub use msix::{MsixState, MsixTable};

@@ -24,11 +24,14 @@ struct Entry {
 /// The saved state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MsixState {
+    control: u16,
     entries: Vec<Entry>,
     pending: Vec<bool>,
 }
 
-/// A function's MSI-X table; the control register is in the configuration space.
+/// A function's MSI-X table. The control register is in the configuration space;
+/// the table has a copy, so that a function's threads can trigger vectors without
+/// the bus's lock: tell it with [`MsixTable::control_changed`].
 #[derive(Debug)]
 pub struct MsixTable {
     // Static configuration.
@@ -36,6 +39,8 @@ pub struct MsixTable {
     table: u64,
     pending_bits: u64,
     // Volatile state.
+    /// The control register, a copy of the configuration space's.
+    control: u16,
     entries: Vec<Entry>,
     pending: Vec<bool>,
 }
@@ -63,32 +68,35 @@ impl MsixTable {
             capability,
             table: table.into(),
             pending_bits: pending_bits.into(),
+            control: 0,
             entries: vec![Entry { address: 0, data: 0, masked: true }; count],
             pending: vec![false; count],
         }
     }
 
-    fn control(&self, config: &ConfigSpace) -> u16 {
-        config.read(self.capability + 2, 2) as u16
+    /// The configuration space may have been written. The caller then sends what
+    /// [`MsixTable::released`] gives.
+    pub fn control_changed(&mut self, config: &ConfigSpace) {
+        self.control = config.read(self.capability + 2, 2) as u16;
     }
 
     /// Whether software has enabled MSI-X.
-    pub fn enabled(&self, config: &ConfigSpace) -> bool {
-        self.control(config) & ENABLE != 0
+    pub fn enabled(&self) -> bool {
+        self.control & ENABLE != 0
     }
 
-    fn masked(&self, config: &ConfigSpace, n: usize) -> bool {
-        self.control(config) & FUNCTION_MASK != 0 || self.entries[n].masked
+    fn masked(&self, n: usize) -> bool {
+        self.control & FUNCTION_MASK != 0 || self.entries[n].masked
     }
 
     /// Vector `n` wants to be sent: its message, or `None` when MSI-X is off, there
     /// is no such vector, or it is masked, in which case it becomes pending.
-    pub fn trigger(&mut self, config: &ConfigSpace, n: u16) -> Option<MsiMessage> {
+    pub fn trigger(&mut self, n: u16) -> Option<MsiMessage> {
         let n = usize::from(n);
-        if !self.enabled(config) || n >= self.entries.len() {
+        if !self.enabled() || n >= self.entries.len() {
             return None;
         }
-        if self.masked(config, n) {
+        if self.masked(n) {
             self.pending[n] = true;
             return None;
         }
@@ -98,12 +106,12 @@ impl MsixTable {
 
     /// After a write to the table or the configuration space: messages that were
     /// pending and may go now.
-    pub fn released(&mut self, config: &ConfigSpace) -> Vec<MsiMessage> {
-        if !self.enabled(config) || !self.pending.contains(&true) {
+    pub fn released(&mut self) -> Vec<MsiMessage> {
+        if !self.enabled() || !self.pending.contains(&true) {
             return Vec::new();
         }
         let ready: Vec<usize> =
-            (0..self.entries.len()).filter(|&n| self.pending[n] && !self.masked(config, n)).collect();
+            (0..self.entries.len()).filter(|&n| self.pending[n] && !self.masked(n)).collect();
         ready
             .into_iter()
             .map(|n| {
@@ -177,6 +185,7 @@ impl MsixTable {
 
     /// The state after power-up: all masked.
     pub fn reset(&mut self) {
+        self.control = 0;
         self.entries.fill(Entry { address: 0, data: 0, masked: true });
         self.pending.fill(false);
     }
@@ -187,12 +196,12 @@ impl Saved for MsixTable {
     const VERSION: u16 = 1;
 
     fn save(&self) -> MsixState {
-        let MsixTable { capability: _, table: _, pending_bits: _, entries, pending } = self;
-        MsixState { entries: entries.clone(), pending: pending.clone() }
+        let MsixTable { capability: _, table: _, pending_bits: _, control, entries, pending } = self;
+        MsixState { control: *control, entries: entries.clone(), pending: pending.clone() }
     }
 
     fn restore(&mut self, state: &MsixState) -> Result<(), StateError> {
-        let MsixState { entries, pending } = state;
+        let MsixState { control, entries, pending } = state;
         let count = self.entries.len();
         StateError::check(
             entries.len() == count,
@@ -211,6 +220,7 @@ impl Saved for MsixTable {
         for e in entries {
             StateError::check(e.address & 3 == 0, NAME, "address", e.address, "multiples of 4")?;
         }
+        self.control = *control;
         self.entries = entries.clone();
         self.pending = pending.clone();
         Ok(())
@@ -234,24 +244,27 @@ mod tests {
         assert_eq!(t.read(0x10, 8), Some(0xfee0_2000));
         assert_eq!((t.read(0x30, 4), t.read(0x808, 4), t.write(0x30, 4, 0)), (None, None, false));
         let message = MsiMessage { address: 0xfee0_2000, data: 0x4055 };
-        assert_eq!(t.trigger(&c, 1), None, "off");
+        assert_eq!(t.trigger(1), None, "off");
         assert_eq!(t.read(0x800, 8), Some(0));
         c.write(0x42, 2, 0x8000);
-        assert_eq!(t.trigger(&c, 1), None, "masked");
+        t.control_changed(&c);
+        assert_eq!(t.trigger(1), None, "masked");
         assert_eq!(t.read(0x800, 8), Some(2));
         t.write(0x1c, 4, 0);
-        assert_eq!(t.released(&c), [message]);
-        assert_eq!(t.trigger(&c, 1), Some(message));
+        assert_eq!(t.released(), [message]);
+        assert_eq!(t.trigger(1), Some(message));
         c.write(0x42, 2, 0xc000);
-        assert_eq!(t.trigger(&c, 1), None, "function masked");
+        t.control_changed(&c);
+        assert_eq!(t.trigger(1), None, "function masked");
         c.write(0x42, 2, 0x8000);
+        t.control_changed(&c);
         let state = t.save();
-        assert_eq!(t.released(&c), [message]);
-        assert_eq!(t.trigger(&c, 3), None, "no such vector");
+        assert_eq!(t.released(), [message]);
+        assert_eq!(t.trigger(3), None, "no such vector");
         t.restore(&state).unwrap();
         assert_eq!(t.read(0x800, 4), Some(2));
         t.reset();
-        assert!(t.restore(&MsixState { entries: vec![], pending: vec![] }).is_err());
+        assert!(t.restore(&MsixState { control: 0, entries: vec![], pending: vec![] }).is_err());
         assert_eq!(t.read(0x10, 8), Some(0));
     }
 }

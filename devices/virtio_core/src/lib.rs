@@ -11,6 +11,8 @@
 //! | `chain` | one buffer; reading and writing it |
 //! | `interrupt` | how a device speaks up |
 //! | `worker` | a device's thread |
+//! | `registers` | status, features and queue set-up, whatever the transport |
+//! | `virtio_pci` | the PCI transport |
 //! | `mock` | a driver for tests (feature `mock`) |
 //!
 //! Own queues, because rust-vmm's `virtio-queue` has no packed ring and wants
@@ -29,6 +31,8 @@ mod interrupt;
 #[cfg(feature = "mock")]
 pub mod mock;
 mod queue;
+mod registers;
+mod virtio_pci;
 mod worker;
 
 pub use chain::{Chain, Piece, Reader, TooShort, Writer};
@@ -36,6 +40,8 @@ pub use device::{ActivateError, Activation, DeviceType, VirtioDevice};
 pub use error::RingError;
 pub use interrupt::{Interrupt, InterruptSink};
 pub use queue::{Position, Queue, QueueAddresses, QueueConfig};
+pub use registers::{RegistersState, status};
+pub use virtio_pci::{VirtioHandle, VirtioPci, VirtioPciConfig, VirtioPciState};
 pub use worker::{Doorbell, Handler, MAX_WORKER_QUEUES, Worker};
 
 /// Largest queue, in descriptors: what drivers ask for and what bounds a chain.

@@ -67,6 +67,7 @@ impl Doorbell {
 enum Mode<H> {
     Inline(H),
     Thread { bell: Arc<Bell>, thread: JoinHandle<H> },
+    Stopped,
 }
 
 /// Runs a [`Handler`] on a thread of its own, or inline
@@ -105,7 +106,7 @@ impl<H: Handler> Worker<H> {
         match &mut self.mode {
             Mode::Inline(handler) => handler.queue(queue),
             Mode::Thread { bell, .. } if queue < MAX_WORKER_QUEUES => bell.ring(1 << queue),
-            Mode::Thread { .. } => {}
+            Mode::Thread { .. } | Mode::Stopped => {}
         }
     }
 
@@ -128,8 +129,15 @@ impl<H: Handler> Worker<H> {
 
     /// End, after what it is doing; its handler comes back. `None`: it panicked,
     /// which the process has reported.
-    pub fn stop(self) -> Option<H> {
-        match self.mode {
+    pub fn stop(mut self) -> Option<H> {
+        self.end()
+    }
+}
+
+impl<H> Worker<H> {
+    fn end(&mut self) -> Option<H> {
+        match std::mem::replace(&mut self.mode, Mode::Stopped) {
+            Mode::Stopped => None,
             Mode::Inline(handler) => Some(handler),
             Mode::Thread { bell, thread } => {
                 bell.stop.store(true, Ordering::Release);
@@ -137,6 +145,13 @@ impl<H: Handler> Worker<H> {
                 thread.join().ok()
             }
         }
+    }
+}
+
+impl<H> Drop for Worker<H> {
+    /// No thread outlives its device.
+    fn drop(&mut self) {
+        self.end();
     }
 }
 

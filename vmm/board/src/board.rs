@@ -201,6 +201,7 @@ impl Board {
             router: IrqRouter::new(pic.clone(), ioapic.clone()),
             pic: pic.clone(),
             ioapic,
+            msi: switch.clone(),
             power: devices::power_events(&events),
             events: events.clone(),
             memory: memory.clone(),
@@ -249,6 +250,9 @@ impl Board {
             self.timers.set(slot, device.timed().and_then(|t| t.next_deadline()));
         }
         if let Some((_, routes)) = &self.pci {
+            if self.spec.boot.firmware.is_none() {
+                routes.place_bars(memory::PCI_WINDOW_32);
+            }
             routes.refresh();
         }
         self.apics.reset();

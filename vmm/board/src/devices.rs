@@ -13,13 +13,15 @@ use chipset::{
     Rtc, RtcConfig, Serial, SerialInput, SerialOutput, SlotKind, TestDevice, Watchdog, WatchdogExpiry,
     fw_cfg_key,
 };
-use device_model::{Clock, Device, IrqLine, PortRange};
+use device_model::{Clock, Device, IrqLine, MsiSink, PortRange};
 use guest_memory::GuestMemory;
 use pci::{PciBus, PciBusConfig};
+use virtio_core::VirtioHandle;
 
 use crate::events::{EventPoster, MachineEvent};
 use crate::power::{PanicNotifier, PowerPoster};
 use crate::spec::{MachineSpec, MachineType, WatchdogAction};
+use crate::virtio::virtio_rng;
 
 /// A device behind its lock.
 pub(crate) type SharedDevice = Arc<Mutex<dyn Device>>;
@@ -58,6 +60,8 @@ pub(crate) struct Context<'a> {
     pub(crate) router: Arc<IrqRouter>,
     pub(crate) pic: Pic,
     pub(crate) ioapic: IoApic,
+    /// The local APICs, for message-signalled interrupts.
+    pub(crate) msi: Arc<dyn MsiSink>,
     pub(crate) events: EventPoster,
     pub(crate) power: Arc<dyn PowerEvents>,
     pub(crate) memory: GuestMemory,
@@ -75,6 +79,8 @@ pub(crate) struct Handles {
     pub(crate) hotplug: Option<Hotplug>,
     /// The bus and the slots through which its configuration space is reached.
     pub(crate) pci: Option<([usize; 2], PciBus)>,
+    /// Virtio devices in the order of their slots.
+    pub(crate) virtio: Vec<VirtioHandle>,
 }
 
 impl Context<'_> {
@@ -99,6 +105,7 @@ pub(crate) const LIST: &[Make] = &[
     panic_notifier,
     debug_exit,
     firmware_configuration,
+    virtio_rng,
 ];
 
 /// First port and interrupt of COM1 to COM4.

@@ -14,6 +14,7 @@
 //! | `pci_routes` | where the guest has mapped BARs |
 //! | `interrupts` | the switch between the platform's local APICs and an engine's |
 //! | `hotplug` | processors and memory that come and go |
+//! | `virtio` | virtio devices on the PCI bus |
 //! | `timers` | when devices act by themselves |
 //! | `pvclock` | the paravirtual clock |
 //! | `boot`, `memory`, `tables` | images, memory map, ACPI |
@@ -36,6 +37,7 @@ mod ranges;
 mod spec;
 mod tables;
 mod timers;
+mod virtio;
 
 pub use board::{Board, BoardError, BoardIo};
 pub use boot::{BootError, ImageError, MAX_IMAGE};
@@ -43,7 +45,7 @@ pub use events::{EventPoster, EventQueue, MachineEvent};
 pub use hotplug::{HotplugError, Resources};
 pub use memory::{HIGH_RAM_START, LOW_RAM_LIMIT, MIN_PIECE};
 pub use spec::{
-    BootSpec, MAX_CPUS, MAX_MEMORY, MIN_MEMORY, MachineSpec, MachineType, SerialSpec, SpecError, TimeSource,
-    WatchdogAction, bytes_text,
+    BootSpec, MAX_CPUS, MAX_MEMORY, MIN_MEMORY, MachineSpec, MachineType, RngSpec, SerialSpec, SpecError,
+    TimeSource, WatchdogAction, bytes_text,
 };
 pub use timers::{NEVER, TimerQueue};

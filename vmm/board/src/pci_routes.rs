@@ -1,14 +1,21 @@
 //! Where the guest has mapped the BARs of PCI functions.
 
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
-use pci::{BarId, BarKind, PciBus};
+use pci::{BarAccess, BarId, BarKind, PciBus};
 
 use crate::ranges::{Range, RangeTable};
 
+/// A mapped BAR, and the way to it past the bus's lock.
+#[derive(Clone)]
+struct Bar {
+    id: BarId,
+    access: Option<Arc<dyn BarAccess>>,
+}
+
 #[derive(Default)]
 struct Routes {
-    bars: Vec<BarId>,
+    bars: Vec<Bar>,
     memory: RangeTable,
     ports: RangeTable,
 }
@@ -33,29 +40,42 @@ impl PciRoutes {
             let table = if matches!(m.kind, BarKind::Io) { &mut routes.ports } else { &mut routes.memory };
             let range = Range { start: m.address, len: m.size, slot: routes.bars.len(), offset: 0 };
             if table.insert(range).is_ok() {
-                routes.bars.push(m.bar);
+                routes.bars.push(Bar { id: m.bar, access: self.bus.bar_access(m.bar) });
             }
         }
         *self.routes.write().unwrap_or_else(PoisonError::into_inner) = routes;
     }
 
-    /// The BAR at an address and the offset into it.
-    fn find(&self, port: bool, address: u64) -> Option<(BarId, u64)> {
+    /// Let every memory BAR decode in a window.
+    pub(crate) fn place_bars(&self, window: (u32, u32)) {
+        self.bus.place_bars(window);
+        self.refresh();
+    }
+
+    /// The BAR at an address and the offset into it. No lock is held afterwards: an
+    /// access may take long, and another may move BARs meanwhile.
+    fn find(&self, port: bool, address: u64) -> Option<(Bar, u64)> {
         let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
         let range = if port { &routes.ports } else { &routes.memory }.find(address)?;
-        Some((*routes.bars.get(range.slot)?, address - range.start))
+        Some((routes.bars.get(range.slot)?.clone(), address - range.start))
     }
 
     /// Read; `None`: no BAR is there.
     pub(crate) fn read(&self, port: bool, address: u64, size: u8) -> Option<u64> {
         let (bar, offset) = self.find(port, address)?;
-        Some(self.bus.bar_read(bar, offset, size))
+        Some(match bar.access {
+            Some(access) => access.read(bar.id.bar, offset, size),
+            None => self.bus.bar_read(bar.id, offset, size),
+        })
     }
 
     /// Write; `None`: no BAR is there.
     pub(crate) fn write(&self, port: bool, address: u64, size: u8, value: u64) -> Option<()> {
         let (bar, offset) = self.find(port, address)?;
-        self.bus.bar_write(bar, offset, size, value);
+        match bar.access {
+            Some(access) => access.write(bar.id.bar, offset, size, value),
+            None => self.bus.bar_write(bar.id, offset, size, value),
+        }
         Some(())
     }
 }

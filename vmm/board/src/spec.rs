@@ -57,6 +57,20 @@ pub enum SerialSpec {
     Null,
 }
 
+/// The entropy device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RngSpec {
+    /// Bytes it gives a second at most.
+    pub bytes_per_second: u64,
+}
+
+impl Default for RngSpec {
+    fn default() -> Self {
+        RngSpec { bytes_per_second: virtio_rng::DEFAULT_RATE }
+    }
+}
+
 /// What the machine starts.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -114,6 +128,8 @@ pub struct MachineSpec {
     pub watchdog: Option<WatchdogAction>,
     /// Port at which a guest write ends the process with a status of its choice.
     pub debug_exit: Option<u16>,
+    /// The virtio entropy device; `None`: there is none.
+    pub rng: Option<RngSpec>,
 }
 
 impl Default for MachineSpec {
@@ -132,6 +148,7 @@ impl Default for MachineSpec {
             epoch: 1_767_225_600,
             watchdog: Some(WatchdogAction::Reset),
             debug_exit: None,
+            rng: None,
         }
     }
 }
@@ -185,6 +202,12 @@ pub enum SpecError {
     /// An initrd without a kernel.
     #[error("an initrd without a kernel has nothing to load it; add --kernel")]
     InitrdAlone,
+    /// More virtio devices than the PCI bus has slots.
+    #[error(
+        "{0} devices on the PCI bus: it has room for {most}; leave some out",
+        most = crate::virtio::MAX_DEVICES
+    )]
+    TooManyDevices(usize),
     /// A TSC frequency nothing could use.
     #[error("TSC frequency of {0} kHz is outside 1000 to 10000000; leave it out for the model's own")]
     TscFrequency(u32),
@@ -209,6 +232,11 @@ impl MachineSpec {
     /// Bytes of RAM that can be added.
     pub fn more_memory(&self) -> u64 {
         self.memory_max.map_or(0, |most| most.saturating_sub(self.memory))
+    }
+
+    /// Devices that take a slot of the PCI bus.
+    pub(crate) fn virtio_devices(&self) -> usize {
+        usize::from(self.rng.is_some())
     }
 
     /// Judge the specification; answers the processor model it names.
@@ -247,6 +275,9 @@ impl MachineSpec {
         }
         if self.boot.initrd.is_some() && self.boot.kernel.is_none() {
             return Err(SpecError::InitrdAlone);
+        }
+        if self.virtio_devices() > crate::virtio::MAX_DEVICES {
+            return Err(SpecError::TooManyDevices(self.virtio_devices()));
         }
         let model: CpuModel = self.cpu.parse()?;
         match self.tsc_khz {

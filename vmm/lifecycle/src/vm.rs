@@ -163,6 +163,7 @@ impl Vm {
     pub fn pause(&mut self) -> Result<(), VmError> {
         let next = self.stage.after(Action::Pause)?;
         self.bring_to_gate();
+        self.shared.board.quiesce_devices();
         self.stop_clock();
         self.stage = next;
         Ok(())
@@ -176,6 +177,7 @@ impl Vm {
     pub fn resume(&mut self) -> Result<(), VmError> {
         let next = self.stage.after(Action::Resume)?;
         self.start_clock()?;
+        self.shared.board.resume_devices();
         self.shared.gate.order(Order::Run);
         self.stage = next;
         Ok(())

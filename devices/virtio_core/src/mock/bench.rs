@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use guest_memory::{GuestMemory, RamOffset};
 
-use super::{DriverQueue, SeenInterrupts};
+use super::{DriverQueue, SeenInterrupts, Wish};
 use crate::{ActivateError, Activation, Interrupt, Position, Queue, VirtioDevice, features};
 
 /// How long a device may take to answer.
@@ -177,9 +177,10 @@ impl<D: VirtioDevice> Bench<D> {
         }
     }
 
-    /// The next chain that the device has used, if any.
+    /// The next chain that the device has used, if any; asks for an interrupt at the next.
     pub fn poll(&mut self, queue: u16) -> Option<Response> {
         let (id, written) = self.queues[usize::from(queue)].take_used()?;
+        self.queues[usize::from(queue)].wish(Wish::Next);
         let mut data = Vec::new();
         for (at, len) in self.pending.remove(&(queue, id)).unwrap_or_default() {
             let n = (written as usize - data.len().min(written as usize)).min(len as usize);
