@@ -1,0 +1,63 @@
+//! Virtio devices on the PCI bus.
+//!
+//! A device function makes a [`VirtioDevice`] of what the specification says and
+//! plugs it in; slots are given in the order of the device list.
+
+use virtio_core::{VirtioDevice, VirtioHandle, VirtioPci, VirtioPciConfig};
+use virtio_rng::{Rng, Source};
+
+use crate::board::Board;
+use crate::devices::{Attachment, Context, PCI_SLOTS};
+use crate::spec::TimeSource;
+
+impl Context<'_> {
+    /// Plug a device into the next free slot of the PCI bus. The specification has
+    /// been judged: there is one.
+    pub(crate) fn plug(&mut self, device: Box<dyn VirtioDevice>) {
+        let Some((_, bus)) = &self.handles.pci else { return };
+        // Slot 0 is the host bridge's.
+        let slot = self.handles.virtio.len() as u8 + 1;
+        let function = VirtioPci::new(VirtioPciConfig {
+            device,
+            memory: self.memory.clone(),
+            msi: self.msi.clone(),
+            intx: bus.intx_line(slot, 1),
+            inline: self.spec.time == TimeSource::Virtual,
+        });
+        self.handles.virtio.push(function.handle());
+        bus.add(slot, 0, Box::new(function));
+    }
+}
+
+/// Devices that the bus has slots for: the host bridge takes one.
+pub(crate) const MAX_DEVICES: usize = PCI_SLOTS as usize - 1;
+
+/// The entropy device.
+pub(crate) fn virtio_rng(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
+    if let Some(spec) = &c.spec.rng {
+        let source = match c.spec.time {
+            TimeSource::Host => Source::Host,
+            TimeSource::Virtual => Source::Seeded(c.spec.epoch),
+        };
+        c.plug(Box::new(Rng::new(source, spec.bytes_per_second)));
+    }
+    Vec::new()
+}
+
+impl Board {
+    /// Virtio devices, in the order of their slots.
+    pub fn virtio(&self) -> &[VirtioHandle] {
+        &self.handles.virtio
+    }
+
+    /// Make every device with threads of its own stand still: guest memory changes
+    /// no more once no vCPU runs either.
+    pub fn quiesce_devices(&self) {
+        self.handles.virtio.iter().for_each(VirtioHandle::quiesce);
+    }
+
+    /// Let them go on.
+    pub fn resume_devices(&self) {
+        self.handles.virtio.iter().for_each(VirtioHandle::resume);
+    }
+}
