@@ -68,6 +68,9 @@ impl Builder<'_> {
                 if !self.target_to_scratch(i) {
                     return Some(None);
                 }
+                // Two operands and a return address of eight bytes: more code than a
+                // jump to the first operand's stub reaches over.
+                self.island_here();
                 if self.push_value(i.next_ip()).is_none() {
                     return Some(None);
                 }

@@ -7,7 +7,7 @@ use super::*;
 
 /// Executable bytes of this program: as good a sample of 64-bit code as any. A
 /// file of raw code can be named in `STRATA_CODE`.
-fn sample() -> Vec<u8> {
+pub(super) fn sample() -> Vec<u8> {
     if let Some(path) = std::env::var_os("STRATA_CODE") {
         return std::fs::read(path).expect("the file STRATA_CODE names");
     }

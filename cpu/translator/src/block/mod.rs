@@ -18,6 +18,8 @@ mod facts;
 mod few;
 mod homes;
 mod narrow;
+#[cfg(test)]
+mod reach;
 mod stack;
 mod string;
 mod system;
