@@ -9,6 +9,7 @@ use engine::{Engine, EngineError};
 use guest_memory::GuestMemory;
 use interpreter::Interpreter;
 use kvm::{KvmEngine, Options};
+use translator::Translator;
 use x86_state::CpuModel;
 
 use crate::guest::{self, phase};
@@ -48,6 +49,14 @@ pub fn available_engines() -> Vec<DemoEngine> {
         clock: Clock::host(CpuModel::DEFAULT_TSC_KHZ),
         make: Box::new(|_, _, _| Ok(Arc::new(Interpreter))),
     }];
+    if Translator::check_host().and_then(|()| Translator::check_reservation(1)).is_ok() {
+        list.push(DemoEngine {
+            name: "jit",
+            note: "the translator, on x86-64 hosts".into(),
+            clock: Clock::host(CpuModel::DEFAULT_TSC_KHZ),
+            make: Box::new(|_, _, _| Ok(Arc::new(Translator))),
+        });
+    }
     let probe = kvm::probe();
     if let (true, Some(tsc)) = (probe.present, probe.tsc) {
         let (note, clock) = (probe.reason.clone(), tsc.clock());

@@ -13,6 +13,7 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use interpreter::Interpreter;
 use kvm::{Assistance, KvmEngine, MissingFeatures, Options};
+use translator::Translator;
 use x86_state::{CpuModel, reg, rflags};
 
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -158,6 +159,15 @@ pub fn engines() -> Vec<DemoEngine> {
         clock: host_clock(),
         make: Box::new(|_, _, _| Ok(Arc::new(Interpreter))),
     }];
+    match Translator::check_host() {
+        Ok(()) => list.push(DemoEngine {
+            name: "jit",
+            note: String::new(),
+            clock: host_clock(),
+            make: Box::new(|_, _, _| Ok(Arc::new(Translator))),
+        }),
+        Err(e) => eprintln!("the translator is not tested: {e}"),
+    }
     if kvm::host_tsc().is_some() {
         list.push(kvm_with(false, Assistance::OnFailure));
         list.push(kvm_with(true, Assistance::OnFailure));
