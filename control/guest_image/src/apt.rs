@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::cache::{Cache, Parts};
+use crate::modules;
 use crate::{GuestImageError, Progress};
 
 const BUSYBOX_PACKAGE: &str = "busybox-static";
@@ -47,9 +48,15 @@ fn fetch_by_lists(
     progress.phase(&format!("downloading {kernel_package} and {BUSYBOX_PACKAGE}"));
     download(&work, &packages, progress)?;
     progress.phase("unpacking");
-    let kernel = unpack(&work, &kernel_package, "./boot/vmlinuz-*")?;
-    let busybox = unpack(&work, BUSYBOX_PACKAGE, "*/bin/busybox")?;
-    Ok(Parts { kernel, busybox, description: format!("Debian {kernel_package} with a busybox shell") })
+    let kernel = unpack(&work, &kernel_package, "./boot/vmlinuz-*", &modules::patterns())?;
+    let busybox = unpack(&work, BUSYBOX_PACKAGE, "*/bin/busybox", &[])?;
+    let found = |name: &&str| find_below(&work.join(&kernel_package), &|file| file == modules::file(name));
+    Ok(Parts {
+        kernel,
+        busybox,
+        modules: modules::NAMES.iter().filter_map(found).collect(),
+        description: format!("Debian {kernel_package} with a busybox shell"),
+    })
 }
 
 fn is_root() -> bool {
@@ -117,9 +124,15 @@ fn directory_size(path: &Path) -> u64 {
     entries.filter_map(|e| e.ok()?.metadata().ok()).map(|m| if m.is_file() { m.len() } else { 0 }).sum()
 }
 
-/// Take the file that matches `pattern` out of a downloaded package: dpkg-deb
-/// and tar are on every Debian, and know every compression Debian uses.
-fn unpack(work: &Path, package: &str, pattern: &'static str) -> Result<PathBuf, GuestImageError> {
+/// Take the file that matches `pattern` out of a downloaded package, and those that
+/// match `others` as far as they are there: dpkg-deb and tar are on every Debian,
+/// and know every compression Debian uses.
+fn unpack(
+    work: &Path,
+    package: &str,
+    pattern: &'static str,
+    others: &[String],
+) -> Result<PathBuf, GuestImageError> {
     let missing = || GuestImageError::NotInPackage { package: package.to_string(), file: pattern };
     let prefix = format!("{package}_");
     let deb =
@@ -138,14 +151,16 @@ fn unpack(work: &Path, package: &str, pattern: &'static str) -> Result<PathBuf, 
         .spawn()
         .map_err(|source| GuestImageError::NoProgram { program: "dpkg-deb", source })?;
     let mut tar = Command::new("tar");
-    tar.arg("-x").arg("-C").arg(&target).args(["--wildcards", pattern]);
+    tar.arg("-x").arg("-C").arg(&target).args(["--wildcards", pattern]).args(others);
     if let Some(output) = source.stdout.take() {
         tar.stdin(output);
     }
     let result = run(&mut tar, "tar", "; see whether the cache's disk is full");
     // tar reads to the end of the archive, so dpkg-deb has ended too.
     let _ = source.wait();
-    result?;
+    if others.is_empty() {
+        result?;
+    }
     let name = pattern.rsplit('/').next().unwrap_or(pattern).trim_end_matches('*');
     find_below(&target, &|found| found.starts_with(name)).ok_or_else(missing)
 }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FlockOperation;
 
 use crate::initramfs;
+use crate::modules;
 use crate::{GuestFiles, GuestImageError, Progress};
 
 /// Environment variable that overrides the cache directory.
@@ -18,6 +19,8 @@ pub const CACHE_VARIABLE: &str = "STRATA_CACHE";
 
 const KERNEL: &str = "vmlinuz";
 const BUSYBOX: &str = "busybox";
+/// Drivers, an archive to follow the initramfs.
+const MODULES: &str = "modules.cpio";
 const DESCRIPTION: &str = "description";
 /// Names and sizes of the files, written last.
 const MANIFEST: &str = "manifest";
@@ -39,6 +42,8 @@ pub fn cache_directory() -> Result<PathBuf, GuestImageError> {
 pub(crate) struct Parts {
     pub kernel: PathBuf,
     pub busybox: PathBuf,
+    /// Drivers that the kernel has as modules.
+    pub modules: Vec<PathBuf>,
     pub description: String,
 }
 
@@ -87,7 +92,9 @@ impl Cache {
         if !files.initrd.exists() {
             // Made by another version: the start script has changed.
             let busybox = fs::read(&files.busybox).map_err(failed("read", &files.busybox))?;
-            write_whole(&files.initrd, &initramfs::build_initramfs(&busybox, &[]))?;
+            let modules = home.join(MODULES);
+            let modules = fs::read(&modules).map_err(failed("read", &modules))?;
+            write_whole(&files.initrd, &initramfs::default_initramfs(&busybox, &modules))?;
         }
         Ok(Some(files))
     }
@@ -95,6 +102,8 @@ impl Cache {
     /// The description, if every file has the size that the manifest says.
     fn check(&self, home: &Path) -> Option<String> {
         let manifest = fs::read_to_string(home.join(MANIFEST)).ok()?;
+        // One without drivers is of an older version.
+        manifest.lines().find(|l| l.ends_with(MODULES))?;
         for line in manifest.lines() {
             let (size, name) = line.split_once(' ')?;
             let found = fs::metadata(home.join(name)).ok()?.len();
@@ -131,10 +140,13 @@ impl Cache {
         fs::create_dir(&staging).map_err(failed("create", &staging))?;
         let busybox = fs::read(&parts.busybox).map_err(failed("read", &parts.busybox))?;
         let kernel = fs::read(&parts.kernel).map_err(failed("read", &parts.kernel))?;
+        let modules =
+            modules::pack(&parts.modules).map_err(|(path, source)| failed("read", &path)(source))?;
         let files = [
             (KERNEL.to_string(), kernel),
-            (initrd_name(), initramfs::build_initramfs(&busybox, &[])),
+            (initrd_name(), initramfs::default_initramfs(&busybox, &modules)),
             (BUSYBOX.to_string(), busybox),
+            (MODULES.to_string(), modules),
             (DESCRIPTION.to_string(), parts.description.into_bytes()),
         ];
         let mut manifest = String::new();
@@ -184,7 +196,12 @@ mod tests {
         fn parts(&self) -> Parts {
             fs::write(self.0.join("k"), "kernel").unwrap();
             fs::write(self.0.join("b"), "busybox").unwrap();
-            Parts { kernel: self.0.join("k"), busybox: self.0.join("b"), description: "a test".into() }
+            Parts {
+                kernel: self.0.join("k"),
+                busybox: self.0.join("b"),
+                modules: Vec::new(),
+                description: "a test".into(),
+            }
         }
     }
     impl Drop for Scratch {
@@ -209,6 +226,23 @@ mod tests {
         fs::write(&files.kernel, "kern").unwrap();
         assert_eq!(cache.find("cloud").unwrap(), None, "the kernel is cut short");
         assert!(!files.kernel.exists());
+    }
+
+    #[test]
+    fn drivers_follow_the_initramfs_and_one_without_is_made_again() {
+        let scratch = Scratch::new("modules");
+        let cache = Cache::open(&scratch.0.join("cache"), &Silent).unwrap();
+        fs::write(scratch.0.join("vsock.ko"), "driver").unwrap();
+        let parts = Parts { modules: vec![scratch.0.join("vsock.ko")], ..scratch.parts() };
+        let files = cache.install("cloud", parts, &Silent).unwrap();
+        let has = |bytes: &[u8], text: &[u8]| bytes.windows(text.len()).any(|w| w == text);
+        assert!(has(&fs::read(&files.initrd).unwrap(), b"lib/strata/vsock.ko"));
+
+        let manifest = files.kernel.with_file_name(MANIFEST);
+        let text = fs::read_to_string(&manifest).unwrap();
+        let older: String = text.lines().filter(|l| !l.contains(MODULES)).map(|l| format!("{l}\n")).collect();
+        fs::write(&manifest, older).unwrap();
+        assert_eq!(cache.find("cloud").unwrap(), None);
     }
 
     #[test]

@@ -3,11 +3,45 @@
 /bin/busybox mount -t devtmpfs dev /dev
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t sysfs sys /sys
+/bin/busybox mkdir -p /dev/pts
+/bin/busybox mount -t devpts devpts /dev/pts
 /bin/busybox --install -s
-export PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin HOME=/root USER=root TERM="${TERM:-linux}"
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root USER=root TERM="${TERM:-linux}"
 export PS1='strata:\w# '
 hostname strata
 cd /root
+
+# Drivers that the kernel has as modules, in this order.
+load() {
+    for name; do
+        insmod "/lib/strata/$name.ko" 2> /dev/null
+    done
+}
+
+# The numbers of virtio devices (virtio 1.2, section 5; on PCI from 0x1040 on).
+devices=
+for file in /sys/bus/pci/devices/*/device; do
+    read -r vendor < "${file%/*}/vendor"
+    read -r device < "$file"
+    [ "$vendor" = 0x1af4 ] && devices="$devices $device"
+done
+
+# What a command may need before it starts.
+case $devices in ?*) load virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci ;; esac
+case $devices in *0x1042*) load virtio_blk ;; esac
+case $devices in *0x1041*) load failover net_failover virtio_net ;; esac
+case $devices in *0x1043*) load virtio_console ;; esac
+case $devices in *0x105a*) load fuse virtiofs ;; esac
+# What may come while it runs.
+{
+    case $devices in *0x1053*)
+        load vsock vmw_vsock_virtio_transport_common vmw_vsock_virtio_transport
+        strata-agent serve &
+        ;;
+    esac
+    case $devices in *0x1044*) load virtio-rng ;; esac
+    case $devices in *0x1045*) load virtio_balloon ;; esac
+} &
 
 command=
 read -r line < /proc/cmdline

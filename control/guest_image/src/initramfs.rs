@@ -44,6 +44,14 @@ pub fn build_initramfs(busybox: &[u8], extra: &[ExtraFile<'_>]) -> Vec<u8> {
     archive.finish()
 }
 
+/// The default guest's initramfs: with the agent, and an archive of drivers behind.
+pub(crate) fn default_initramfs(busybox: &[u8], modules: &[u8]) -> Vec<u8> {
+    let agent = ExtraFile { path: guest_agent::PATH, mode: 0o755, content: guest_agent::bytes() };
+    let mut bytes = build_initramfs(busybox, &[agent]);
+    bytes.extend_from_slice(modules);
+    bytes
+}
+
 /// The kernel parameter that makes the default guest run `command`.
 pub fn command_parameter(command: &str) -> String {
     format!("{COMMAND_PARAMETER}{}", base64(command.as_bytes()))
@@ -63,10 +71,11 @@ fn base64(bytes: &[u8]) -> String {
     out
 }
 
-/// A name that changes whenever the default initramfs would (FNV-1a of its script).
+/// A name that changes whenever the default initramfs would (FNV-1a of its script
+/// and the agent).
 pub(crate) fn version() -> String {
-    let hash =
-        INIT.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    let bytes = INIT.bytes().chain(guest_agent::bytes().iter().copied());
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
     format!("{hash:016x}")
 }
 

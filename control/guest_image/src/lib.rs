@@ -12,6 +12,7 @@ mod cpio;
 mod error;
 mod host;
 mod initramfs;
+mod modules;
 mod progress;
 
 use std::path::PathBuf;
