@@ -18,6 +18,7 @@ mod atomic;
 mod map;
 mod mapping;
 mod marks;
+mod transfer;
 mod writers;
 mod zeroed;
 

@@ -8,6 +8,7 @@ mod signals;
 mod terminal;
 mod thread;
 mod time_stamp;
+mod vectored;
 
 pub use barrier::process_memory_barrier;
 pub use entropy::entropy;
@@ -16,3 +17,4 @@ pub use signals::{SessionSignals, TerminationSignals};
 pub use terminal::{RawTerminal, restore as restore_terminal};
 pub use thread::set_thread_timer_slack;
 pub use time_stamp::{FRACTION as TIME_STAMP_FRACTION, TimeStampCounter};
+pub use vectored::{MAX_PIECES, RawPiece, Transfer, transfer};
