@@ -48,11 +48,33 @@ impl Client {
     /// # Errors
     /// When the machine refuses, or no answer comes within `limit`.
     pub fn call(&mut self, action: Action, limit: Duration) -> Result<Reply, CallError> {
+        self.ask(action, limit).map(|(reply, _)| reply)
+    }
+
+    /// Make this connection the machine's console; answers it and what the
+    /// console has shown already.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub fn attach(mut self, limit: Duration) -> Result<(UnixStream, Vec<u8>), CallError> {
+        match self.ask(Action::Console, limit)? {
+            (Reply::Attached, shown) => {
+                let back = self.0.set_read_timeout(None).and_then(|()| self.0.set_write_timeout(None));
+                back.map_err(|e| CallError::Lost(e.to_string()))?;
+                Ok((self.0, shown))
+            }
+            (other, _) => Err(CallError::Lost(format!("it answered something else: {other:?}"))),
+        }
+    }
+
+    /// The answer, and what came behind it.
+    fn ask(&mut self, action: Action, limit: Duration) -> Result<(Reply, Vec<u8>), CallError> {
         let lost = |e: &dyn std::fmt::Display| CallError::Lost(e.to_string());
         let request = Request { version: VERSION, action };
         let sent = wire::send(&self.0, &request, limit);
         // A server that refuses a connection answers without reading: look before giving up.
-        let line = Lines::new(&self.0, MAX_RESPONSE).next(limit).map_err(|e| match e {
+        let mut lines = Lines::new(&self.0, MAX_RESPONSE);
+        let line = lines.next(limit).map_err(|e| match e {
             LineError::TooSlow(limit) => CallError::TimedOut(limit),
             other => lost(&other),
         })?;
@@ -64,7 +86,7 @@ impl Client {
         };
         let response: Response = serde_json::from_slice(&line).map_err(|e| lost(&e))?;
         match response.result {
-            Answer::Ok(reply) => Ok(reply),
+            Answer::Ok(reply) => Ok((reply, lines.rest())),
             Answer::Error(refusal) => Err(CallError::Refused(refusal)),
         }
     }

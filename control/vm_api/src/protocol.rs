@@ -61,6 +61,9 @@ pub enum Action {
     PressPowerButton,
     /// End now, whatever the guest is doing.
     End,
+    /// Make this connection the machine's console: after the answer it carries
+    /// the console's bytes both ways, first what was last shown.
+    Console,
 }
 
 /// One line to a client.
@@ -120,6 +123,8 @@ pub enum Reply {
         /// Bytes of RAM.
         memory: u64,
     },
+    /// To [`Action::Console`]: what follows is the console's.
+    Attached,
     /// To [`Action::Pause`].
     Paused {
         /// The guest's time stands still. False where guests read a counter of
@@ -295,6 +300,7 @@ mod tests {
             (r#"{"version":1,"action":"stats"}"#, Action::Stats),
             (r#"{"version":1,"action":"inspect"}"#, Action::Inspect),
             (r#"{"version":1,"action":"pause"}"#, Action::Pause),
+            (r#"{"version":1,"action":"console"}"#, Action::Console),
             (r#"{"version":1,"action":"resume"}"#, Action::Resume),
             (r#"{"version":1,"action":"press-power-button"}"#, Action::PressPowerButton),
             (r#"{"version":1,"action":"end"}"#, Action::End),

@@ -66,6 +66,9 @@ pub enum RegistryError {
         /// Who has it.
         id: MachineId,
     },
+    /// The machine runs already.
+    #[error("machine {0} runs already; stop it first: strata stop {0}")]
+    Runs(MachineId),
     /// Nobody has this name or identifier.
     #[error("no machine \"{0}\" runs here; `strata ps` lists those that do")]
     Unknown(String),
@@ -236,6 +239,18 @@ impl Registry {
     /// # Errors
     /// When the name is in use or the host refuses a file.
     pub fn register(&self, name: Option<MachineName>) -> Result<(Registration, UnixListener), RegistryError> {
+        self.register_as(None, name)
+    }
+
+    /// As [`Registry::register`], with an identifier that the machine has already.
+    ///
+    /// # Errors
+    /// As [`Registry::register`]; also when a machine of that identifier runs.
+    pub fn register_as(
+        &self,
+        id: Option<&MachineId>,
+        name: Option<MachineName>,
+    ) -> Result<(Registration, UnixListener), RegistryError> {
         let _guard = self.guard()?;
         let others = self.look()?;
         if let Some(name) = &name
@@ -243,7 +258,7 @@ impl Registry {
         {
             return Err(RegistryError::NameTaken { name: name.clone(), id: other.id.clone() });
         }
-        let (id, dir) = self.fresh_directory()?;
+        let (id, dir) = self.fresh_directory(id)?;
         let path = dir.join(LOCK);
         let lock = locked(&path, FlockOperation::NonBlockingLockExclusive)
             .map_err(io_error("cannot lock", &path))?;
@@ -272,15 +287,16 @@ impl Registry {
         UnixListener::bind(&socket).map_err(io_error("cannot listen on", &socket))
     }
 
-    /// A directory nobody has.
-    fn fresh_directory(&self) -> Result<(MachineId, PathBuf), RegistryError> {
+    /// A directory nobody has, of this identifier if there is one.
+    fn fresh_directory(&self, wanted: Option<&MachineId>) -> Result<(MachineId, PathBuf), RegistryError> {
         loop {
             let number = host_sys::entropy().unwrap_or_else(|| now() << 20 ^ u64::from(std::process::id()));
-            let id = MachineId::from_number(number);
+            let id = wanted.cloned().unwrap_or_else(|| MachineId::from_number(number));
             let dir = self.0.path().join(id.as_str());
             match fs::DirBuilder::new().mode(0o700).create(&dir) {
                 Ok(()) => return Ok((id, dir)),
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists && wanted.is_none() => {}
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(RegistryError::Runs(id)),
                 Err(e) => return Err(io_error("cannot make", &dir)(e)),
             }
         }
@@ -396,8 +412,12 @@ mod tests {
         let (web, _listener) = registry.register(name("web")).unwrap();
         let e = registry.register(name("web")).unwrap_err();
         assert!(matches!(&e, RegistryError::NameTaken { id, .. } if id == web.id()), "{e}");
+        let e = registry.register_as(Some(web.id()), None).unwrap_err();
+        assert!(matches!(&e, RegistryError::Runs(id) if id == web.id()), "{e}");
+        let id = web.id().clone();
         drop(web);
-        registry.register(name("web")).unwrap();
+        let (web, _listener) = registry.register_as(Some(&id), name("web")).unwrap();
+        assert_eq!(web.id(), &id);
     }
 
     #[test]

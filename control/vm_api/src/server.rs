@@ -28,6 +28,10 @@ pub trait Handler: Send + Sync + 'static {
     /// # Errors
     /// When it was not done; nothing has changed then.
     fn handle(&self, action: Action) -> Result<Reply, Refusal>;
+
+    /// After [`Reply::Attached`]: the connection is the console's until this
+    /// returns. `typed`: what the client sent behind its request.
+    fn attach(&self, _stream: Arc<UnixStream>, _typed: Vec<u8>) {}
 }
 
 /// A socket that is being served, until the process ends.
@@ -89,7 +93,7 @@ fn accept(listener: &UnixListener, handler: &Arc<dyn Handler>, in_hand: &Arc<InH
         // A host that refuses the thread drops the connection, which its client sees.
         let _ = std::thread::Builder::new().name("control-client".to_string()).spawn(move || {
             let _place = place;
-            connection(&stream, handler.as_ref(), &in_hand);
+            connection(&Arc::new(stream), handler.as_ref(), &in_hand);
         });
     }
 }
@@ -117,7 +121,7 @@ fn may_command(peer: u32, own: u32) -> bool {
     peer == own || peer == 0
 }
 
-fn connection(stream: &UnixStream, handler: &dyn Handler, in_hand: &InHand) {
+fn connection(stream: &Arc<UnixStream>, handler: &dyn Handler, in_hand: &InHand) {
     let own = rustix::process::geteuid().as_raw();
     match socket_peercred(stream) {
         Ok(peer) if may_command(peer.uid.as_raw(), own) => {}
@@ -145,10 +149,14 @@ fn connection(stream: &UnixStream, handler: &dyn Handler, in_hand: &InHand) {
         };
         in_hand.change(|count| *count += 1);
         let result = Request::parse(&line).and_then(|request| handler.handle(request.action));
+        let attached = matches!(result, Ok(Reply::Attached));
         let sent = wire::send(stream, &Response::new(result), RESPONSE_TIME);
         in_hand.change(|count| *count -= 1);
         if sent.is_err() {
             return;
+        }
+        if attached {
+            return handler.attach(stream.clone(), lines.rest());
         }
     }
 }
@@ -181,8 +189,15 @@ mod tests {
             match action {
                 Action::SwitchEngine { engine } => Ok(Reply::Switched { engine, took_us: 1 }),
                 Action::End => Err(Refusal::new(RefusalKind::Refused, "not today")),
+                Action::Console => Ok(Reply::Attached),
                 _ => Ok(Reply::Done),
             }
+        }
+        fn attach(&self, stream: Arc<UnixStream>, typed: Vec<u8>) {
+            stream.set_read_timeout(Some(LIMIT)).unwrap();
+            (&*stream).write_all(b"hello ").unwrap();
+            (&*stream).write_all(&typed).unwrap();
+            let _ = std::io::copy(&mut &*stream, &mut &*stream);
         }
     }
 
@@ -219,6 +234,22 @@ mod tests {
             let refusal = client.call(Action::End, LIMIT).unwrap_err();
             assert!(matches!(refusal, CallError::Refused(r) if r.message == "not today"));
         }
+    }
+
+    #[test]
+    fn a_connection_becomes_a_console_and_loses_no_byte() {
+        let socket = Socket::new();
+        let refused = Client::connect(&socket.0).unwrap().call(Action::End, LIMIT);
+        assert!(refused.is_err());
+        let (mut stream, first) = Client::connect(&socket.0).unwrap().attach(LIMIT).unwrap();
+        stream.write_all(b"typed").unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut rest = first;
+        stream.read_to_end(&mut rest).unwrap();
+        assert_eq!(rest, b"hello typed");
+        // What came right behind the request is typed too.
+        let answer = answer(b"{\"version\":1,\"action\":\"console\"}\nearly");
+        assert!(answer.ends_with("}\nhello early"), "{answer}");
     }
 
     /// What the server answers to raw bytes.

@@ -41,6 +41,11 @@ impl<'a> Lines<'a> {
         Lines { stream, cap, rest: Vec::new() }
     }
 
+    /// What was read and is no line yet.
+    pub(crate) fn rest(self) -> Vec<u8> {
+        self.rest
+    }
+
     /// The next line without its newline, whole within `limit`; `None` when the
     /// peer has ended.
     pub(crate) fn next(&mut self, limit: Duration) -> Result<Option<Vec<u8>>, LineError> {

@@ -1,12 +1,14 @@
 //! Where requests wait for the machine's owner.
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use board::{EventPoster, MachineEvent};
 use vm_api::{Action, Handler, Refusal, RefusalKind, Reply};
+
+use crate::console::Console;
 
 /// How long the owner may take: an engine switch of a large machine takes a
 /// fraction of a second, even on a busy host.
@@ -23,6 +25,17 @@ pub struct Desk {
     requests: Mutex<Sender<Pending>>,
     events: EventPoster,
     patience: Duration,
+    /// Absent where the console is a file's or nobody's.
+    console: Option<Console>,
+}
+
+impl Desk {
+    /// Let clients have the machine's console.
+    #[must_use]
+    pub fn with_console(mut self, console: Console) -> Self {
+        self.console = Some(console);
+        self
+    }
 }
 
 /// The owner's end.
@@ -31,11 +44,21 @@ pub struct Requests(pub(crate) Receiver<Pending>);
 /// A desk for the machine whose events go to `events`.
 pub fn desk(events: EventPoster) -> (Desk, Requests) {
     let (sender, receiver) = channel();
-    (Desk { requests: Mutex::new(sender), events, patience: PATIENCE }, Requests(receiver))
+    (Desk { requests: Mutex::new(sender), events, patience: PATIENCE, console: None }, Requests(receiver))
 }
 
 impl Handler for Desk {
+    fn attach(&self, stream: Arc<UnixStream>, typed: Vec<u8>) {
+        if let Some(console) = &self.console {
+            console.serve(stream, &typed);
+        }
+    }
+
     fn handle(&self, action: Action) -> Result<Reply, Refusal> {
+        if action == Action::Console && self.console.is_none() {
+            let message = "its console is not on standard output; start it without --serial";
+            return Err(Refusal::new(RefusalKind::Refused, message));
+        }
         let ending = || Refusal::new(RefusalKind::Unavailable, "the machine is ending");
         // Room for one: the owner never waits for a client.
         let (answer, wait) = sync_channel(1);
@@ -68,6 +91,8 @@ mod tests {
         assert_eq!(slow.kind, RefusalKind::Unavailable);
         assert!(slow.message.contains("did not get to it"), "{slow}");
         assert!(matches!(queue.poll(), Some(MachineEvent::Attend)));
+        let no_console = desk.handle(Action::Console).unwrap_err();
+        assert!(no_console.message.contains("--serial"), "{no_console}");
         drop(requests);
         let gone = desk.handle(Action::Info).unwrap_err();
         assert!(gone.message.contains("ending"), "{gone}");

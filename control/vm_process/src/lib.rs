@@ -9,9 +9,11 @@
 //!                      ◀── answer ───────┘
 //! ```
 
+mod console;
 mod desk;
 mod figures;
 mod owner;
 
+pub use console::{Console, ConsoleHub};
 pub use desk::{Desk, Requests, desk};
 pub use owner::{Identity, Owner, Switch};

@@ -134,6 +134,8 @@ impl Owner {
                 self.vm.board().press_power_button();
                 Ok(Reply::Done)
             }
+            // The desk's own: no vCPU has to do with it.
+            Action::Console => Ok(Reply::Attached),
             Action::End => {
                 self.vm.board().events().post(board::MachineEvent::Stop);
                 Ok(Reply::Done)
