@@ -91,13 +91,20 @@ impl Board {
 
     /// The guest has emptied a slot; for the owner, when the event comes.
     pub fn ejected(&self, kind: SlotKind, slot: usize) {
-        match kind {
-            // The vCPU halts without interrupts, as the guest left it, until it is started again.
-            SlotKind::Processor => {}
-            SlotKind::Memory => {}
-            SlotKind::Pci => {}
+        // A vCPU halts without interrupts, as the guest left it, until it is started again.
+        if kind == SlotKind::Memory {
+            self.release_piece(slot);
         }
-        let _ = slot;
+    }
+
+    /// What the guest kept in a piece of memory goes back to the host.
+    fn release_piece(&self, slot: usize) {
+        let pieces = crate::memory::pieces(self.spec().memory, self.spec().more_memory());
+        let Some(&(start, size)) = pieces.get(slot) else { return };
+        if let Some(hit) = self.memory.translate(start) {
+            // A host that cannot take it back leaves it with the machine, which is allowed to have it.
+            let _ = self.memory.discard(hit.offset, size);
+        }
     }
 
     /// Fill the first `wanted` of `slots` slots and ask for the others.
@@ -114,5 +121,38 @@ impl Board {
             pm.raise_gpe(kind.gpe());
             self.refresh_deadline(*slot);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use engine::Bus;
+
+    use super::*;
+    use crate::{BoardIo, MIN_PIECE, MachineSpec};
+
+    #[test]
+    fn ejected_memory_goes_back_to_the_host() {
+        let memory = 2 << 20;
+        let spec = MachineSpec {
+            memory,
+            memory_max: Some(memory + 2 * MIN_PIECE),
+            serial: Vec::new(),
+            ..MachineSpec::default()
+        };
+        let board = Board::build(spec, BoardIo::new()).unwrap();
+        board.set_memory(memory + 2 * MIN_PIECE).unwrap();
+        let second = crate::memory::pieces(memory, 2 * MIN_PIECE)[1].0;
+        let before = board.memory().resident();
+        board.memory().store(second, &[7; 1 << 20]).unwrap();
+        assert!(board.memory().resident() >= before + (1 << 20));
+        // What the guest's AML writes: select the slot, eject it.
+        board.port_write(SlotKind::Memory.port(), 4, 1);
+        board.port_write(SlotKind::Memory.port() + 4, 4, 8);
+        let event = board.event_queue().poll();
+        let Some(crate::MachineEvent::Ejected { kind, slot }) = event else { panic!("{event:?}") };
+        board.ejected(kind, slot);
+        assert!(board.memory().resident() <= before + 4096, "{} bytes", board.memory().resident());
+        assert_eq!(board.resources().memory, memory + MIN_PIECE);
     }
 }
