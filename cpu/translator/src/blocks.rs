@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use code_cache::{CodeCache, CodeCacheError};
 
-use crate::block::{self, HostFeatures, Request, Scratch};
+use crate::block::{self, HostFeatures, Request, Scratch, Variant};
 use crate::emit::Emitter;
 use crate::id_table::IdTable;
 use crate::layout::host;
@@ -245,6 +245,7 @@ impl Blocks {
         let (first, other) = confirm(u64::from(t.guest_len))?;
         let pages = [Some(((key.ram >> 12) as u32, first)), second.map(|(page, _)| (page, other))];
         let mut block = Block::new(&key, at, (t.entry, t.inner), t.code.len() as u16, t.guest_len)?;
+        block.repeat_at(t.again)?;
         self.cache.append(&t.code)?;
         self.ledger.note(&Entry {
             began,
@@ -307,10 +308,10 @@ impl Blocks {
         self.flushes += 1;
     }
 
-    /// Where a link leads, and whether to a block without windows.
-    pub fn link_target(&self, link: u32) -> Option<(u64, bool)> {
+    /// Where a link leads, and what the block there may take for granted.
+    pub fn link_target(&self, link: u32) -> Option<(u64, Variant)> {
         let l = self.links.get(link as usize)?.link();
-        Some((l.target, l.plain))
+        Some((l.target, l.variant))
     }
 
     /// Make a link jump straight to a block; `space` is the number of the current
@@ -365,9 +366,12 @@ impl Blocks {
         }
         b.dead = true;
         // To the attention stub at the block's start.
-        let (start, entry, inner) = (b.start, b.entry(), b.inner());
+        let (start, entry, inner, again) = (b.start, b.entry(), b.inner(), b.again());
         self.put_jump(entry, start);
         self.put_jump(inner, start);
+        if let Some(again) = again {
+            self.put_jump(again, start);
+        }
     }
 
     /// Replace five bytes of code by JMP rel32.
@@ -403,9 +407,14 @@ impl Blocks {
     /// A dead block's entry leads to the block that replaces it.
     pub fn forward(&mut self, dead: u32, to: u32) {
         let (from, to) = (&self.list[dead as usize], &self.list[to as usize]);
-        let (entry, inner, entry_to, inner_to) = (from.entry(), from.inner(), to.entry(), to.inner());
-        self.put_jump(entry, entry_to);
+        let (entry, inner, again) = (from.entry(), from.inner(), from.again());
+        let (entry_to, inner_to) = (to.entry(), to.inner());
+        // Where both are one, the look at the token must not be lost.
         self.put_jump(inner, inner_to);
+        self.put_jump(entry, entry_to);
+        if let Some(again) = again {
+            self.put_jump(again, entry_to);
+        }
     }
 
     /// The same for a block with the same key: it inherits what led to the dead one.

@@ -231,6 +231,10 @@ impl Emitter {
             }
         }
     }
+    /// The displacement of a JMP or Jcc to a place earlier in this code.
+    pub fn displacement_back(&mut self, to: usize) {
+        self.u32((to as u32).wrapping_sub(self.len() as u32 + 4));
+    }
     /// JMP rel32 (or Jcc, CALL) to a place in the code cache; `here` is the cache
     /// offset of this code's start.
     pub fn branch(&mut self, opcode: &[u8], here: u32, target: u32) {

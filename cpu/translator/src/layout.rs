@@ -170,6 +170,8 @@ pub(crate) struct State {
     pub page_offset_mask: u64,
     pub qword_offset_mask: u64,
     pub dword_offset_mask: u64,
+    /// The low bits of a multiple of each power of two up to 32.
+    pub alignment_masks: [u64; 6],
     pub jump_index_mask: u64,
     /// PAUSE instructions until the thread offers its processor to others.
     pub pauses: u64,

@@ -3,7 +3,7 @@
 use interpreter::Cpu;
 use x86_state::{Feature, Segment, cr0, cr4, rflags, xcr0};
 
-use crate::block::Mode;
+use crate::block::{Mode, Variant};
 use crate::spaces::ContextKey;
 
 const ES: usize = 0;
@@ -59,7 +59,7 @@ pub(crate) fn mode(cpu: &Cpu, longest: u8) -> Mode {
         narrow,
         fs: narrow && whole(&cpu.segments[FS]),
         gs: narrow && whole(&cpu.segments[GS]),
-        plain: false,
+        variant: Variant::Usual,
         longest,
     }
 }

@@ -3,7 +3,7 @@
 
 use std::hash::Hasher;
 
-use crate::block::{Link, Mode};
+use crate::block::{Link, Mode, Variant};
 use crate::blocks::AddressHasher;
 
 /// What identifies a block: place in RAM, linear address, mode.
@@ -47,6 +47,8 @@ pub(crate) struct Block {
     /// Of the code: the entry, and what follows the entry's look at the token.
     entry: u8,
     inner: u8,
+    /// Where it goes on when it repeats; 0 if at its entry.
+    again: u8,
     pub dead: bool,
     /// The only instruction straddles two pages: see [`Second`].
     pub straddles: bool,
@@ -70,6 +72,7 @@ impl Block {
             instructions: 0,
             entry: u8::try_from(entry).ok()?,
             inner: u8::try_from(inner).ok()?,
+            again: 0,
             dead: false,
             straddles: false,
         })
@@ -96,6 +99,18 @@ impl Block {
     /// Cache offset of what follows the entry's look at the token.
     pub fn inner(&self) -> u32 {
         self.start + u32::from(self.inner)
+    }
+
+    /// Its branches to its own start go to this offset of the code; `None` if that is
+    /// more than a record can tell.
+    pub fn repeat_at(&mut self, again: Option<u32>) -> Option<()> {
+        self.again = u8::try_from(again.unwrap_or(0)).ok()?;
+        Some(())
+    }
+
+    /// Cache offset of where its branches to its own start go, if not to the entry.
+    pub fn again(&self) -> Option<u32> {
+        (self.again != 0).then(|| self.start + u32::from(self.again))
     }
 
     /// The lines (of 64 bytes) that this block was made from, of any of its pages, a
@@ -171,28 +186,28 @@ impl InstructionMap {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LinkRecord {
     target: u64,
-    /// Cache offset to patch, below [`LinkRecord::OFFSETS`], and two flags.
+    /// Cache offset to patch, below [`LinkRecord::OFFSETS`], the variant and a flag.
     patch: u32,
     guard: u32,
 }
 
 impl LinkRecord {
     /// Cache offsets are below this.
-    const OFFSETS: u32 = 1 << 30;
-    const PLAIN: u32 = 1 << 30;
+    const OFFSETS: u32 = 1 << 29;
+    const VARIANT: u32 = 29;
     const FORWARD: u32 = 1 << 31;
     const NO_GUARD: u32 = u32::MAX;
 
     pub fn new(l: &Link) -> Self {
         debug_assert!(l.patch < Self::OFFSETS, "the cache is smaller");
-        let flags = if l.plain { Self::PLAIN } else { 0 } | if l.forward { Self::FORWARD } else { 0 };
+        let flags = (l.variant as u32) << Self::VARIANT | if l.forward { Self::FORWARD } else { 0 };
         LinkRecord { target: l.target, patch: l.patch | flags, guard: l.guard.unwrap_or(Self::NO_GUARD) }
     }
 
     pub fn link(&self) -> Link {
         Link {
             target: self.target,
-            plain: self.patch & Self::PLAIN != 0,
+            variant: Variant::unpack(self.patch >> Self::VARIANT),
             forward: self.patch & Self::FORWARD != 0,
             patch: self.patch & (Self::OFFSETS - 1),
             guard: (self.guard != Self::NO_GUARD).then_some(self.guard),
@@ -214,11 +229,12 @@ mod tests {
         for mode in [
             Mode { x87: true, user: true, longest: 64, ..Mode::default() },
             Mode { sse: true, avx: true, narrow: true, fs: true, longest: 1, ..Mode::default() },
-            Mode { gs: true, plain: true, longest: 64, ..Mode::default() },
+            Mode { gs: true, variant: Variant::Plain, longest: 64, ..Mode::default() },
+            Mode { user: true, variant: Variant::Probing, longest: 64, ..Mode::default() },
         ] {
             let key = Key { ram: 0x12_3456_7abc, va: 0xffff_ffff_8100_0abc, mode };
             let b = Block::new(&key, 0x100, (9, 19), 200, 30).unwrap();
-            assert_eq!((b.key(), b.entry(), b.inner()), (key, 0x109, 0x113));
+            assert_eq!((b.key(), b.entry(), b.inner(), b.again()), (key, 0x109, 0x113, None));
         }
     }
 
@@ -248,8 +264,13 @@ mod tests {
 
     #[test]
     fn links_are_unpacked_as_they_were() {
-        for (plain, forward, guard) in [(false, true, None), (true, false, Some(7)), (true, true, Some(0))] {
-            let l = Link { target: u64::MAX - 4, plain, forward, patch: 0x1ff_fffb, guard };
+        for (variant, forward, guard) in [
+            (Variant::Usual, true, None),
+            (Variant::Probing, false, Some(7)),
+            (Variant::Plain, true, Some(0)),
+            (Variant::Plain, false, Some(0)),
+        ] {
+            let l = Link { target: u64::MAX - 4, variant, forward, patch: 0x1ff_fffb, guard };
             assert_eq!(format!("{:?}", LinkRecord::new(&l).link()), format!("{l:?}"));
         }
     }

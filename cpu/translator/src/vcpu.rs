@@ -13,7 +13,7 @@ use x86_mmu::Access;
 use x86_semantics::flags::Flags;
 use x86_state::{Activity, CpuState, InterruptShadow, cr0, cr4, rflags};
 
-use crate::block::{self, HostFeatures, MAX_INSTRUCTIONS, Mode};
+use crate::block::{self, HostFeatures, MAX_INSTRUCTIONS, Mode, Variant};
 use crate::blocks::{AddressMap, Blocks, Key};
 use crate::call_stack::CallStack;
 use crate::layout::{Exit, JUMP_INDEX, PAUSES, State, jump_index};
@@ -117,7 +117,7 @@ impl Recent {
             narrow: false,
             fs: false,
             gs: false,
-            plain: false,
+            variant: Variant::Usual,
             longest: 0,
         },
         id: 0,
@@ -151,6 +151,7 @@ impl TranslatorVcpu {
         state.pauses = PAUSES;
         state.qword_offset_mask = 7;
         state.dword_offset_mask = 3;
+        state.alignment_masks = [0, 1, 3, 7, 15, 31];
         (state.dword_element_mask, state.dword_bit_mask) = (!31, 31);
         (state.qword_element_mask, state.qword_bit_mask) = (!63, 63);
         state.within_page[..PAGE as usize].fill(1);
@@ -630,12 +631,12 @@ impl TranslatorVcpu {
         match exit {
             Exit::Link => {
                 let link = self.payload(site)?;
-                let (target, plain) = self.blocks.link_target(link).ok_or_else(|| self.lost(site))?;
+                let (target, variant) = self.blocks.link_target(link).ok_or_else(|| self.lost(site))?;
                 if self.ends_at.is_some() {
                     return Ok(self.counted(target));
                 }
                 let generation = self.blocks.flushes;
-                let mode = Mode { plain, ..self.mode() };
+                let mode = Mode { variant, ..self.mode() };
                 let Some(id) = self.block_in(target, mode) else { return Ok(self.give_up(target)) };
                 if generation == self.blocks.flushes {
                     let space = self.space();

@@ -169,6 +169,8 @@ impl Builder<'_> {
                 Some(self.look_up_constant(access, linear))
             }
             Place::Register(base, disp) => {
+                // Code beside the stack is not worth a longer stub.
+                let stack = aligned && (base == super::stack::SP || self.r.mode.narrow);
                 let mut base = base;
                 if disp != 0 || base == host::TEMP {
                     self.e.lea(host::ADDRESS, Mem::base(base, disp));
@@ -181,7 +183,7 @@ impl Builder<'_> {
                     self.e.load_byte(host::TEMP, m);
                 }
                 self.e.pext(host::TEMP, base, host::PAGE_MASK);
-                self.load_entry(access, Mem::indexed(host::TABLE, host::TEMP, 3), place_of(base), !aligned);
+                self.load_entry(access, Mem::indexed(host::TABLE, host::TEMP, 3), place_of(base), !stack);
                 Some(Found { base: Some(base), disp: 0 })
             }
         }

@@ -3,7 +3,7 @@
 use iced_x86::{Code, ConditionCode, FlowControl, Instruction, OpKind};
 
 use super::access::gpr_number;
-use super::{Builder, Link, Next};
+use super::{Builder, Link, Next, Variant};
 use crate::emit::Mem;
 use crate::layout::{Exit, PINNED, gpr_home, gs, host};
 
@@ -16,7 +16,13 @@ impl Builder<'_> {
                 if self.shadowed {
                     self.end_shadow();
                 }
-                self.leave_to(i.near_branch_target());
+                match self.again(i.near_branch_target()) {
+                    Some(again) => {
+                        self.e.bytes(&[0xe9]);
+                        self.e.displacement_back(again);
+                    }
+                    None => self.leave_to(i.near_branch_target()),
+                }
             }
             FlowControl::ConditionalBranch if i.condition_code() != ConditionCode::None => {
                 if i.op0_kind() != OpKind::NearBranch64 || i.is_loop() || i.is_jcx_short() {
@@ -24,9 +30,13 @@ impl Builder<'_> {
                 }
                 let condition = i.condition_code() as u8 - ConditionCode::o as u8;
                 self.e.bytes(&[0x0f, 0x80 | condition]);
+                self.now_held = self.held;
+                if let Some(again) = self.again(i.near_branch_target()) {
+                    self.e.displacement_back(again);
+                    return Some(Some(Next::Continue));
+                }
                 self.branches.push((self.e.len(), i.near_branch_target()));
                 self.e.u32(0);
-                self.now_held = self.held;
                 return Some(Some(Next::Continue));
             }
             FlowControl::Call if i.code() == Code::Call_rel32_64 => {
@@ -120,7 +130,8 @@ impl Builder<'_> {
             self.leave_to(target);
         } else {
             let patch = self.r.at + displacement as u32;
-            self.links.push(Link { target, plain: false, forward: target > self.ip, patch, guard: None });
+            let (variant, forward) = (self.variant_of(target), target > self.ip);
+            self.links.push(Link { target, variant, forward, patch, guard: None });
             self.link_stub_numbered(self.links.len() - 1);
         }
     }
@@ -129,15 +140,23 @@ impl Builder<'_> {
     /// that exists. Across pages of code that is not shared the link holds only
     /// while the address space is the one it was made in.
     pub(super) fn leave_to(&mut self, target: u64) {
-        self.leave(target, false);
+        let target = self.linear(target);
+        self.leave_to_variant(target, self.variant_of(target));
     }
 
     /// Exit to an instruction of this block, translated without windows.
     pub(super) fn leave_to_plain(&mut self, target: u64) {
-        self.leave(target, true);
+        self.leave_to_variant(target, Variant::Plain);
     }
 
-    fn leave(&mut self, target: u64, plain: bool) {
+    /// What the block at a target may take for granted: a block that repeats because
+    /// its registers are not aligned need not check them each time.
+    fn variant_of(&self, target: u64) -> Variant {
+        let probes = self.r.mode.variant == Variant::Probing && target == self.r.va;
+        if probes { Variant::Probing } else { Variant::Usual }
+    }
+
+    pub(super) fn leave_to_variant(&mut self, target: u64, variant: Variant) {
         let target = self.linear(target);
         let guard = self.needs_guard(target).then(|| {
             let at = self.compare_mapping(0x8000_0000);
@@ -151,7 +170,7 @@ impl Builder<'_> {
         let at = self.r.at;
         let guard = guard.map(|g| at + g as u32);
         let forward = target > self.ip;
-        self.links.push(Link { target, plain, forward, patch: at + patch as u32, guard });
+        self.links.push(Link { target, variant, forward, patch: at + patch as u32, guard });
         let number = self.links.len() - 1;
         self.link_stub_numbered(number);
     }

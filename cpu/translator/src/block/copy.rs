@@ -105,7 +105,9 @@ impl Builder<'_> {
                 OpAccess::None | OpAccess::NoMemAccess => return false,
                 _ => Access::Store,
             };
-            let aligned = self.stack_slot(i, size) || checks_alignment(i, size);
+            let aligned = self.stack_slot(i, size)
+                || checks_alignment(i, size)
+                || self.alignment.of(usize::from(self.index));
             let found = match window {
                 Some(found) => found,
                 None => {
@@ -270,7 +272,7 @@ impl Builder<'_> {
 
 /// The processor itself faults where the operand is not a multiple of its size:
 /// it cannot cross a page.
-fn checks_alignment(i: &Instruction, size: usize) -> bool {
+pub(super) fn checks_alignment(i: &Instruction, size: usize) -> bool {
     use Mnemonic as M;
     let legacy = size == 16
         && i.encoding() == EncodingKind::Legacy

@@ -40,7 +40,6 @@ fn cost_of_translation() {
         avx: true,
         user: false,
         longest: MAX_INSTRUCTIONS as u8,
-        plain: false,
         ..Mode::default()
     };
     let mut scratch = Scratch::new(features);

@@ -8,6 +8,7 @@
 //! Nothing but guest instructions touches the host's flags.
 
 mod access;
+mod alignment;
 mod bits;
 mod classify;
 mod control;
@@ -44,6 +45,29 @@ pub(crate) const MAX_INSTRUCTIONS: usize = 64;
 /// Conditional branches that a block goes on behind.
 const MAX_BRANCHES: usize = 3;
 
+/// How much a block takes for granted of its operands' addresses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub(crate) enum Variant {
+    /// Windows, and alignment that is checked where the block begins.
+    #[default]
+    Usual = 0,
+    /// Windows, no alignment: what a block goes on in whose registers are not aligned.
+    Probing = 1,
+    /// Neither: what a block with a straddling window goes on in.
+    Plain = 2,
+}
+
+impl Variant {
+    /// The variant whose number the low two bits are.
+    pub fn unpack(number: u32) -> Self {
+        match number & 3 {
+            1 => Variant::Probing,
+            2 => Variant::Plain,
+            _ => Variant::Usual,
+        }
+    }
+}
+
 /// What the translation may assume; part of a block's key.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Mode {
@@ -61,8 +85,8 @@ pub(crate) struct Mode {
     pub fs: bool,
     /// The same of GS.
     pub gs: bool,
-    /// No windows: what a block with a straddling window turns to.
-    pub plain: bool,
+    /// What the block may take for granted.
+    pub variant: Variant,
     /// Longest block, in instructions: 1 when stepping.
     pub longest: u8,
 }
@@ -76,7 +100,7 @@ impl Mode {
 
     /// All of it in sixteen bits.
     pub fn pack(self) -> u16 {
-        u16::from(self.longest) << 8 | u16::from(self.plain) << 7 | self.word() as u16
+        u16::from(self.longest) << 9 | (self.variant as u16) << 7 | self.word() as u16
     }
 
     /// What [`Mode::pack`] made.
@@ -90,8 +114,8 @@ impl Mode {
             narrow: bit(4),
             fs: bit(5),
             gs: bit(6),
-            plain: bit(7),
-            longest: (packed >> 8) as u8,
+            variant: Variant::unpack(u32::from(packed >> 7)),
+            longest: (packed >> 9) as u8,
         }
     }
 
@@ -141,8 +165,8 @@ pub(crate) struct Request<'a> {
 pub(crate) struct Link {
     /// Guest address it leads to.
     pub target: u64,
-    /// The block there must be one without windows.
-    pub plain: bool,
+    /// What the block there may take for granted.
+    pub variant: Variant,
     /// It leads forward, so the look at the token can be left out: whatever runs in
     /// circles goes back somewhere.
     pub forward: bool,
@@ -160,6 +184,8 @@ pub(crate) struct Translated {
     pub entry: u32,
     /// Offset of what follows the look at the token.
     pub inner: u32,
+    /// Where the block goes on when it repeats, if not at its entry.
+    pub again: Option<u32>,
     /// (host offset, guest offset) of each instruction.
     pub map: Vec<(u16, u16)>,
     /// Guest bytes covered.
@@ -220,6 +246,7 @@ pub(crate) struct Scratch {
     encoder: Encoder,
     list: Vec<Instruction>,
     plan: windows::Plan,
+    alignment: alignment::Alignment,
     pending: Vec<Pending>,
     links: Vec<Link>,
     code: Vec<u8>,
@@ -234,6 +261,7 @@ impl Scratch {
             encoder: Encoder::new(64),
             list: Vec::new(),
             plan: windows::Plan::default(),
+            alignment: alignment::Alignment::default(),
             pending: Vec::new(),
             links: Vec::new(),
             code: Vec::new(),
@@ -272,6 +300,9 @@ struct Builder<'a> {
     /// The stack pointer is known to be a multiple of the word.
     stack_aligned: bool,
     plan: windows::Plan,
+    alignment: alignment::Alignment,
+    /// Offset of where this block goes on when it repeats.
+    again: Option<usize>,
     /// The current instruction follows STI.
     shadowed: bool,
     /// Address of the current instruction.
@@ -308,6 +339,8 @@ fn attempt(r: &Request<'_>, s: &mut Scratch, near: bool) -> Result<Option<Transl
         pending: std::mem::take(&mut s.pending),
         links: std::mem::take(&mut s.links),
         plan: std::mem::take(&mut s.plan),
+        alignment: std::mem::take(&mut s.alignment),
+        again: None,
         s,
         branches: Vec::new(),
         index: 0,
@@ -319,20 +352,12 @@ fn attempt(r: &Request<'_>, s: &mut Scratch, near: bool) -> Result<Option<Transl
         near,
         out_of_reach: false,
     };
-    b.stub(Exit::Attention, 0);
-    let entry = b.e.len();
-    b.e.load32(host::TEMP, Mem::gs(gs!(token)));
-    let back = b.e.jrcxz();
-    b.e.code[back] = (0usize.wrapping_sub(back + 1)) as u8;
-    let inner = b.e.len();
-    let guard = r.straddling.filter(|_| !r.mode.shares(r.va)).map(|space| b.check_mapping(space));
-
     let longest = if r.straddling.is_some() { 1 } else { r.mode.longest };
     let list = b.decode(longest);
-    if !r.mode.plain && list.len() > 1 {
-        let word = b.word();
-        b.plan.make(&list, &mut b.s.facts, word);
-    }
+    b.make_plans(&list);
+    b.stub(Exit::Attention, 0);
+    let (entry, inner) = b.begin();
+    let guard = r.straddling.filter(|_| !r.mode.shares(r.va)).map(|space| b.check_mapping(space));
     let mut map = std::mem::take(&mut b.s.map);
     let mut ended = false;
     let mut guest_len = 0;
@@ -373,6 +398,8 @@ fn attempt(r: &Request<'_>, s: &mut Scratch, near: bool) -> Result<Option<Transl
     b.s.list = list;
     b.plan.clear();
     b.s.plan = std::mem::take(&mut b.plan);
+    b.alignment.clear();
+    b.s.alignment = std::mem::take(&mut b.alignment);
     if map.is_empty() {
         return Ok(None);
     }
@@ -385,11 +412,45 @@ fn attempt(r: &Request<'_>, s: &mut Scratch, near: bool) -> Result<Option<Transl
     if b.out_of_reach {
         return Err(OutOfReach);
     }
-    let (entry, inner) = (entry as u32, inner as u32);
-    Ok(Some(Translated { code: b.e.code, entry, inner, map, guest_len, links: b.links, guard }))
+    let (entry, inner, again) = (entry as u32, inner as u32, b.again.map(|a| a as u32));
+    Ok(Some(Translated { code: b.e.code, entry, inner, again, map, guest_len, links: b.links, guard }))
 }
 
 impl Builder<'_> {
+    /// Look ahead at the block's operands.
+    fn make_plans(&mut self, list: &[Instruction]) {
+        let mode = self.r.mode;
+        let word = self.word();
+        if mode.variant != Variant::Plain && list.len() > 1 {
+            self.plan.make(list, &mut self.s.facts, word);
+        }
+        if mode.variant == Variant::Usual && mode.longest > 1 && !mode.narrow && self.r.straddling.is_none() {
+            self.alignment.make(list, &mut self.s.facts, &self.plan, self.r.va);
+        }
+    }
+
+    /// The block's entry, and where links that lead forward go.
+    fn begin(&mut self) -> (usize, usize) {
+        let entry = self.e.len();
+        if self.alignment.repeats() {
+            self.check_alignment();
+            self.again = Some(self.e.len());
+            self.look_at_token();
+            return (entry, entry);
+        }
+        self.look_at_token();
+        let inner = self.e.len();
+        self.check_alignment();
+        (entry, inner)
+    }
+
+    /// Leave by the stub that the code begins with if attention is wanted.
+    fn look_at_token(&mut self) {
+        self.e.load32(host::TEMP, Mem::gs(gs!(token)));
+        let back = self.e.jrcxz();
+        self.e.code[back] = (0usize.wrapping_sub(back + 1)) as u8;
+    }
+
     /// The guest's instructions up to the first that leaves or is not translated.
     /// One that follows STI is the last, so that events are looked for behind it.
     fn decode(&mut self, longest: u8) -> Vec<Instruction> {

@@ -17,7 +17,7 @@ use super::access::{Access, Found, Place, gpr_number};
 use super::bits::is_bit_string;
 use super::copy::{access_size, writes};
 use super::facts::{FactTable, Facts};
-use super::{Builder, Pending, PendingKind};
+use super::{Builder, Pending, PendingKind, Variant};
 use crate::emit::Mem;
 use crate::layout::{PINNED, WINDOWS, gpr_home, gs, host};
 
@@ -27,11 +27,14 @@ pub(crate) const SPAN: i32 = 512;
 /// Guest RSP.
 const RSP: usize = 4;
 
+/// An index register and its scale as a power of two.
+type Index = Option<(u8, u8)>;
+
 /// What the addresses of a window have in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Origin {
     /// Guest registers: base, index and its scale as a power of two.
-    Registers(Option<u8>, Option<(u8, u8)>),
+    Registers(Option<u8>, Index),
     /// A constant address in this page.
     Page(u64),
 }
@@ -87,11 +90,21 @@ pub(super) struct Plan {
 }
 
 /// What an instruction does to memory, for the plan.
-struct Operand {
+pub(super) struct Operand {
     origin: Origin,
-    disp: i32,
-    size: i32,
+    pub disp: i32,
+    pub size: i32,
     access: Access,
+}
+
+impl Operand {
+    /// Base, and index with its scale; `None` for a constant address.
+    pub fn registers(&self) -> Option<(Option<u8>, Index)> {
+        match self.origin {
+            Origin::Registers(base, index) => Some((base, index)),
+            Origin::Page(_) => None,
+        }
+    }
 }
 
 impl Plan {
@@ -134,6 +147,12 @@ impl Plan {
     pub fn opens(&self, instruction: usize) -> bool {
         let member = self.members.get(instruction).copied().flatten();
         member.is_some_and(|m| self.windows[m.window].members > 1 && self.slots[m.window].is_none())
+    }
+
+    /// Whether an instruction's operand is looked up with others.
+    pub fn shares(&self, instruction: usize) -> bool {
+        let member = self.members.get(instruction).copied().flatten();
+        member.is_some_and(|m| self.windows[m.window].members > 1)
     }
 
     /// An instruction looks its operand up by itself.
@@ -189,7 +208,7 @@ impl Plan {
 }
 
 /// The memory operand of an instruction, if a window may hold it.
-fn operand(i: &Instruction, facts: &Facts, word: i32) -> Option<Operand> {
+pub(super) fn operand(i: &Instruction, facts: &Facts, word: i32) -> Option<Operand> {
     let stack = |disp, access| {
         Some(Operand { origin: Origin::Registers(Some(RSP as u8), None), disp, size: word, access })
     };
@@ -279,7 +298,7 @@ fn stack_change(i: &Instruction, word: i32) -> Option<i32> {
 }
 
 /// General registers an instruction writes, by number.
-fn written(i: &Instruction, facts: &Facts) -> u16 {
+pub(super) fn written(i: &Instruction, facts: &Facts) -> u16 {
     (0..i.op_count())
         .filter(|n| i.op_kind(*n) == OpKind::Register && writes(facts.access[*n as usize]))
         .filter_map(|n| gpr_number(i.op_register(n)))
@@ -295,7 +314,7 @@ fn is_barrier(i: &Instruction) -> bool {
 impl Builder<'_> {
     /// The current instruction's operand, if it belongs to a window.
     pub(super) fn windowed(&mut self) -> Option<Found> {
-        if self.r.mode.plain {
+        if self.r.mode.variant == Variant::Plain {
             return None;
         }
         let m = (*self.plan.members.get(usize::from(self.index))?)?;

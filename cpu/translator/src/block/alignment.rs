@@ -1,0 +1,437 @@
+//! Operands that are multiples of their size cannot cross a page, so their look-up
+//! needs no probe.
+//!
+//! Before a block is emitted, its operands are looked at for what they would need
+//! to be aligned: mostly that registers are multiples of the operand's size when
+//! the block begins, as what is added to them on the way is. Where several operands
+//! would gain, or the block repeats, the block checks its registers once and relies
+//! on it; a block that goes back to its own start need not check again. If a
+//! register is not aligned, the guest goes on in a block made without the check.
+
+use iced_x86::{Code, FlowControl, Instruction, OpKind, Register};
+
+use super::access::gpr_number;
+use super::copy::{access_size, checks_alignment};
+use super::facts::{FactTable, Facts};
+use super::few::Few;
+use super::windows::{Plan, operand, written};
+use super::{Builder, Variant};
+use crate::emit::Mem;
+use crate::layout::{PINNED, gpr_home, gs, host};
+
+/// Most registers a block checks.
+const MOST_CHECKS: usize = 3;
+/// Widest operand, in bytes; what is added to registers is known modulo this.
+const WIDEST: u8 = 32;
+/// Guest RSP, whose slots are checked by themselves.
+const RSP: u8 = 4;
+
+/// What is known of a register: the value of one when the block began, plus a
+/// constant modulo [`WIDEST`].
+type Value = Option<(u8, u8)>;
+
+/// A register that is a multiple of a power of two when the block begins.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Multiple {
+    register: u8,
+    of: u8,
+}
+
+/// What an operand needs to be aligned: nothing, or one or two registers.
+type Needs = Few<Multiple>;
+
+/// What one block checks and what follows.
+#[derive(Default)]
+pub(super) struct Alignment {
+    /// By instruction.
+    needs: Vec<Option<Needs>>,
+    checks: Few<Multiple>,
+    /// By instruction: it goes back to the block's start, where the checks would hold.
+    holds: Vec<bool>,
+}
+
+impl Alignment {
+    /// Nothing is known.
+    pub fn clear(&mut self) {
+        self.needs.clear();
+        self.holds.clear();
+        self.checks = Few::default();
+    }
+
+    /// Decide for the block at `start`; its windows are known.
+    pub fn make(&mut self, list: &[Instruction], facts: &mut FactTable, plan: &Plan, start: u64) {
+        let mut values = values_at_start();
+        for (n, i) in list.iter().enumerate() {
+            let facts = facts.of(i);
+            let alone = !plan.shares(n);
+            self.needs.push(if alone { needs(i, &facts, &values) } else { None });
+            follow(&mut values, i, &facts);
+        }
+        if list.iter().any(|i| goes_to(i, start)) {
+            self.choose(list, true);
+            self.look_for_repetition(list, facts, start);
+            if self.repeats() {
+                return;
+            }
+            self.checks = Few::default();
+        }
+        self.choose(list, false);
+    }
+
+    /// Choose what to check: what at least two operands gain by, or one where the
+    /// block repeats.
+    fn choose(&mut self, list: &[Instruction], repeats: bool) {
+        let mut gain = [(0_u8, 1_u8); 16];
+        for (needs, i) in self.needs.iter_mut().zip(list) {
+            // Wide operands are often aligned to words alone.
+            if !repeats && access_size(i).is_some_and(|size| size > 8) && needs.is_some_and(|n| !n.is_empty())
+            {
+                *needs = None;
+            }
+            for m in needs.iter().flat_map(|n| n.iter()) {
+                let (count, of) = &mut gain[usize::from(m.register & 15)];
+                (*count, *of) = (*count + 1, (*of).max(m.of));
+            }
+        }
+        let least = if repeats { 1 } else { 2 };
+        for _ in 0..MOST_CHECKS {
+            let best = (0..16_u8).max_by_key(|r| gain[usize::from(*r)].0).unwrap_or(0);
+            let (count, of) = gain[usize::from(best)];
+            if count < least || !self.checks.push(Multiple { register: best, of }) {
+                break;
+            }
+            gain[usize::from(best)].0 = 0;
+        }
+    }
+
+    fn look_for_repetition(&mut self, list: &[Instruction], facts: &mut FactTable, start: u64) {
+        let mut values = values_at_start();
+        for i in list {
+            let kept = |m: &Multiple| {
+                let value = values[usize::from(m.register & 15)];
+                value.is_some_and(|(from, plus)| self.checked(from) >= m.of && plus % m.of == 0)
+            };
+            let holds = !self.checks.is_empty() && goes_to(i, start) && self.checks.iter().all(kept);
+            self.holds.push(holds);
+            follow(&mut values, i, &facts.of(i));
+        }
+    }
+
+    /// What a register is known to be a multiple of when the block begins.
+    fn checked(&self, register: u8) -> u8 {
+        self.checks.iter().find(|m| m.register == register).map_or(1, |m| m.of)
+    }
+
+    /// Whether an instruction's operand is a multiple of its size.
+    pub fn of(&self, instruction: usize) -> bool {
+        let needs = self.needs.get(instruction).copied().flatten();
+        needs.is_some_and(|needs| needs.iter().all(|m| self.checked(m.register) >= m.of))
+    }
+
+    /// Whether the block goes back to its start without checking again.
+    pub fn repeats(&self) -> bool {
+        self.holds.iter().any(|h| *h)
+    }
+
+    /// Whether a branch may go back to the start without checking again.
+    pub fn holds(&self, instruction: usize) -> bool {
+        self.holds.get(instruction).is_some_and(|h| *h)
+    }
+}
+
+fn values_at_start() -> [Value; 16] {
+    std::array::from_fn(|n| Some((n as u8, 0)))
+}
+
+/// Whether an instruction is a branch to this address.
+fn goes_to(i: &Instruction, to: u64) -> bool {
+    matches!(i.flow_control(), FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch)
+        && i.op0_kind() == OpKind::NearBranch64
+        && i.near_branch_target() == to
+}
+
+/// What an instruction's memory operand needs to be aligned; `None` if it has none,
+/// none that is probed, or cannot be told.
+fn needs(i: &Instruction, facts: &Facts, values: &[Value; 16]) -> Option<Needs> {
+    let o = operand(i, facts, 8)?;
+    let size = u8::try_from(o.size).ok().filter(|s| s.is_power_of_two() && (2..=WIDEST).contains(s))?;
+    let (base, index) = o.registers()?;
+    if base == Some(RSP) || checks_alignment(i, size.into()) {
+        return None;
+    }
+    let value = |n: u8| values.get(usize::from(n)).copied().flatten();
+    let mut needs = Needs::default();
+    let mut constant = o.disp as u8;
+    if let Some(base) = base {
+        let (register, plus) = value(base)?;
+        constant = constant.wrapping_add(plus);
+        let _ = needs.push(Multiple { register, of: size });
+    }
+    if constant % size != 0 {
+        return None;
+    }
+    if let Some((index, scale)) = index {
+        let of = size >> scale;
+        if of > 1 {
+            let (register, plus) = value(index)?;
+            if plus % of != 0 {
+                return None;
+            }
+            let _ = needs.push(Multiple { register, of });
+        }
+    }
+    Some(needs)
+}
+
+/// The registers' values after an instruction.
+fn follow(values: &mut [Value; 16], i: &Instruction, facts: &Facts) {
+    let moved = moved(i).and_then(|(to, from, by)| {
+        let (register, plus) = values[from]?;
+        Some((to, (register, plus.wrapping_add(by as u8) % WIDEST)))
+    });
+    let mut gone = written(i, facts);
+    while gone != 0 {
+        values[gone.trailing_zeros() as usize] = None;
+        gone &= gone - 1;
+    }
+    if let Some((to, value)) = moved {
+        values[to] = Some(value);
+    }
+}
+
+/// `(to, from, by)`: an instruction that does nothing to general registers but set
+/// one to another plus a constant, as far as the low bits matter.
+fn moved(i: &Instruction) -> Option<(usize, usize, i64)> {
+    let register = |n: u32| {
+        let r = i.op_register(n);
+        if i.op_kind(n) == OpKind::Register && r.size() >= 4 { gpr_number(r) } else { None }
+    };
+    let plus = |sign: i64| {
+        let to = register(0)?;
+        Some((to, to, sign * (i.immediate(1) as i64 & 0xff)))
+    };
+    match i.code() {
+        Code::Mov_r64_rm64 | Code::Mov_rm64_r64 | Code::Mov_r32_rm32 | Code::Mov_rm32_r32 => {
+            Some((register(0)?, register(1)?, 0))
+        }
+        Code::Add_rm64_imm8 | Code::Add_rm64_imm32 | Code::Add_rm32_imm8 | Code::Add_rm32_imm32 => plus(1),
+        Code::Add_RAX_imm32 | Code::Add_EAX_imm32 => plus(1),
+        Code::Sub_rm64_imm8 | Code::Sub_rm64_imm32 | Code::Sub_rm32_imm8 | Code::Sub_rm32_imm32 => plus(-1),
+        Code::Sub_RAX_imm32 | Code::Sub_EAX_imm32 => plus(-1),
+        Code::Inc_rm64 | Code::Inc_rm32 => register(0).map(|to| (to, to, 1)),
+        Code::Dec_rm64 | Code::Dec_rm32 => register(0).map(|to| (to, to, -1)),
+        Code::Lea_r64_m | Code::Lea_r32_m
+            if i.memory_index() == Register::None && i.memory_base().size() == 8 =>
+        {
+            Some((register(0)?, gpr_number(i.memory_base())?, i.memory_displacement64() as i64 & 0xff))
+        }
+        _ => None,
+    }
+}
+
+impl Builder<'_> {
+    /// Go on in a block that checks nothing unless the registers are as this one
+    /// needs them.
+    pub(super) fn check_alignment(&mut self) {
+        let checks = self.alignment.checks;
+        for (n, m) in checks.iter().enumerate() {
+            let guest = usize::from(m.register);
+            let to = if n == 0 { host::TEMP } else { host::ADDRESS };
+            let from = PINNED[guest].unwrap_or_else(|| {
+                self.e.load(to, Mem::gs(gpr_home(guest)));
+                to
+            });
+            self.e.pext_gs(to, from, gs!(alignment_masks) + 8 * m.of.trailing_zeros() as i32);
+            if n > 0 {
+                self.e.lea(host::TEMP, Mem::indexed(host::TEMP, host::ADDRESS, 0));
+            }
+        }
+        if !checks.is_empty() {
+            let aligned = self.e.jrcxz();
+            self.leave_to_variant(self.r.va, Variant::Probing);
+            let reached = self.e.land_short(aligned);
+            debug_assert!(reached, "a link within a page is fourteen bytes");
+        }
+    }
+
+    /// Where a branch of this block goes back to, if it leads to the block's start and
+    /// what was checked there holds.
+    pub(super) fn again(&self, target: u64) -> Option<usize> {
+        let back = target == self.r.va && self.alignment.holds(usize::from(self.index));
+        self.again.filter(|_| back)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::code_asm::*;
+    use iced_x86::{Decoder, DecoderOptions};
+
+    use super::super::classify::HostFeatures;
+    use super::*;
+
+    const START: u64 = 0x40_1000;
+
+    type Build = fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>;
+
+    /// What is checked at the start, which instructions' operands are aligned then, and
+    /// which go back to the start without checking again.
+    fn check(build: Build, checks: &[(u8, u8)], aligned: &[usize], holds: &[usize]) {
+        let mut a = CodeAssembler::new(64).unwrap();
+        build(&mut a).unwrap();
+        let code = a.assemble(START).unwrap();
+        let list: Vec<Instruction> =
+            Decoder::with_ip(64, &code, START, DecoderOptions::NONE).into_iter().collect();
+        let mut facts = FactTable::new(HostFeatures::detect());
+        let (mut plan, mut found) = (Plan::default(), Alignment::default());
+        plan.make(&list, &mut facts, 8);
+        found.make(&list, &mut facts, &plan, START);
+        let text = list.iter().map(|i| format!("{i}\n")).collect::<String>();
+        let mut checked: Vec<_> = found.checks.iter().map(|m| (m.register, m.of)).collect();
+        checked.sort_unstable();
+        let all = |of: &dyn Fn(usize) -> bool| (0..list.len()).filter(|n| of(*n)).collect::<Vec<_>>();
+        assert_eq!(checked, checks, "checks of\n{text}");
+        assert_eq!(all(&|n| found.of(n)), aligned, "aligned in\n{text}");
+        assert_eq!(all(&|n| found.holds(n)), holds, "holds in\n{text}");
+    }
+
+    #[test]
+    fn a_loop_checks_what_its_steps_keep() {
+        check(
+            |a| {
+                let mut top = a.create_label();
+                a.set_label(&mut top)?;
+                a.mov(rax, qword_ptr(rsi))?;
+                a.adc(rax, qword_ptr(rdi + rcx * 8))?;
+                a.lea(rsi, rsi + 8)?;
+                a.inc(rcx)?;
+                a.cmp(rcx, rdx)?;
+                a.jne(top)
+            },
+            &[(6, 8), (7, 8)],
+            &[0, 1],
+            &[5],
+        );
+        // Bytes at odd steps keep nothing; they need nothing either.
+        check(
+            |a| {
+                let mut top = a.create_label();
+                a.set_label(&mut top)?;
+                a.movzx(eax, byte_ptr(rsi))?;
+                a.mov(dword_ptr(rdi), eax)?;
+                a.inc(rsi)?;
+                a.add(rdi, 4)?;
+                a.jmp(top)
+            },
+            &[(7, 4)],
+            &[1],
+            &[4],
+        );
+        // A step that does not keep it.
+        check(
+            |a| {
+                let mut top = a.create_label();
+                a.set_label(&mut top)?;
+                a.mov(rax, qword_ptr(rsi))?;
+                a.add(rsi, 12)?;
+                a.jmp(top)
+            },
+            &[],
+            &[],
+            &[],
+        );
+        // The next pointer comes from memory.
+        check(
+            |a| {
+                let mut top = a.create_label();
+                a.set_label(&mut top)?;
+                a.mov(rsi, qword_ptr(rsi))?;
+                a.jmp(top)
+            },
+            &[],
+            &[],
+            &[],
+        );
+    }
+
+    #[test]
+    fn what_an_operand_needs() {
+        // One operand is not worth a check outside loops, two are.
+        check(
+            |a| {
+                a.mov(rax, qword_ptr(rsi + rcx * 8 + 16))?;
+                a.ret()
+            },
+            &[],
+            &[],
+            &[],
+        );
+        check(
+            |a| {
+                a.mov(rax, qword_ptr(rsi + rcx * 8 + 16))?;
+                a.add(rsi, 8)?;
+                a.mov(rdx, rsi)?;
+                a.mov(qword_ptr(rdx - 8), rax)?;
+                a.ret()
+            },
+            &[(6, 8)],
+            &[0, 3],
+            &[],
+        );
+        // Displacements and steps that misalign an aligned register; partial writes.
+        check(
+            |a| {
+                a.mov(rax, qword_ptr(rsi + rcx * 8 + 4))?;
+                a.add(rsi, 2)?;
+                a.mov(rdx, qword_ptr(rsi + rcx * 8))?;
+                a.mov(dl, 1)?;
+                a.mov(rax, qword_ptr(rdx))?;
+                a.ret()
+            },
+            &[],
+            &[],
+            &[],
+        );
+        // Tables at constant addresses need nothing but a scale that fits.
+        check(
+            |a| {
+                a.mov(eax, dword_ptr(rax * 4 + 0x1000))?;
+                a.mov(edx, dword_ptr(rdx * 4 + 0x1002))?;
+                a.mov(rdx, qword_ptr(rdx * 4 + 0x1000))?;
+                a.ret()
+            },
+            &[],
+            &[0],
+            &[],
+        );
+    }
+
+    #[test]
+    fn wide_operands_are_checked_in_loops_only() {
+        check(
+            |a| {
+                a.movdqu(xmm0, xmmword_ptr(rsi))?;
+                a.add(rsi, rcx)?;
+                a.movdqu(xmm1, xmmword_ptr(rdi))?;
+                a.ret()
+            },
+            &[],
+            &[],
+            &[],
+        );
+        check(
+            |a| {
+                let mut top = a.create_label();
+                a.set_label(&mut top)?;
+                a.movups(xmm0, xmmword_ptr(rsi + rax))?;
+                a.movups(xmmword_ptr(rdi + rax), xmm0)?;
+                a.add(rax, 16)?;
+                a.cmp(rax, rdx)?;
+                a.jne(top)
+            },
+            &[(0, 16), (6, 16), (7, 16)],
+            &[0, 1],
+            &[4],
+        );
+    }
+}
