@@ -143,6 +143,15 @@ impl Table {
         unsafe { &*self.entries.add((index & (PAGES - 1)) as usize) }.store(value, Ordering::Relaxed);
     }
 
+    /// Empty an entry without touching the page of one that is empty already.
+    fn clear(&self, index: u64) {
+        // SAFETY: the index is masked to the table's extent.
+        let entry = unsafe { &*self.entries.add((index & (PAGES - 1)) as usize) };
+        if entry.load(Ordering::Relaxed) != 0 {
+            entry.store(0, Ordering::Relaxed);
+        }
+    }
+
     fn drop_all(&self) {
         // SAFETY: the range is this table; its pages read as zero afterwards.
         let _ = unsafe { madvise(self.entries.cast(), TABLE_BYTES, Advice::LinuxDontNeed) };
@@ -290,8 +299,8 @@ impl View {
     }
 
     fn clear(&self, index: u64) {
-        self.load.set(index, 0);
-        self.store.set(index, 0);
+        self.load.clear(index);
+        self.store.clear(index);
     }
 
     /// Drop everything, or everything that is not global.
@@ -316,11 +325,17 @@ impl View {
     pub fn flush_page(&mut self, linear: u64) {
         self.clear(index_of(linear));
         for shift in &self.large_sizes {
-            if self.large.contains_key(&(*shift, linear >> shift)) {
-                let near = |i: &u64| linear_of(*i) >> shift == linear >> shift;
-                for filled in [&self.global, &self.local] {
-                    filled.list.iter().filter(|i| near(i)).for_each(|i| self.clear(*i));
-                }
+            if self.large.remove(&(*shift, linear >> shift)).is_none() {
+                continue;
+            }
+            let lists = [&self.global.list, &self.local.list];
+            let (first, count) = (index_of(linear >> shift << shift), 1 << (shift - 12));
+            // The lists lack what was filled after an overflow.
+            if self.overflow || count <= lists.iter().map(|l| l.len() as u64).sum() {
+                (first..first + count).for_each(|i| self.clear(i));
+            } else {
+                let near = |i: &&u64| (first..first + count).contains(*i);
+                lists.into_iter().flatten().filter(near).for_each(|i| self.clear(*i));
             }
         }
     }
@@ -380,21 +395,26 @@ mod tests {
             (22, 0x40_0000, 0x7f_f000, 0x80_0000),
             (30, 0x4000_0000, 0x7fff_f000, 0x8000_0000),
         ] {
-            let mut v = View::new(&s).unwrap();
-            for linear in [linear, near, far] {
-                v.fill(Fill {
-                    linear,
-                    host: linear + HOST,
-                    page: 1,
-                    global: false,
-                    page_shift,
-                    store: false,
-                });
+            // Found by the list, by the page's extent, and when the list is full.
+            for others in [0, 2000, FILLED_CAP as u64] {
+                let mut v = View::new(&s).unwrap();
+                let mut fill = |linear, page_shift| {
+                    v.fill(Fill {
+                        linear,
+                        host: linear + HOST,
+                        page: 1,
+                        global: false,
+                        page_shift,
+                        store: false,
+                    });
+                };
+                (0..others).for_each(|n| fill(0x10_0000_0000 + (n << 12), 12));
+                [linear, near, far].into_iter().for_each(|l| fill(l, page_shift));
+                v.flush_page(linear + 0x1000);
+                // SAFETY: the indices lie within the mapped table.
+                let entry = |at: u64| unsafe { *((v.addresses().0 + index_of(at) * 8) as *const u64) };
+                assert_eq!([linear, near, far].map(entry), [0, 0, HOST], "{page_shift}, {others} others");
             }
-            v.flush_page(linear + 0x1000);
-            // SAFETY: the indices lie within the mapped table.
-            let entry = |at: u64| unsafe { *((v.addresses().0 + index_of(at) * 8) as *const u64) };
-            assert_eq!([linear, near, far].map(entry), [0, 0, HOST], "{page_shift}");
         }
     }
 }
