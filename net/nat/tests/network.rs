@@ -1,0 +1,352 @@
+//! The NAT as a guest sees it, by a guest whose protocols are smoltcp's.
+
+mod guest;
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use guest::Guest;
+use nat::{Nat, NatConfig, Policy};
+use rate_log::RateLog;
+use smoltcp::socket::{dhcpv4, icmp, tcp, udp};
+use smoltcp::wire::{IpAddress, IpEndpoint};
+
+const GATEWAY: IpAddress = IpAddress::v4(10, 0, 2, 2);
+const DNS: IpAddress = IpAddress::v4(10, 0, 2, 3);
+
+fn gateway6() -> IpAddress {
+    IpAddress::v6(0xfd00, 0xa00, 2, 0, 0, 0, 0, 2)
+}
+
+fn nat(config: NatConfig) -> Nat {
+    Nat::new(config).expect("a NAT")
+}
+
+/// Bytes that repeat at no power of two.
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|i| (i % 251) as u8 ^ (i / 65_521) as u8).collect()
+}
+
+/// A server for one connection.
+fn serve(at: &str, session: impl FnOnce(TcpStream) + Send + 'static) -> (u16, JoinHandle<()>) {
+    let listener = TcpListener::bind(at).expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let thread = std::thread::spawn(move || session(listener.accept().expect("a connection").0));
+    (port, thread)
+}
+
+#[test]
+fn dhcp_gives_the_address_and_the_rest() {
+    let resolvers = vec!["127.0.0.1:53".parse().unwrap()];
+    let mut guest = Guest::without_address(nat(NatConfig { resolvers, ..NatConfig::default() }));
+    let handle = guest.sockets.add(dhcpv4::Socket::new());
+    let (address, router, dns) =
+        guest.until("DHCP", |g| match g.sockets.get_mut::<dhcpv4::Socket>(handle).poll() {
+            Some(dhcpv4::Event::Configured(c)) => Some((c.address, c.router, c.dns_servers.first().copied())),
+            _ => None,
+        });
+    assert_eq!(address.to_string(), "10.0.2.15/24");
+    assert_eq!(router.map(|r| r.to_string()).as_deref(), Some("10.0.2.2"));
+    assert_eq!(dns.map(|r| r.to_string()).as_deref(), Some("10.0.2.3"));
+}
+
+/// Bytes both ways at once, each side ending in its own time.
+fn exchange(at: &str, to: IpAddress, lose_every: usize, length: usize) {
+    let (port, server) = serve(at, move |stream| {
+        let mut writer = stream.try_clone().unwrap();
+        let sender = std::thread::spawn(move || {
+            writer.write_all(&pattern(length)).unwrap();
+            writer.shutdown(Shutdown::Write).unwrap();
+        });
+        let mut got = Vec::new();
+        (&stream).read_to_end(&mut got).unwrap();
+        assert!(got == pattern(length), "{} bytes arrived at the host", got.len());
+        sender.join().unwrap();
+    });
+    let mut guest = Guest::new(nat(NatConfig::default()));
+    guest.wire.lose_every = lose_every;
+    let (handle, state) = guest.connect((to, port));
+    assert_eq!(state, tcp::State::Established);
+    let data = pattern(length);
+    let (mut sent, mut got) = (0, Vec::new());
+    guest.until("the exchange", |g| {
+        let socket = g.sockets.get_mut::<tcp::Socket>(handle);
+        if sent < length && socket.can_send() {
+            sent += socket.send_slice(&data[sent..]).unwrap();
+        }
+        if sent == length {
+            socket.close();
+        }
+        while socket.can_recv() {
+            let n = socket.recv(|b| {
+                got.extend_from_slice(b);
+                (b.len(), b.len())
+            });
+            assert!(n.is_ok());
+        }
+        let ended = matches!(socket.state(), tcp::State::TimeWait | tcp::State::Closed);
+        ended.then_some(())
+    });
+    assert!(got == data, "{} bytes arrived at the guest", got.len());
+    server.join().unwrap();
+    guest.until("the end", |g| (g.nat.counters().tcp_connections == 0).then_some(()));
+}
+
+#[test]
+fn bytes_arrive_both_ways_by_ipv4_and_ipv6() {
+    exchange("127.0.0.1:0", GATEWAY, 0, 3_000_000);
+    exchange("[::1]:0", gateway6(), 0, 3_000_000);
+    exchange("127.0.0.1:0", GATEWAY, 0, 0);
+}
+
+#[test]
+fn bytes_arrive_where_frames_are_lost() {
+    exchange("127.0.0.1:0", GATEWAY, 37, 300_000);
+}
+
+#[test]
+fn each_side_may_end_first() {
+    // The guest ends; the host answers after that.
+    let (port, server) = serve("127.0.0.1:0", |mut stream| {
+        let mut got = String::new();
+        stream.read_to_string(&mut got).unwrap();
+        stream.write_all(format!("{got}, too").as_bytes()).unwrap();
+    });
+    let mut guest = Guest::new(nat(NatConfig::default()));
+    let (handle, _) = guest.connect((GATEWAY, port));
+    guest.send(handle, b"me");
+    guest.sockets.get_mut::<tcp::Socket>(handle).close();
+    assert_eq!(guest.receive_all(handle), b"me, too");
+    server.join().unwrap();
+    // The host ends; the guest goes on.
+    let (port, server) = serve("127.0.0.1:0", |mut stream| {
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut got = String::new();
+        stream.read_to_string(&mut got).unwrap();
+        assert_eq!(got, "still here");
+    });
+    let (handle, _) = guest.connect((GATEWAY, port));
+    assert_eq!(guest.receive_all(handle), b"");
+    guest.send(handle, b"still here");
+    guest.sockets.get_mut::<tcp::Socket>(handle).close();
+    guest.until("the server", |_| server.is_finished().then_some(()));
+    server.join().unwrap();
+}
+
+#[test]
+fn a_closed_port_refuses_and_a_reset_is_passed_on() {
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut guest = Guest::new(nat(NatConfig::default()));
+    assert_eq!(guest.connect((GATEWAY, closed)).1, tcp::State::Closed);
+    let (port, server) = serve("127.0.0.1:0", |mut stream| {
+        let e = stream.read(&mut [0; 8]).expect_err("a reset");
+        assert_eq!(e.kind(), std::io::ErrorKind::ConnectionReset);
+    });
+    let (handle, _) = guest.connect((GATEWAY, port));
+    guest.sockets.get_mut::<tcp::Socket>(handle).abort();
+    guest.until("the reset", |_| server.is_finished().then_some(()));
+    server.join().unwrap();
+    assert_eq!(guest.nat.counters().tcp_connections, 0);
+}
+
+#[test]
+fn a_slow_reader_stops_the_sender_and_loses_nothing() {
+    // Neither side reads for a while; what is on its way is bounded by the buffers.
+    let length = 6_000_000;
+    let (port, server) = serve("127.0.0.1:0", move |mut stream| {
+        std::thread::sleep(Duration::from_millis(300));
+        let mut got = Vec::new();
+        stream.read_to_end(&mut got).unwrap();
+        assert!(got == pattern(length));
+    });
+    let mut guest = Guest::new(nat(NatConfig::default()));
+    let (handle, _) = guest.connect((GATEWAY, port));
+    guest.send(handle, &pattern(length));
+    guest.sockets.get_mut::<tcp::Socket>(handle).close();
+    guest.until("the server", |_| server.is_finished().then_some(()));
+    server.join().unwrap();
+}
+
+#[test]
+fn a_forward_leads_to_the_guest() {
+    let forwards = vec!["0:22".parse().unwrap(), "0:53/udp".parse().unwrap()];
+    let mut guest = Guest::new(nat(NatConfig { forwards, ..NatConfig::default() }));
+    let listening: Vec<SocketAddr> = guest.nat.listening().into_iter().map(|l| l.1).collect();
+    let handle = guest.tcp();
+    guest.sockets.get_mut::<tcp::Socket>(handle).listen(22).unwrap();
+    let tcp_at = listening[0];
+    let client = std::thread::spawn(move || {
+        let mut stream = TcpStream::connect(tcp_at).unwrap();
+        stream.write_all(b"hello").unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut got = Vec::new();
+        stream.read_to_end(&mut got).unwrap();
+        got
+    });
+    assert_eq!(guest.receive_all(handle), b"hello");
+    let answer = pattern(100_000);
+    guest.send(handle, &answer);
+    guest.sockets.get_mut::<tcp::Socket>(handle).close();
+    guest.until("the client", |_| client.is_finished().then_some(()));
+    assert!(client.join().unwrap() == answer);
+
+    let buffer = || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 4], vec![0; 4096]);
+    let handle = guest.sockets.add(udp::Socket::new(buffer(), buffer()));
+    guest.sockets.get_mut::<udp::Socket>(handle).bind(53).unwrap();
+    let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
+    peer.send_to(b"question", listening[1]).unwrap();
+    guest.until("a datagram", |g| {
+        let socket = g.sockets.get_mut::<udp::Socket>(handle);
+        let (data, from) = socket.recv().ok().map(|(d, m)| (d.to_vec(), m.endpoint))?;
+        assert_eq!(data, b"question");
+        socket.send_slice(b"answer", from).unwrap();
+        Some(())
+    });
+    peer.set_nonblocking(true).unwrap();
+    let mut got = [0; 16];
+    let n = guest.until("an answer", |_| peer.recv(&mut got).ok());
+    assert_eq!(&got[..n], b"answer");
+}
+
+/// Send a datagram, get the answer.
+fn ask(guest: &mut Guest, to: (IpAddress, u16), data: &[u8]) -> Vec<u8> {
+    let buffer = || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 4], vec![0; 65_536]);
+    let handle = guest.sockets.add(udp::Socket::new(buffer(), buffer()));
+    let socket = guest.sockets.get_mut::<udp::Socket>(handle);
+    socket.bind(5000).unwrap();
+    socket.send_slice(data, IpEndpoint::from(to)).unwrap();
+    let answer = guest.until("an answer", |g| {
+        g.sockets.get_mut::<udp::Socket>(handle).recv().ok().map(|(d, _)| d.to_vec())
+    });
+    guest.sockets.remove(handle);
+    answer
+}
+
+#[test]
+fn datagrams_pass_and_come_back() {
+    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let port = server.local_addr().unwrap().port();
+    let echo = std::thread::spawn(move || {
+        let mut buffer = [0; 2048];
+        let (n, from) = server.recv_from(&mut buffer).unwrap();
+        server.send_to(&buffer[..n], from).unwrap();
+    });
+    let mut guest = Guest::new(nat(NatConfig::default()));
+    assert_eq!(ask(&mut guest, (GATEWAY, port), &pattern(1400)), pattern(1400));
+    assert_eq!(guest.nat.counters().udp_flows, 1);
+    echo.join().unwrap();
+}
+
+#[test]
+fn the_gateway_answers_echo_requests() {
+    let mut guest = Guest::new(nat(NatConfig::default()));
+    let buffer = || icmp::PacketBuffer::new(vec![icmp::PacketMetadata::EMPTY; 4], vec![0; 4096]);
+    let handle = guest.sockets.add(icmp::Socket::new(buffer(), buffer()));
+    let socket = guest.sockets.get_mut::<icmp::Socket>(handle);
+    socket.bind(icmp::Endpoint::Ident(7)).unwrap();
+    // Type, code, checksum, identifier, sequence number, data.
+    let mut message = vec![8, 0, 0, 0, 0, 7, 0, 1];
+    message.extend(b"ping");
+    let mut sum: u32 = message.chunks(2).map(|c| u32::from(c[0]) << 8 | u32::from(c[1])).sum();
+    sum = (sum & 0xffff) + (sum >> 16);
+    message[2..4].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    socket.send_slice(&message, GATEWAY).unwrap();
+    let (reply, from) = guest.until("a reply", |g| {
+        g.sockets.get_mut::<icmp::Socket>(handle).recv().ok().map(|(d, a)| (d.to_vec(), a))
+    });
+    assert_eq!((reply[0], &reply[4..], from), (0, &message[4..], GATEWAY));
+}
+
+/// A resolver that knows `allowed.test` as the given address, and a log of refusals.
+struct Judged {
+    guest: Guest,
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+impl Judged {
+    fn new(allow: &[&str], deny: &[&str], deny_by_default: bool, answer: [u8; 4]) -> Judged {
+        let resolver = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let resolvers = vec![resolver.local_addr().unwrap()];
+        // Ends with the test's process.
+        std::thread::spawn(move || {
+            let mut buffer = [0; 512];
+            while let Ok((n, from)) = resolver.recv_from(&mut buffer) {
+                let mut response = buffer[..n].to_vec();
+                response[2] |= 0x80;
+                response[7] = 1;
+                response.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+                response.extend(answer);
+                let _ = resolver.send_to(&response, from);
+            }
+        });
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let to = log.clone();
+        let sink = Box::new(move |line: &str| to.lock().unwrap().push(line.to_string()));
+        let log_to = Arc::new(RateLog::with_limit("network", 100, Duration::from_secs(1), sink));
+        let rules = |list: &[&str]| list.iter().map(|r| r.parse().unwrap()).collect();
+        let policy = Policy { deny_by_default, allow: rules(allow), deny: rules(deny) };
+        let nat = nat(NatConfig { policy, resolvers, log: log_to, ..NatConfig::default() });
+        Judged { guest: Guest::new(nat), log }
+    }
+
+    /// Response code of a query.
+    fn query(&mut self, name: &str) -> u8 {
+        let mut message = vec![1, 2, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        for label in name.split('.') {
+            message.push(label.len() as u8);
+            message.extend(label.as_bytes());
+        }
+        message.extend([0, 0, 1, 0, 1]);
+        ask(&mut self.guest, (DNS, 53), &message)[3] & 15
+    }
+
+    fn told(&self, text: &str) -> bool {
+        self.log.lock().unwrap().iter().any(|l| l.contains(text))
+    }
+}
+
+#[test]
+fn a_name_opens_its_addresses_and_no_others() {
+    // An address of no host (RFC 5737): what is allowed hangs or fails, what is refused is reset at once.
+    let mut t = Judged::new(&["*.allowed.test:80/tcp"], &[], true, [192, 0, 2, 1]);
+    let to = (IpAddress::v4(192, 0, 2, 1), 80);
+    assert_eq!(t.guest.connect(to).1, tcp::State::Closed);
+    assert!(t.told("192.0.2.1:80/tcp: no rule allows it"), "{:?}", t.log);
+    assert_eq!(t.query("other.test"), 5);
+    assert!(t.told("DNS query for other.test: no rule allows it"), "{:?}", t.log);
+    let refused = t.guest.nat.counters().refused;
+    assert_eq!(t.query("www.allowed.test"), 0);
+    let handle = t.guest.tcp();
+    let context = t.guest.interface.context();
+    t.guest.sockets.get_mut::<tcp::Socket>(handle).connect(context, to, 50_000).unwrap();
+    (0..20).for_each(|_| t.guest.step());
+    assert_eq!(t.guest.nat.counters().refused, refused, "{:?}", t.log);
+    // Another port of it stays closed.
+    assert_eq!(t.guest.connect((to.0, 81)).1, tcp::State::Closed);
+    assert_eq!(t.guest.nat.counters().refused, refused + 1);
+}
+
+#[test]
+fn what_a_rule_denies_is_told_with_the_rule() {
+    let mut t = Judged::new(&[], &["10.0.2.2:1-65535/tcp"], false, [0; 4]);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    assert_eq!(t.guest.connect((GATEWAY, port)).1, tcp::State::Closed);
+    assert!(t.told("rule 10.0.2.2:1-65535/tcp"), "{:?}", t.log);
+}
+
+#[test]
+fn after_a_reset_nothing_of_the_old_guest_is_left() {
+    use port::Port;
+    let (port, server) = serve("127.0.0.1:0", |mut stream| {
+        assert!(stream.read(&mut [0; 8]).is_err(), "the peer is told");
+    });
+    let mut guest = Guest::new(nat(NatConfig::default()));
+    guest.connect((GATEWAY, port));
+    guest.nat.reset();
+    server.join().unwrap();
+    assert_eq!(guest.nat.counters().tcp_connections, 0);
+}
