@@ -9,6 +9,7 @@ use image_store::ImageName;
 use lifecycle::{EngineChoice, Outcome};
 use vm_api::MachineName;
 
+use crate::network::NetworkArgs;
 use crate::quantity;
 
 /// A virtualization platform: virtual machines with and without hardware assist.
@@ -227,6 +228,8 @@ pub struct RunArgs {
     /// Give the guest a virtio entropy device
     #[arg(long)]
     pub rng: bool,
+    #[command(flatten)]
+    pub network: NetworkArgs,
     /// A guest write of V to this port ends the run with status (V << 1) | 1 [default port: 0xf4]
     #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "0xf4", value_parser = quantity::port)]
     pub debug_exit: Option<u16>,
@@ -555,6 +558,8 @@ mod tests {
             "strata run --cpu x86-64-v3,-avx2 --format json -- uname -a",
             "strata run --name web-1 --engine jit --perf-map --guest-symbols System.map",
             "strata run --jitdump",
+            "strata run --network nat -p 2222:22 --publish 5353:53/udp --egress *.debian.org:443/tcp --pcap x.pcap",
+            "strata run --network-deny --deny-egress 10.0.0.0/8 --no-host-loopback",
             "strata ps",
             "strata ps -q --format json",
             "strata stats",

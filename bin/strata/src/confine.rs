@@ -9,8 +9,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use board::{MachineSpec, SerialSpec};
-use sandbox::{Files, Landlock};
+use board::{MachineSpec, NetBackend, SerialSpec};
+use sandbox::{Calls, Files, Landlock};
 use vm_api::Registration;
 
 /// What an engine opens when it takes over.
@@ -23,12 +23,19 @@ pub struct Sandbox {
     landlock: Landlock,
     /// What the owner of the machine needs to its end.
     running: Files,
+    /// What its networks need.
+    calls: Calls,
 }
 
 impl Sandbox {
     /// Confine this thread, and those it starts, to the files of a machine.
     pub fn begin(spec: &MachineSpec, registration: Option<&Registration>) -> anyhow::Result<Self> {
+        let networks = || spec.nets.iter().map(|n| &n.backend);
+        let connect = networks().any(|b| matches!(b, NetBackend::Nat(_)));
+        let tap = networks().any(|b| matches!(b, NetBackend::Tap(_)));
         let running = Files {
+            // A card's thread is started by the vCPU that sets the card up, and has its rights.
+            connect,
             read: vec![MEMORY.into()],
             devices: vec![KVM.into()],
             update: registration.map(Registration::guard_path).into_iter().collect(),
@@ -44,14 +51,17 @@ impl Sandbox {
         files.read.extend(images.into_iter().flatten().cloned());
         files.make.extend(outputs);
         let landlock = sandbox::confine_files(&files).context("cannot enter the sandbox")?;
-        Ok(Sandbox { landlock, running })
+        Ok(Sandbox { landlock, running, calls: Calls { open: false, connect, tap } })
     }
 
     /// Everything is open. `opens_later`: an engine is still to be opened, for
     /// which a host without Landlock has to allow the opening of any file.
     pub fn seal(self, opens_later: bool) -> anyhow::Result<()> {
         sandbox::confine_files(&self.running)
-            .and_then(|_| sandbox::confine_calls(opens_later || self.landlock != Landlock::Absent))
+            .and_then(|_| {
+                let open = opens_later || self.landlock != Landlock::Absent;
+                sandbox::confine_calls(Calls { open, ..self.calls })
+            })
             .context("cannot enter the sandbox")
     }
 }

@@ -6,6 +6,7 @@
 //! | `run` | `strata run`: from arguments to an exit status |
 //! | `machines` | the commands that speak to running machines |
 //! | `figures` | statistics for people |
+//! | `network` | network flags |
 //! | `confine` | the sandbox of a run |
 //! | `console` | keys to the guest, escape keys |
 //! | `output` | serial output, and what is recognised in it |
@@ -27,6 +28,7 @@ mod guest;
 mod images;
 mod lockstep;
 mod machines;
+mod network;
 mod output;
 mod phases;
 mod progress;

@@ -43,11 +43,12 @@ pub fn command(args: RunArgs, start: Instant) -> anyhow::Result<u8> {
     let switches = switches(&args, virtual_time);
     spec.tsc_khz = plan.clock.as_ref().map(|c| c.tsc_khz());
     phases.mark(Phase::Engine);
+    let networks = board::open_networks(&spec).context("cannot open the network")?;
     let sandbox =
         if args.no_sandbox { None } else { Some(Sandbox::begin(&spec, socket.as_ref().map(|s| &s.0))?) };
     let guest_status = Arc::new(OnceLock::new());
     let terminal = Terminal::start()?;
-    let io = BoardIo { clock: plan.clock.clone(), ..BoardIo::new() };
+    let io = BoardIo { networks, clock: plan.clock.clone(), ..BoardIo::new() };
     let board = build(spec, io, &args, &phases, &terminal, built_in.then(|| guest_status.clone()))?;
     phases.mark(Phase::Machine);
     let vm = plan.launch(&board, Policy { reboot: !args.no_reboot }).context("cannot make the machine")?;
@@ -190,6 +191,7 @@ fn specification(args: &RunArgs) -> anyhow::Result<MachineSpec> {
     spec.debug_exit = args.debug_exit;
     spec.watchdog = args.watchdog;
     spec.rng = args.rng.then(board::RngSpec::default);
+    spec.nets = args.network.cards(args.name.as_ref().map(ToString::to_string))?;
     if !args.serial.is_empty() {
         spec.serial = args.serial.clone();
     }

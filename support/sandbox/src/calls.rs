@@ -153,24 +153,40 @@ const NONBLOCKING: u64 = 0x5421;
 /// Type byte of KVM's ioctls, in bits 15 to 8.
 const KVM: u64 = 0xae00;
 const IOCTL_TYPE: u64 = 0xff00;
+/// Bits of a socket's type without its flags.
+const SOCKET_KIND: u64 = 0xf;
 /// prctl operations: PR_SET_NAME, PR_GET_NAME, PR_SET_TIMERSLACK, PR_SET_VMA,
 /// PR_GET_AUXV, by which libraries learn the page size.
 const PRCTL: [u64; 5] = [15, 16, 29, 0x5356_4d41, 0x4155_5856];
 
+/// What a machine's threads may do beside what every machine does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Calls {
+    /// Open files, as far as [`crate::confine_files`] lets them; to be used only
+    /// where that is in force.
+    pub open: bool,
+    /// Make sockets of the Internet families and connect them: user-mode NAT.
+    pub connect: bool,
+    /// Say which offloads and queues of an open tap interface are used.
+    pub tap: bool,
+}
+
+/// `TUNSETOFFLOAD` and `TUNSETQUEUE`.
+const TAP: [u64; 2] = [0x4004_54d0, 0x4004_54d9];
+
 /// Leave every thread of the process, and those to come, only the system calls of
-/// a running machine. With `open`, files may be opened as far as
-/// [`crate::confine_files`] lets them; to be used only where that is in force.
+/// a running machine, and of what [`Calls`] adds.
 ///
 /// # Errors
 /// When the kernel has no seccomp or refuses the filter.
-pub fn confine_calls(open: bool) -> Result<(), SandboxError> {
+pub fn confine_calls(calls: Calls) -> Result<(), SandboxError> {
     // The first to be installed: later ones could not be.
     let errno = SeccompAction::Errno(c::ENOSYS as u32);
     apply_filter_all_threads(&compile(always(&[c::SYS_clone3]), SeccompAction::Allow, errno)?)?;
     let fatal = always(FATAL);
     apply_filter_all_threads(&compile(fatal, SeccompAction::Allow, SeccompAction::KillProcess)?)?;
     let refused = SeccompAction::Errno(c::EPERM as u32);
-    apply_filter_all_threads(&compile(allowed(open)?, refused, SeccompAction::Allow)?)?;
+    apply_filter_all_threads(&compile(allowed(calls)?, refused, SeccompAction::Allow)?)?;
     Ok(())
 }
 
@@ -204,10 +220,10 @@ fn rule<const N: usize>(conditions: [SeccompCondition; N]) -> Result<SeccompRule
 }
 
 /// The allow-list.
-fn allowed(open: bool) -> Result<Rules, SandboxError> {
+fn allowed(calls: Calls) -> Result<Rules, SandboxError> {
     let mut rules = always(ALLOWED);
     rules.append(&mut always(ALLOWED_HERE));
-    if open {
+    if calls.open {
         rules.append(&mut always(FILES));
         rules.append(&mut always(FILES_HERE));
     }
@@ -227,7 +243,23 @@ fn allowed(open: bool) -> Result<Rules, SandboxError> {
     for number in TERMINAL {
         controls.push(rule([is(1, number)?])?);
     }
+    if calls.tap {
+        for number in TAP {
+            controls.push(rule([is(1, number)?])?);
+        }
+    }
     rules.insert(c::SYS_ioctl, controls);
+    if calls.connect {
+        // Internet streams and datagrams; no packet, raw or netlink sockets.
+        let mut sockets = Vec::new();
+        for family in [c::AF_INET, c::AF_INET6] {
+            for kind in [c::SOCK_STREAM, c::SOCK_DGRAM] {
+                sockets.push(rule([is(0, family as u64)?, bits(1, SOCKET_KIND, kind as u64)?])?);
+            }
+        }
+        rules.insert(c::SYS_socket, sockets);
+        rules.insert(c::SYS_connect, Vec::new());
+    }
     let operations: Result<_, _> = PRCTL.iter().map(|op| rule([is(0, *op)?])).collect();
     rules.insert(c::SYS_prctl, operations?);
     Ok(rules)

@@ -25,6 +25,8 @@ pub struct Files {
     pub make: Vec<PathBuf>,
     /// Directories to remove with the files in them.
     pub remove: Vec<PathBuf>,
+    /// TCP connections may be made.
+    pub connect: bool,
 }
 
 /// How far the host's Landlock goes.
@@ -51,17 +53,19 @@ pub fn landlock() -> Landlock {
     }
 }
 
-/// Take every other file, and every TCP connection, from this thread and those
-/// it starts from now on. What is open stays open. Rights given away before do
+/// Take every other file, and TCP connections unless they are allowed, from this
+/// thread and those it starts from now on. What is open stays open. Rights given away before do
 /// not come back.
 ///
 /// # Errors
 /// When the kernel has Landlock and refuses. One that has none is told by the answer.
 pub fn confine_files(files: &Files) -> Result<Landlock, SandboxError> {
     let all = AccessFs::from_all(NEWEST);
+    // What is not handled is not taken.
+    let network = if files.connect { AccessNet::BindTcp.into() } else { AccessNet::from_all(NEWEST) };
     let mut rules = Ruleset::default()
         .handle_access(all)?
-        .handle_access(AccessNet::from_all(NEWEST))?
+        .handle_access(network)?
         .create()?
         // Inherited by set-user-ID programs otherwise; the process starts none.
         .no_new_privs(true);

@@ -12,7 +12,7 @@
 mod calls;
 mod files;
 
-pub use calls::confine_calls;
+pub use calls::{Calls, confine_calls};
 pub use files::{Files, Landlock, confine_files, landlock};
 
 /// Why a process cannot be confined.

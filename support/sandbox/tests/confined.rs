@@ -4,13 +4,14 @@
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
-use std::net::{TcpListener, UdpSocket};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus};
 
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect};
-use sandbox::{Files, Landlock, confine_calls, confine_files, landlock};
+use rustix::net::{AddressFamily, SocketType};
+use sandbox::{Calls, Files, Landlock, confine_calls, confine_files, landlock};
 
 /// Names the part that a process of this test plays.
 const PART: &str = "STRATA_SANDBOX_TEST";
@@ -36,6 +37,13 @@ fn what_is_left_and_what_is_not() {
 }
 
 #[test]
+fn what_user_mode_nat_needs_besides() {
+    let (status, text) = inside_as("connects");
+    assert!(status.success(), "{text}");
+    assert!(text.contains("tried everything"), "{text}");
+}
+
+#[test]
 fn starting_a_program_ends_the_process() {
     let (status, text) = inside_as("execve");
     assert_eq!(status.signal(), Some(31), "SIGSYS expected: {text}");
@@ -56,9 +64,14 @@ fn page(first: ProtFlags, then: Option<MprotectFlags>) -> Result<(), Errno> {
 fn inside() {
     let Ok(part) = std::env::var(PART) else { return };
     let exe = std::env::current_exe().expect("a path");
-    let confined = confine_files(&Files { read: vec![exe.clone()], ..Files::default() }).expect("confined");
+    let connect = part == "connects";
+    let files = Files { read: vec![exe.clone()], connect, ..Files::default() };
+    // Bound before, as those of port forwards are.
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let confined = confine_files(&files).expect("confined");
     assert_eq!(confined, landlock(), "what was found is what was enforced");
-    confine_calls(confined != Landlock::Absent).expect("confined");
+    let calls = Calls { open: confined != Landlock::Absent, connect, ..Calls::default() };
+    confine_calls(calls).expect("confined");
     if part == "execve" {
         panic!("not refused: {}", Command::new(exe).exec());
     }
@@ -83,6 +96,20 @@ fn inside() {
     refused("list", fs::read_dir("/etc").map(drop));
     refused("create", File::create("/tmp/strata-sandbox-test").map(drop));
     refused("link", fs::hard_link("/etc/passwd", "/tmp/strata-sandbox-test"));
+    let connected = TcpStream::connect(listener.local_addr().expect("an address"));
+    let datagrams = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None);
+    if connect {
+        listener.accept().expect("the connection arrives");
+        connected.expect("a connection");
+        datagrams.expect("a socket");
+    } else {
+        refused("connect", connected.map(drop));
+        refused("datagrams", datagrams.map(drop).map_err(Into::into));
+    }
+    let raw = rustix::net::socket(AddressFamily::INET, SocketType::RAW, Some(rustix::net::ipproto::ICMP));
+    refused("raw", raw.map(drop).map_err(Into::into));
+    let packet = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None);
+    refused("local", packet.map(drop).map_err(Into::into));
     refused("TCP", TcpListener::bind("127.0.0.1:0").map(drop));
     refused("UDP", UdpSocket::bind("127.0.0.1:0").map(drop));
     refused("fork", Command::new("true").spawn().map(drop));

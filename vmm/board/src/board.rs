@@ -98,6 +98,8 @@ pub struct Board {
 pub struct BoardIo {
     /// Outputs of the serial ports, COM1 first.
     pub serial: Vec<Box<dyn SerialOutput>>,
+    /// What carries the frames of the network cards, from [`crate::open_networks`].
+    pub networks: Vec<crate::Ports>,
     /// The clock to use in host time, where an engine needs one of its own; it
     /// must tick as the specification says. `None`: one that starts at 0.
     pub clock: Option<Clock>,
@@ -111,7 +113,7 @@ impl BoardIo {
     /// No serial ports, a new event channel.
     pub fn new() -> Self {
         let (events, event_queue) = EventQueue::new();
-        BoardIo { serial: Vec::new(), clock: None, events, event_queue }
+        BoardIo { serial: Vec::new(), networks: Vec::new(), clock: None, events, event_queue }
     }
 }
 
@@ -185,7 +187,7 @@ impl Board {
         let model = Arc::new(spec.validate()?);
         let images = Images::open(&spec.boot)?;
         let memory = memory::reserve(spec.memory, spec.more_memory(), images.firmware_size())?;
-        let BoardIo { serial, clock, events, event_queue } = io;
+        let BoardIo { serial, networks, clock, events, event_queue } = io;
         let clock = match spec.time {
             TimeSource::Host => clock.unwrap_or_else(|| Clock::host(model.tsc_khz())),
             TimeSource::Virtual => {
@@ -206,6 +208,7 @@ impl Board {
             events: events.clone(),
             memory: memory.clone(),
             serial_outputs: serial,
+            networks,
             handles: Handles::default(),
         };
         let (devices, ports, mmio) = attach_devices(&mut context)?;

@@ -19,6 +19,7 @@ use pci::{PciBus, PciBusConfig};
 use virtio_core::VirtioHandle;
 
 use crate::events::{EventPoster, MachineEvent};
+use crate::network::virtio_nets;
 use crate::power::{PanicNotifier, PowerPoster};
 use crate::spec::{MachineSpec, MachineType, WatchdogAction};
 use crate::virtio::virtio_rng;
@@ -67,6 +68,8 @@ pub(crate) struct Context<'a> {
     pub(crate) memory: GuestMemory,
     /// Outputs of the serial ports, COM1 first; taken by [`serial_ports`].
     pub(crate) serial_outputs: Vec<Box<dyn SerialOutput>>,
+    /// Ports of the network cards; taken by [`virtio_nets`].
+    pub(crate) networks: Vec<crate::Ports>,
     pub(crate) handles: Handles,
 }
 
@@ -106,6 +109,7 @@ pub(crate) const LIST: &[Make] = &[
     debug_exit,
     firmware_configuration,
     virtio_rng,
+    virtio_nets,
 ];
 
 /// First port and interrupt of COM1 to COM4.

@@ -15,6 +15,7 @@
 //! | `interrupts` | the switch between the platform's local APICs and an engine's |
 //! | `hotplug` | processors and memory that come and go |
 //! | `virtio` | virtio devices on the PCI bus |
+//! | `network` | network cards and what carries their frames |
 //! | `timers` | when devices act by themselves |
 //! | `pvclock` | the paravirtual clock |
 //! | `boot`, `memory`, `tables` | images, memory map, ACPI |
@@ -30,6 +31,7 @@ mod events;
 mod hotplug;
 mod interrupts;
 mod memory;
+mod network;
 mod pci_routes;
 mod power;
 mod pvclock;
@@ -44,6 +46,7 @@ pub use boot::{BootError, ImageError, MAX_IMAGE};
 pub use events::{EventPoster, EventQueue, MachineEvent};
 pub use hotplug::{HotplugError, Resources};
 pub use memory::{HIGH_RAM_START, LOW_RAM_LIMIT, MIN_PIECE};
+pub use network::{NatSpec, NetBackend, NetSpec, NetworkError, Ports, TapSpec, open_networks};
 pub use spec::{
     BootSpec, MAX_CPUS, MAX_MEMORY, MIN_MEMORY, MachineSpec, MachineType, RngSpec, SerialSpec, SpecError,
     TimeSource, WatchdogAction, bytes_text,

@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use crate::network::NetSpec;
 use serde::{Deserialize, Serialize};
 use x86_state::{CpuModel, CpuModelError};
 
@@ -130,6 +131,8 @@ pub struct MachineSpec {
     pub debug_exit: Option<u16>,
     /// The virtio entropy device; `None`: there is none.
     pub rng: Option<RngSpec>,
+    /// Network cards.
+    pub nets: Vec<NetSpec>,
 }
 
 impl Default for MachineSpec {
@@ -149,6 +152,7 @@ impl Default for MachineSpec {
             watchdog: Some(WatchdogAction::Reset),
             debug_exit: None,
             rng: None,
+            nets: Vec::new(),
         }
     }
 }
@@ -208,6 +212,9 @@ pub enum SpecError {
         most = crate::virtio::MAX_DEVICES
     )]
     TooManyDevices(usize),
+    /// A network in virtual time.
+    #[error("a network answers in the host's time; leave out --time virtual, or use --network none")]
+    NetworkInVirtualTime,
     /// A TSC frequency nothing could use.
     #[error("TSC frequency of {0} kHz is outside 1000 to 10000000; leave it out for the model's own")]
     TscFrequency(u32),
@@ -236,7 +243,7 @@ impl MachineSpec {
 
     /// Devices that take a slot of the PCI bus.
     pub(crate) fn virtio_devices(&self) -> usize {
-        usize::from(self.rng.is_some())
+        usize::from(self.rng.is_some()) + self.nets.len()
     }
 
     /// Judge the specification; answers the processor model it names.
@@ -278,6 +285,9 @@ impl MachineSpec {
         }
         if self.virtio_devices() > crate::virtio::MAX_DEVICES {
             return Err(SpecError::TooManyDevices(self.virtio_devices()));
+        }
+        if !self.nets.is_empty() && self.time == TimeSource::Virtual {
+            return Err(SpecError::NetworkInVirtualTime);
         }
         let model: CpuModel = self.cpu.parse()?;
         match self.tsc_khz {

@@ -1,0 +1,150 @@
+//! Network cards: what is wanted, and what carries their frames.
+
+use std::path::PathBuf;
+
+use nat::{Nat, NatConfig, NatError, Policy, PortForward};
+use port::{Capture, CaptureError, MacAddress, Port};
+use serde::{Deserialize, Serialize};
+use tap::{Tap, TapError};
+use virtio_net::VirtioNet;
+
+use crate::devices::{Attachment, Context};
+use crate::spec::MachineSpec;
+
+/// Address of the first card without one of its own, as QEMU's users know it; the
+/// next ones count on.
+const FIRST_MAC: [u8; 6] = [0x52, 0x54, 0x00, 0x12, 0x34, 0x56];
+
+/// A network card.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NetSpec {
+    /// Its Ethernet address; `None`: one by its place.
+    pub mac: Option<MacAddress>,
+    /// What carries its frames.
+    pub backend: NetBackend,
+    /// File to which all frames are written, for tcpdump.
+    pub pcap: Option<PathBuf>,
+}
+
+/// What carries the frames of a card.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetBackend {
+    /// Sockets of the process.
+    Nat(NatSpec),
+    /// An interface of the host.
+    Tap(TapSpec),
+}
+
+impl Default for NetBackend {
+    fn default() -> Self {
+        NetBackend::Nat(NatSpec::default())
+    }
+}
+
+/// User-mode NAT.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NatSpec {
+    /// Longest packet in bytes.
+    pub mtu: u16,
+    /// Name that DHCP tells the guest.
+    pub host_name: Option<String>,
+    /// Ports of the host that lead to the guest.
+    pub forwards: Vec<PortForward>,
+    /// Where the guest may connect to.
+    pub policy: Policy,
+    /// The host's loopback is behind the router's address.
+    pub host_loopback: bool,
+}
+
+impl Default for NatSpec {
+    fn default() -> Self {
+        NatSpec {
+            mtu: 1500,
+            host_name: None,
+            forwards: Vec::new(),
+            policy: Policy::default(),
+            host_loopback: true,
+        }
+    }
+}
+
+/// A tap or macvtap interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TapSpec {
+    /// Its name.
+    pub name: String,
+    /// Pairs of queues.
+    pub queues: usize,
+}
+
+/// Why a network cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// The NAT.
+    #[error(transparent)]
+    Nat(#[from] NatError),
+    /// The interface.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// The capture file.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+}
+
+/// The ports of one card, a queue pair each.
+pub type Ports = Vec<Box<dyn Port>>;
+
+fn mac(spec: &NetSpec, index: usize) -> MacAddress {
+    let [a, b, c, d, e, last] = FIRST_MAC;
+    spec.mac.unwrap_or(MacAddress([a, b, c, d, e, last.wrapping_add(index as u8)]))
+}
+
+/// Open what carries the frames of a machine's cards, for
+/// [`crate::BoardIo::networks`]. To be called before a sandbox closes: it binds
+/// ports, opens interfaces and reads the host's resolvers.
+///
+/// # Errors
+/// When the host refuses.
+pub fn open_networks(spec: &MachineSpec) -> Result<Vec<Ports>, NetworkError> {
+    spec.nets.iter().enumerate().map(|(index, net)| open(net, mac(net, index))).collect()
+}
+
+fn open(spec: &NetSpec, guest_mac: MacAddress) -> Result<Ports, NetworkError> {
+    let ports: Ports = match &spec.backend {
+        NetBackend::Nat(nat) => {
+            let NatSpec { mtu, host_name, forwards, policy, host_loopback } = nat.clone();
+            let resolvers = nat::host_resolvers();
+            let config = NatConfig {
+                guest_mac,
+                mtu,
+                host_name,
+                forwards,
+                policy,
+                host_loopback,
+                resolvers,
+                ..NatConfig::default()
+            };
+            vec![Box::new(Nat::new(config)?)]
+        }
+        NetBackend::Tap(TapSpec { name, queues }) => {
+            Tap::open(name, *queues)?.into_iter().map(|t| Box::new(t) as Box<dyn Port>).collect()
+        }
+    };
+    Ok(match &spec.pcap {
+        Some(path) => Capture::wrap(ports, path)?,
+        None => ports,
+    })
+}
+
+/// The network cards.
+pub(crate) fn virtio_nets(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
+    for (index, ports) in std::mem::take(&mut c.networks).into_iter().enumerate() {
+        if let Some(spec) = c.spec.nets.get(index).filter(|_| !ports.is_empty()) {
+            c.plug(Box::new(VirtioNet::new(mac(spec, index), ports)));
+        }
+    }
+    Vec::new()
+}
