@@ -181,6 +181,7 @@ fn index_of(linear: u64) -> u64 {
 }
 
 /// Linear page number whose entry is at `index`, sign-extended.
+#[cfg(test)]
 fn linear_of(index: u64) -> u64 {
     ((index << 28) as i64 >> 16) as u64
 }
