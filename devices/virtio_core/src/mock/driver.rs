@@ -45,8 +45,9 @@ pub struct DriverQueue {
     next_used: u16,
     available_wrap: bool,
     used_wrap: bool,
-    /// Place at the last doorbell.
-    kicked: u16,
+    /// What was added since a doorbell was last thought of: chains of a split ring,
+    /// descriptors of a packed one.
+    added: u16,
 }
 
 impl DriverQueue {
@@ -55,13 +56,14 @@ impl DriverQueue {
         (u64::from(size) * (16 + 16 * TABLE) + 10 * u64::from(size) + 64).next_multiple_of(4096)
     }
 
-    /// Lay out a queue at `base`, a multiple of 16.
+    /// Lay out an empty queue at `base`, a multiple of 16.
     pub fn new(memory: GuestMemory, base: u64, size: u16, features: u64) -> Self {
         let n = u64::from(size);
         let tables = base + 16 * n;
         let driver = tables + 16 * TABLE * n;
         let device = (driver + 6 + 2 * n).next_multiple_of(4);
         let at = QueueAddresses { descriptors: base, driver, device };
+        memory.fill(RamOffset(base), 0u8, (device + 6 + 8 * n - base) as usize);
         let mut q = DriverQueue {
             memory,
             size,
@@ -74,7 +76,7 @@ impl DriverQueue {
             next_used: 0,
             available_wrap: true,
             used_wrap: true,
-            kicked: 0,
+            added: 0,
         };
         q.wish(Wish::Next);
         q
@@ -156,6 +158,7 @@ impl DriverQueue {
         self.store(self.at.driver + 4 + 2 * slot, head);
         self.next_available = self.next_available.wrapping_add(1);
         self.store(self.at.driver + 2, self.next_available);
+        self.added = self.added.saturating_add(1);
         self.busy.insert(head, ids);
         head
     }
@@ -164,6 +167,7 @@ impl DriverQueue {
         let ids = self.free.split_off(self.free.len() - if indirect { 1 } else { list.len() });
         let id = ids[0];
         let ring: Vec<Buffer> = if indirect { vec![self.table(id, list)] } else { list.to_vec() };
+        self.added = self.added.saturating_add(ring.len() as u16);
         let mut first = None;
         for (i, &b) in ring.iter().enumerate() {
             let at = self.at.descriptors + 16 * u64::from(self.next_available);
@@ -255,7 +259,8 @@ impl DriverQueue {
                 }
             }
             (true, Wish::Never) => self.store(self.at.driver, 1u32 << 16),
-            (true, Wish::After(n)) if events => {
+            (true, Wish::Next | Wish::After(_)) if events => {
+                let n = if let Wish::After(n) = wish { n } else { 0 };
                 let index = self.next_used + n;
                 let (index, wrap) = if index >= self.size {
                     (index - self.size, !self.used_wrap)
@@ -276,28 +281,23 @@ impl DriverQueue {
     /// Whether the device asked for a doorbell for what was added since the last call.
     pub fn needs_doorbell(&mut self) -> bool {
         fence(Ordering::SeqCst);
-        let old = std::mem::replace(&mut self.kicked, self.next_available);
+        let added = std::mem::take(&mut self.added);
+        let next = self.next_available;
+        let crossed = |event: u16| next.wrapping_sub(event).wrapping_sub(1) < added;
         if !self.packed() {
             return match self.has(features::EVENT_IDX) {
-                true => {
-                    let event: u16 = self.load(self.at.device + 4 + 8 * u64::from(self.size));
-                    let added = self.next_available.wrapping_sub(old);
-                    self.next_available.wrapping_sub(event).wrapping_sub(1) < added
-                }
-                false => self.load::<u16>(self.at.device) & 1 == 0,
+                true => crossed(self.load(self.at.device + 4 + 8 * u64::from(self.size))),
+                false => added > 0 && self.load::<u16>(self.at.device) & 1 == 0,
             };
         }
         let wish: u32 = self.load(self.at.device);
         match wish >> 16 & 3 {
-            0 => true,
+            0 => added > 0,
             1 => false,
             _ => {
                 let (event, wrap) = (wish as u16 & 0x7fff, wish >> 15 & 1 != 0);
-                let base = |index: u16, same: bool| if same { index } else { index.wrapping_sub(self.size) };
-                let event = base(event, wrap == self.available_wrap);
-                let old = base(old, old <= self.next_available);
-                let added = self.next_available.wrapping_sub(old);
-                self.next_available.wrapping_sub(event).wrapping_sub(1) < added
+                // A place of the last round lies a ring's size lower.
+                crossed(if wrap == self.available_wrap { event } else { event.wrapping_sub(self.size) })
             }
         }
     }
