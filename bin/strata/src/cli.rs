@@ -230,6 +230,12 @@ pub struct RunArgs {
     pub rng: bool,
     #[command(flatten)]
     pub network: NetworkArgs,
+    /// Disk image or block device; repeat for more. Commas in PATH are doubled. Options: ro,
+    /// format=raw|qcow2 [default: by its first bytes], serial=TEXT, if=nvme|virtio [default: nvme],
+    /// cache=writeback|direct|unsafe [default: writeback], backing=on (open the files the image
+    /// says it stands on)
+    #[arg(long, value_name = "PATH[,OPTION…]", value_parser = crate::disk_option::parse)]
+    pub disk: Vec<board::DiskSpec>,
     /// A guest write of V to this port ends the run with status (V << 1) | 1 [default port: 0xf4]
     #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "0xf4", value_parser = quantity::port)]
     pub debug_exit: Option<u16>,
@@ -560,6 +566,7 @@ mod tests {
             "strata run --jitdump",
             "strata run --network nat -p 2222:22 --publish 5353:53/udp --egress *.debian.org:443/tcp --pcap x.pcap",
             "strata run --network-deny --deny-egress 10.0.0.0/8 --no-host-loopback",
+            "strata run --disk a.img --disk b.img,ro,format=raw,serial=x,if=nvme,cache=direct",
             "strata ps",
             "strata ps -q --format json",
             "strata stats",
@@ -592,6 +599,7 @@ mod tests {
             "strata run --initrd i",
             "strata run --engine xen",
             "strata run --serial tcp:1",
+            "strata run --disk a.img,rw",
             "strata run --memory lots",
             "strata run --name ../x",
             "strata run --perf-map --jitdump",

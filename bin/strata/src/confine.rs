@@ -50,6 +50,12 @@ impl Sandbox {
         let mut files = running.clone();
         files.read.extend(images.into_iter().flatten().cloned());
         files.make.extend(outputs);
+        for disk in &spec.disks {
+            files.read.extend(disk.files().map_err(board::BoardError::from)?);
+            if !disk.read_only {
+                files.update.push(disk.path.clone());
+            }
+        }
         let landlock = sandbox::confine_files(&files).context("cannot enter the sandbox")?;
         Ok(Sandbox { landlock, running, calls: Calls { open: false, connect, tap } })
     }

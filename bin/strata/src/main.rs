@@ -21,6 +21,7 @@
 mod cli;
 mod confine;
 mod console;
+mod disk_option;
 mod doctor;
 mod failure;
 mod figures;

@@ -189,6 +189,7 @@ fn specification(args: &RunArgs) -> anyhow::Result<MachineSpec> {
         Time::Virtual => TimeSource::Virtual,
     };
     spec.debug_exit = args.debug_exit;
+    spec.disks = args.disk.clone();
     spec.watchdog = args.watchdog;
     spec.rng = args.rng.then(board::RngSpec::default);
     spec.nets = args.network.cards(args.name.as_ref().map(ToString::to_string))?;

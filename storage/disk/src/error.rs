@@ -115,7 +115,7 @@ pub enum OpenError {
         /// The image.
         path: PathBuf,
         /// What was found.
-        seen: String,
+        seen: &'static str,
         /// What was asked for.
         wanted: &'static str,
         /// What to do.

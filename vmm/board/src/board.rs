@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use chipset::{ApicWiring, IoApic, IrqRouter, LocalApics, LocalApicsConfig, Pic, SerialOutput};
 use device_model::{Clock, Nanos, PortRange};
+use disk::Disk;
 use engine::{Attention, LocalInterrupts, VcpuConfig};
 use guest_memory::GuestMemory;
 use loader::{BootState, MemoryRange};
@@ -13,6 +14,7 @@ use x86_state::{CpuModel, CpuState, Feature, PhysicalBits, Topology};
 
 use crate::boot::{self, BootError, ImageError, Images};
 use crate::devices::{self, Attachment, Context, Handles, SharedDevice};
+use crate::disks::DiskSpec;
 use crate::events::{EventPoster, EventQueue};
 use crate::interrupts::LocalInterruptSwitch;
 use crate::memory;
@@ -37,6 +39,9 @@ pub enum BoardError {
     /// The host refused memory.
     #[error(transparent)]
     Memory(#[from] guest_memory::MemoryError),
+    /// A disk's image cannot be attached.
+    #[error(transparent)]
+    Disk(#[from] disk::OpenError),
     /// Two devices claim one address; a mistake in the device list or in
     /// `debug_exit`.
     #[error("devices {0} and {1} both claim address {2:#x}; move --debug-exit to a free port")]
@@ -47,7 +52,9 @@ impl BoardError {
     /// The specification or an image is at fault, not the host or Strata.
     pub fn is_input(&self) -> bool {
         match self {
-            BoardError::Spec(_) | BoardError::Image(_) | BoardError::Conflict(..) => true,
+            BoardError::Spec(_) | BoardError::Image(_) | BoardError::Disk(_) | BoardError::Conflict(..) => {
+                true
+            }
             BoardError::Boot(e) => !matches!(e, BootError::Memory(_)),
             BoardError::Memory(_) => false,
         }
@@ -80,6 +87,7 @@ pub struct Board {
     pub(crate) ports: RangeTable,
     pub(crate) mmio: RangeTable,
     pub(crate) handles: Handles,
+    disks: Vec<Arc<dyn Disk>>,
     /// Slots of the PCI configuration space, and where BARs are.
     pub(crate) pci: Option<([usize; 2], PciRoutes)>,
     pub(crate) apics: Arc<LocalApics>,
@@ -197,6 +205,7 @@ impl Board {
         let attentions: Vec<_> = (0..spec.most_cpus()).map(|_| Arc::new(Attention::new())).collect();
         events.connect(&attentions);
         let Interrupts { apics, switch, pic, ioapic } = wire_interrupts(&model, &clock, &attentions);
+        let disks = spec.disks.iter().map(DiskSpec::open).collect::<Result<Vec<_>, _>>()?;
         let mut context = Context {
             spec: &spec,
             clock: clock.clone(),
@@ -207,6 +216,8 @@ impl Board {
             power: devices::power_events(&events),
             events: events.clone(),
             memory: memory.clone(),
+            disks: disks.clone(),
+            free_pci_slot: 1,
             serial_outputs: serial,
             networks,
             handles: Handles::default(),
@@ -228,6 +239,7 @@ impl Board {
             ports,
             mmio,
             handles,
+            disks,
             pci,
             apics,
             interrupts: switch,
@@ -368,6 +380,11 @@ impl Board {
     pub(crate) fn refresh_deadline(&self, slot: usize) {
         let mut device = devices::lock(&self.devices[slot]);
         self.timers.set(slot, device.timed().and_then(|t| t.next_deadline()));
+    }
+
+    /// The disks, in the order of the specification.
+    pub fn disks(&self) -> &[Arc<dyn Disk>] {
+        &self.disks
     }
 
     /// Press and release the power button.

@@ -14,10 +14,12 @@ use chipset::{
     fw_cfg_key,
 };
 use device_model::{Clock, Device, IrqLine, MsiSink, PortRange};
+use disk::Disk;
 use guest_memory::GuestMemory;
 use pci::{PciBus, PciBusConfig};
 use virtio_core::VirtioHandle;
 
+use crate::disks::nvme_disks;
 use crate::events::{EventPoster, MachineEvent};
 use crate::network::virtio_nets;
 use crate::power::{PanicNotifier, PowerPoster};
@@ -66,6 +68,10 @@ pub(crate) struct Context<'a> {
     pub(crate) events: EventPoster,
     pub(crate) power: Arc<dyn PowerEvents>,
     pub(crate) memory: GuestMemory,
+    /// Opened disks, in the order of the specification.
+    pub(crate) disks: Vec<Arc<dyn Disk>>,
+    /// Where the next function of the PCI bus goes.
+    pub(crate) free_pci_slot: u8,
     /// Outputs of the serial ports, COM1 first; taken by [`serial_ports`].
     pub(crate) serial_outputs: Vec<Box<dyn SerialOutput>>,
     /// Ports of the network cards; taken by [`virtio_nets`].
@@ -90,6 +96,14 @@ impl Context<'_> {
     fn line(&self, gsi: u32) -> IrqLine {
         self.router.line(gsi)
     }
+
+    /// The next free slot of the PCI bus. The specification has been judged: there
+    /// is one.
+    pub(crate) fn take_pci_slot(&mut self) -> u8 {
+        let slot = self.free_pci_slot;
+        self.free_pci_slot += 1;
+        slot
+    }
 }
 
 /// A device function: makes its devices, given the slot the first one will have.
@@ -108,6 +122,7 @@ pub(crate) const LIST: &[Make] = &[
     panic_notifier,
     debug_exit,
     firmware_configuration,
+    nvme_disks,
     virtio_rng,
     virtio_nets,
 ];

@@ -9,6 +9,7 @@
 //! | --- | --- |
 //! | `spec` | the specification and its judge |
 //! | `devices` | the device list: one function a device |
+//! | `disks` | images a machine's disks are made of |
 //! | `board` | the loop over the list; state of the machine beside its vCPUs |
 //! | `bus` | routing of accesses |
 //! | `pci_routes` | where the guest has mapped BARs |
@@ -27,6 +28,7 @@ mod board;
 mod boot;
 mod bus;
 mod devices;
+mod disks;
 mod events;
 mod hotplug;
 mod interrupts;
@@ -43,6 +45,7 @@ mod virtio;
 
 pub use board::{Board, BoardError, BoardIo};
 pub use boot::{BootError, ImageError, MAX_IMAGE};
+pub use disks::{DiskInterface, DiskSpec, MAX_DISK_SERIAL, MAX_DISKS};
 pub use events::{EventPoster, EventQueue, MachineEvent};
 pub use hotplug::{HotplugError, Resources};
 pub use memory::{HIGH_RAM_START, LOW_RAM_LIMIT, MIN_PIECE};

@@ -9,6 +9,8 @@ use crate::network::NetSpec;
 use serde::{Deserialize, Serialize};
 use x86_state::{CpuModel, CpuModelError};
 
+use crate::disks::{DiskSpec, MAX_DISK_SERIAL, MAX_DISKS};
+
 /// One mebibyte.
 pub const MIB: u64 = 1 << 20;
 /// The least memory a machine has, in bytes: real-mode tests and boot code fit.
@@ -121,6 +123,8 @@ pub struct MachineSpec {
     pub boot: BootSpec,
     /// Serial ports from COM1 on.
     pub serial: Vec<SerialSpec>,
+    /// Disks, in the order of their PCI slots.
+    pub disks: Vec<DiskSpec>,
     /// Clock mode.
     pub time: TimeSource,
     /// Wall clock at power-on in virtual time, seconds since 1970 (UTC).
@@ -147,6 +151,7 @@ impl Default for MachineSpec {
             tsc_khz: None,
             boot: BootSpec::default(),
             serial: vec![SerialSpec::Stdio],
+            disks: Vec::new(),
             time: TimeSource::Host,
             epoch: 1_767_225_600,
             watchdog: Some(WatchdogAction::Reset),
@@ -203,6 +208,14 @@ pub enum SpecError {
     /// Two ports want the terminal.
     #[error("two serial ports use stdio; give one of them --serial null or --serial file:PATH")]
     TwoTerminals,
+    /// Too many disks.
+    #[error("{0} disks: a machine has at most {MAX_DISKS}; remove a --disk")]
+    Disks(usize),
+    /// A serial number no interface can tell.
+    #[error(
+        "disk serial number \"{0}\" is not 1 to {MAX_DISK_SERIAL} letters, digits and punctuation marks; use e.g. serial=data-1"
+    )]
+    DiskSerial(String),
     /// An initrd without a kernel.
     #[error("an initrd without a kernel has nothing to load it; add --kernel")]
     InitrdAlone,
@@ -242,8 +255,8 @@ impl MachineSpec {
     }
 
     /// Devices that take a slot of the PCI bus.
-    pub(crate) fn virtio_devices(&self) -> usize {
-        usize::from(self.rng.is_some()) + self.nets.len()
+    pub(crate) fn pci_devices(&self) -> usize {
+        usize::from(self.rng.is_some()) + self.nets.len() + self.disks.len()
     }
 
     /// Judge the specification; answers the processor model it names.
@@ -280,11 +293,20 @@ impl MachineSpec {
         if self.serial.iter().filter(|s| **s == SerialSpec::Stdio).count() > 1 {
             return Err(SpecError::TwoTerminals);
         }
+        if self.disks.len() > MAX_DISKS {
+            return Err(SpecError::Disks(self.disks.len()));
+        }
+        for serial in self.disks.iter().filter_map(|d| d.serial.as_ref()) {
+            let fits = (1..=MAX_DISK_SERIAL).contains(&serial.len());
+            if !fits || !serial.bytes().all(|b| b.is_ascii_graphic()) {
+                return Err(SpecError::DiskSerial(serial.clone()));
+            }
+        }
         if self.boot.initrd.is_some() && self.boot.kernel.is_none() {
             return Err(SpecError::InitrdAlone);
         }
-        if self.virtio_devices() > crate::virtio::MAX_DEVICES {
-            return Err(SpecError::TooManyDevices(self.virtio_devices()));
+        if self.pci_devices() > crate::virtio::MAX_DEVICES {
+            return Err(SpecError::TooManyDevices(self.pci_devices()));
         }
         if !self.nets.is_empty() && self.time == TimeSource::Virtual {
             return Err(SpecError::NetworkInVirtualTime);
@@ -332,6 +354,10 @@ mod tests {
         check(|s| s.boot.cmdline = "a\0b".into(), &["zero byte"]);
         check(|s| s.serial = vec![SerialSpec::Stdio; 2], &["stdio", "--serial null"]);
         check(|s| s.serial = vec![SerialSpec::Null; 5], &["5 serial"]);
+        check(|s| s.disks = vec![DiskSpec::new("x"); 17], &["17 disks", "--disk"]);
+        let serial = |t: &str| DiskSpec { serial: Some(t.into()), ..DiskSpec::new("x") };
+        check(|s| s.disks = vec![serial("a b")], &["a b", "serial=data-1"]);
+        check(|s| s.disks = vec![serial("123456789012345678901")], &["20"]);
         check(|s| s.boot.initrd = Some("x".into()), &["--kernel"]);
         check(|s| s.tsc_khz = Some(1), &["1 kHz"]);
     }

@@ -14,9 +14,8 @@ impl Context<'_> {
     /// Plug a device into the next free slot of the PCI bus. The specification has
     /// been judged: there is one.
     pub(crate) fn plug(&mut self, device: Box<dyn VirtioDevice>) {
+        let slot = self.take_pci_slot();
         let Some((_, bus)) = &self.handles.pci else { return };
-        // Slot 0 is the host bridge's.
-        let slot = self.handles.virtio.len() as u8 + 1;
         let function = VirtioPci::new(VirtioPciConfig {
             device,
             memory: self.memory.clone(),
@@ -29,7 +28,7 @@ impl Context<'_> {
     }
 }
 
-/// Devices that the bus has slots for: the host bridge takes one.
+/// Functions that the bus has slots for: the host bridge takes one.
 pub(crate) const MAX_DEVICES: usize = PCI_SLOTS as usize - 1;
 
 /// The entropy device.

@@ -1,0 +1,162 @@
+//! I/O commands on the namespace (6).
+
+use std::sync::Arc;
+
+use disk::{Disk, DiskError};
+use guest_memory::GuestMemory;
+use rate_log::RateLog;
+
+use crate::MAX_RANGES;
+use crate::command::Command;
+use crate::completion::Completion;
+use crate::prp::{self, Direction};
+use crate::spec::{NSID, NSID_ALL, Status, nvm};
+
+/// Whether a command may wait for a medium.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// No: a vCPU waits.
+    None,
+    /// Yes.
+    Full,
+}
+
+/// Force unit access, in dword 12 of a write.
+const FUA: u32 = 1 << 30;
+/// Deallocate, in dword 12 of write zeroes.
+const DEALLOCATE: u32 = 1 << 25;
+/// Attribute deallocate, in dword 11 of dataset management.
+const ATTRIBUTE_DEALLOCATE: u32 = 1 << 2;
+/// Bytes of a range of dataset management.
+const RANGE: usize = 16;
+
+/// The namespace: a disk.
+pub struct Namespace {
+    pub disk: Arc<dyn Disk>,
+    pub memory: GuestMemory,
+    log: RateLog,
+}
+
+impl Namespace {
+    pub fn new(disk: Arc<dyn Disk>, memory: GuestMemory) -> Self {
+        Namespace { disk, memory, log: RateLog::new("nvme") }
+    }
+
+    /// Execute a command. None: it would have to wait, and nothing has happened.
+    pub fn execute(&self, command: &Command, patience: Patience) -> Option<Completion> {
+        let status = match self.dispatch(command, patience) {
+            Ok(true) => Status::SUCCESS,
+            Ok(false) => return None,
+            Err(status) => status,
+        };
+        Some(Completion { cid: command.cid, status, result: 0 })
+    }
+
+    /// False: it would have to wait.
+    fn dispatch(&self, command: &Command, patience: Patience) -> Result<bool, Status> {
+        let known = matches!(
+            command.opcode,
+            nvm::FLUSH | nvm::WRITE | nvm::READ | nvm::WRITE_ZEROES | nvm::DATASET_MANAGEMENT
+        );
+        if !known {
+            return Err(Status::INVALID_OPCODE);
+        }
+        if command.unsupported {
+            return Err(Status::INVALID_FIELD);
+        }
+        let all = command.nsid == NSID_ALL && command.opcode == nvm::FLUSH;
+        if command.nsid != NSID && !all {
+            return Err(Status::INVALID_NAMESPACE);
+        }
+        if command.opcode == nvm::READ {
+            return self.read(command, patience);
+        }
+        if patience == Patience::None {
+            return Ok(false);
+        }
+        match command.opcode {
+            nvm::FLUSH => self.judge(self.disk.flush(), command)?,
+            nvm::WRITE => self.write(command)?,
+            nvm::WRITE_ZEROES => self.write_zeroes(command)?,
+            _ => self.dataset_management(command)?,
+        }
+        Ok(true)
+    }
+
+    /// First byte and bytes of a run of blocks.
+    fn range(&self, lba: u64, blocks: u64) -> Result<(u64, u64), Status> {
+        let geometry = self.disk.geometry();
+        let block = u64::from(geometry.logical_block);
+        let (offset, len) = (lba.checked_mul(block), blocks.checked_mul(block));
+        let (Some(offset), Some(len)) = (offset, len) else { return Err(Status::LBA_RANGE) };
+        geometry.check(offset, len).map_err(|_| Status::LBA_RANGE)?;
+        Ok((offset, len))
+    }
+
+    /// The status of what a disk did; what the host did wrong is logged.
+    fn judge<T>(&self, result: Result<T, DiskError>, command: &Command) -> Result<T, Status> {
+        result.map_err(|e| {
+            let status = match &e {
+                DiskError::OutOfRange { .. } | DiskError::Misaligned { .. } => Status::LBA_RANGE,
+                DiskError::ReadOnly => Status::WRITE_PROTECTED,
+                DiskError::NoSpace => Status::CAPACITY,
+                _ if command.opcode == nvm::READ => Status::READ_ERROR,
+                _ => Status::WRITE_FAULT,
+            };
+            self.log.report(|| format!("command {:#04x}: {e}", command.opcode));
+            status
+        })
+    }
+
+    fn read(&self, command: &Command, patience: Patience) -> Result<bool, Status> {
+        let (offset, len) = self.range(command.lba(), command.blocks())?;
+        let to = prp::segments(&self.memory, command, len, Direction::ToGuest)?;
+        match patience {
+            Patience::None => self.judge(self.disk.try_read_guest(offset, &self.memory, &to), command),
+            Patience::Full => {
+                self.judge(self.disk.read_guest(offset, &self.memory, &to), command)?;
+                Ok(true)
+            }
+        }
+    }
+
+    fn write(&self, command: &Command) -> Result<(), Status> {
+        let (offset, len) = self.range(command.lba(), command.blocks())?;
+        let from = prp::segments(&self.memory, command, len, Direction::FromGuest)?;
+        self.judge(self.disk.write_guest(offset, &self.memory, &from), command)?;
+        if command.dword(12) & FUA != 0 {
+            self.judge(self.disk.flush(), command)?;
+        }
+        Ok(())
+    }
+
+    fn write_zeroes(&self, command: &Command) -> Result<(), Status> {
+        let (offset, len) = self.range(command.lba(), command.blocks())?;
+        let unmap = command.dword(12) & DEALLOCATE != 0;
+        self.judge(self.disk.write_zeroes(offset, len, unmap), command)?;
+        if command.dword(12) & FUA != 0 {
+            self.judge(self.disk.flush(), command)?;
+        }
+        Ok(())
+    }
+
+    fn dataset_management(&self, command: &Command) -> Result<(), Status> {
+        let count = (command.dword(10) & 0xff) as usize + 1;
+        debug_assert!(count <= MAX_RANGES, "eight bits");
+        if self.disk.read_only() {
+            return Err(Status::WRITE_PROTECTED);
+        }
+        let bytes = prp::get(&self.memory, command, (count * RANGE) as u64)?;
+        if command.dword(11) & ATTRIBUTE_DEALLOCATE == 0 {
+            // Hints about future use.
+            return Ok(());
+        }
+        for range in bytes.as_chunks::<RANGE>().0 {
+            let [_, _, _, _, l0, l1, l2, l3, s @ ..] = *range;
+            let blocks = u32::from_le_bytes([l0, l1, l2, l3]);
+            let (offset, len) = self.range(u64::from_le_bytes(s), blocks.into())?;
+            self.judge(self.disk.discard(offset, len), command)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,199 @@
+//! An opened image.
+
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use disk::{Access, CacheMode, Disk, DiskError, Geometry, ImageFormat, ImageLock, OpenError};
+use imago::file::File;
+use imago::qcow2::Qcow2;
+use imago::raw::Raw;
+use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, Storage, StorageOpenOptions};
+
+use crate::chain::{Backing, ChainLink, backing_chain};
+
+/// The unit guests know.
+const SECTOR: u32 = 512;
+
+/// How an image is opened.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Qcow2Options {
+    /// Refuse every change.
+    pub read_only: bool,
+    /// What the host caches.
+    pub cache: CacheMode,
+    /// Whether the files it stands on may be opened.
+    pub backing: Backing,
+}
+
+type Format = FormatAccess<File>;
+
+/// A disk in a qcow2 image.
+pub struct Qcow2Disk {
+    // Static configuration.
+    read_only: bool,
+    cache: CacheMode,
+    geometry: Geometry,
+    // Runtime glue.
+    /// Shared by accesses; alone for discards, which take mappings away.
+    image: RwLock<Format>,
+    _locks: Vec<ImageLock>,
+}
+
+/// The library's error on opening.
+fn refused(path: &Path, e: &io::Error) -> OpenError {
+    OpenError::refused(path, format!("it cannot be opened: {e}; check it with: qemu-img check"))
+}
+
+fn storage(path: &Path, write: bool, direct: bool) -> Result<File, OpenError> {
+    let options = StorageOpenOptions::new().write(write).direct(direct).filename(path);
+    File::open(options).map_err(|e| OpenError::open(path, e))
+}
+
+fn open_link(
+    link: &ChainLink,
+    below: Option<Arc<Format>>,
+    write: bool,
+    direct: bool,
+) -> Result<Format, OpenError> {
+    let file = storage(&link.path, write, direct)?;
+    let gate = DenyImplicitOpenGate::default();
+    let fail = |e: io::Error| refused(&link.path, &e);
+    if link.format == ImageFormat::Raw {
+        return Ok(FormatAccess::new(Raw::builder(file).open(gate).map_err(fail)?));
+    }
+    let builder = Qcow2::<File, Arc<Format>>::builder(file).write(write).backing(below).data_file(None);
+    Ok(FormatAccess::new(builder.open(gate).map_err(fail)?))
+}
+
+impl Qcow2Disk {
+    /// Open an image with the files it stands on, and lock all of them.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open(path: &Path, options: Qcow2Options) -> Result<Self, OpenError> {
+        let Qcow2Options { read_only, cache, backing } = options;
+        let chain = backing_chain(path, !read_only, backing)?;
+        let mut locks = Vec::new();
+        let mut below = None;
+        for (depth, link) in chain.iter().enumerate().rev() {
+            let write = depth == 0 && !read_only;
+            locks.push(ImageLock::take(&link.path, if write { Access::Write } else { Access::Read })?);
+            let image = open_link(link, below.take(), write, cache == CacheMode::Direct)?;
+            below = Some(Arc::new(image));
+        }
+        let image =
+            below.and_then(Arc::into_inner).ok_or_else(|| OpenError::refused(path, "it has no parts"))?;
+        let header = chain.first().and_then(|link| link.header.clone());
+        let bits = header.map_or(16, |h| h.cluster_bits);
+        let size = image.size();
+        if size % u64::from(SECTOR) != 0 {
+            return Err(OpenError::Size { path: path.to_path_buf(), size, block: SECTOR });
+        }
+        let cluster = 1u32 << bits;
+        let geometry = Geometry {
+            size,
+            logical_block: SECTOR,
+            physical_block: 4096.min(cluster),
+            discard_unit: cluster,
+        };
+        Ok(Qcow2Disk { read_only, cache, geometry, image: RwLock::new(image), _locks: locks })
+    }
+
+    fn shared(&self) -> RwLockReadGuard<'_, Format> {
+        self.image.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn alone(&self) -> RwLockWriteGuard<'_, Format> {
+        self.image.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn check_change(&self, offset: u64, len: u64) -> Result<(), DiskError> {
+        if self.read_only {
+            return Err(DiskError::ReadOnly);
+        }
+        self.geometry.check(offset, len)
+    }
+}
+
+/// What the library says, as a disk's error.
+fn disk_error(e: io::Error) -> DiskError {
+    match e.kind() {
+        io::ErrorKind::InvalidData => DiskError::Damaged(e.to_string()),
+        _ => e.into(),
+    }
+}
+
+impl Disk for Qcow2Disk {
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn read(&self, offset: u64, to: &mut [u8]) -> Result<(), DiskError> {
+        self.geometry.check(offset, to.len() as u64)?;
+        self.shared().read(to, offset).map_err(disk_error)
+    }
+
+    fn write(&self, offset: u64, from: &[u8]) -> Result<(), DiskError> {
+        self.check_change(offset, from.len() as u64)?;
+        self.shared().write(from, offset).map_err(disk_error)
+    }
+
+    fn flush(&self) -> Result<(), DiskError> {
+        if self.read_only {
+            return Ok(());
+        }
+        let image = self.shared();
+        image.flush().map_err(disk_error)?;
+        match self.cache {
+            CacheMode::Unsafe => Ok(()),
+            _ => image.sync().map_err(disk_error),
+        }
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
+        self.check_change(offset, len)?;
+        match self.alone().discard_to_any(offset, len) {
+            // Version 2 cannot tell a hole from what is below.
+            Err(e) if e.kind() == io::ErrorKind::Unsupported => Ok(()),
+            other => other.map_err(disk_error),
+        }
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<(), DiskError> {
+        self.check_change(offset, len)?;
+        let done = if unmap {
+            self.alone().discard_to_zero(offset, len)
+        } else {
+            self.shared().write_zeroes(offset, len)
+        };
+        match done {
+            Err(e) if e.kind() == io::ErrorKind::Unsupported => self.zero_by_writing(offset, len),
+            other => other.map_err(disk_error),
+        }
+    }
+}
+
+impl Qcow2Disk {
+    fn zero_by_writing(&self, offset: u64, len: u64) -> Result<(), DiskError> {
+        let zeroes = vec![0; len.min(disk::BOUNCE as u64) as usize];
+        let mut done = 0;
+        while done < len {
+            let n = (len - done).min(zeroes.len() as u64);
+            self.write(offset + done, &zeroes[..n as usize])?;
+            done += n;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Qcow2Disk {
+    fn drop(&mut self) {
+        // What the guest flushed is durable already; an error here loses nothing promised.
+        let _ = self.flush();
+    }
+}

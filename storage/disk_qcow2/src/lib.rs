@@ -1,0 +1,17 @@
+//! Disks in qcow2 images (QEMU `docs/interop/qcow2.txt`).
+//!
+//! Tables, allocation and caches are the library `imago`'s; here an image's header
+//! is judged before that sees it ([`Header::parse`]), files it names are opened
+//! only through a gate ([`Backing`]), and its I/O becomes a [`disk::Disk`].
+//!
+//! Written metadata are ordered so that a process that ends at any moment leaves
+//! an image without contradictions; at worst clusters are allocated that nothing
+//! uses, which `qemu-img check -r leaks` gives back.
+
+mod chain;
+mod header;
+mod image;
+
+pub use chain::{Backing, ChainLink, MAX_CHAIN, backing_chain};
+pub use header::{Header, HeaderError, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, MAX_SNAPSHOTS};
+pub use image::{Qcow2Disk, Qcow2Options};

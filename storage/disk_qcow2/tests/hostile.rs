@@ -1,0 +1,100 @@
+//! Headers no tool would write.
+
+use disk_qcow2::{Header, HeaderError};
+
+/// A good version 3 header of a disk of 1 GiB, in a file of 1 MiB.
+fn good() -> Vec<u8> {
+    let mut h = vec![0; 1 << 16];
+    let mut put = |at: usize, bytes: &[u8]| h[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"QFI\xfb");
+    put(4, &3u32.to_be_bytes());
+    put(20, &16u32.to_be_bytes());
+    put(24, &(1u64 << 30).to_be_bytes());
+    put(36, &2u32.to_be_bytes());
+    put(40, &0x3_0000u64.to_be_bytes());
+    put(48, &0x1_0000u64.to_be_bytes());
+    put(56, &1u32.to_be_bytes());
+    put(96, &4u32.to_be_bytes());
+    put(100, &112u32.to_be_bytes());
+    h
+}
+
+fn parse(h: &[u8]) -> Result<Header, HeaderError> {
+    Header::parse(h, 1 << 20, true)
+}
+
+#[test]
+fn a_good_header_is_read() {
+    let header = parse(&good()).expect("a good one");
+    assert_eq!((header.version, header.cluster_bits, header.size, header.backing), (3, 16, 1 << 30, None));
+    let mut named = good();
+    named[8..16].copy_from_slice(&200u64.to_be_bytes());
+    named[16..20].copy_from_slice(&8u32.to_be_bytes());
+    named[112..120].copy_from_slice(&[0xe2, 0x79, 0x2a, 0xca, 0, 0, 0, 3]);
+    named[120..123].copy_from_slice(b"raw");
+    named[200..208].copy_from_slice(b"base.raw");
+    let backing = parse(&named).expect("a good one").backing;
+    assert_eq!(backing, Some(("base.raw".to_string(), Some("raw".to_string()))));
+}
+
+#[test]
+fn every_field_out_of_range_is_refused() {
+    // Place, bytes, a word of the message.
+    let cases: &[(usize, &[u8], &str)] = &[
+        (0, b"QFI\0", "no qcow2"),
+        (4, &[0, 0, 0, 4], "version 4"),
+        (4, &[0, 0, 0, 1], "version 1"),
+        (20, &[0, 0, 0, 8], "cluster bits"),
+        (20, &[0, 0, 0, 22], "cluster bits"),
+        (20, &[0xff; 4], "cluster bits"),
+        (24, &[0xff; 8], "disk size"),
+        (24, &[0x0f; 8], "L1 table entries"),
+        (32, &[0, 0, 0, 1], "encryption"),
+        (32, &[0, 0, 0, 9], "encryption"),
+        (36, &[0xff; 4], "L1 table entries"),
+        (36, &[0, 0, 0, 1], "L1 table entries"),
+        (36, &[0, 1, 0, 0, 0, 0, 0, 0, 0, 0x0f, 0, 0], "L1 table offset"),
+        (40, &[0, 0, 0, 0, 0, 0, 0x30, 1], "L1 table offset"),
+        (40, &[0xff; 8], "L1 table offset"),
+        (48, &[0; 8], "refcount table offset"),
+        (48, &[0, 0, 0, 0, 0, 0x10, 0, 0], "refcount table offset"),
+        (48, &[0xff; 8], "refcount table offset"),
+        (56, &[0, 0, 0, 0], "refcount table clusters"),
+        (56, &[0xff; 4], "refcount table clusters"),
+        (60, &[0xff; 4], "snapshots"),
+        (79, &[1], "dirty"),
+        (79, &[2], "corrupt"),
+        (79, &[4], "external data file"),
+        (79, &[8], "compression type"),
+        (79, &[0x10], "extended L2"),
+        (72, &[0x80], "0x8000000000000000"),
+        (96, &[0, 0, 0, 7], "refcount order"),
+        (100, &[0, 0, 0, 96], "header length"),
+        (100, &[0, 0, 0, 105], "header length"),
+        (100, &[0, 2, 0, 0], "header length"),
+        (112, &[1, 1, 1, 1, 0xff, 0xff, 0xff, 0xff], "header extension length"),
+        (8, &[0, 0, 0, 0, 0, 0, 0, 200, 0, 0, 4, 0], "backing file's name"),
+        (8, &[0, 0, 0, 0, 0, 0, 0, 200, 0, 0, 0, 0], "backing file's name"),
+        (8, &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 9], "backing file's name"),
+        (8, &[0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 9], "backing file's name"),
+    ];
+    for (at, bytes, text) in cases {
+        let mut header = good();
+        header[*at..at + bytes.len()].copy_from_slice(bytes);
+        let message = parse(&header).expect_err(text).to_string();
+        assert!(message.contains(text), "at {at}: \"{message}\" lacks \"{text}\"");
+    }
+    // Marks only keep writers out.
+    let mut dirty = good();
+    dirty[79] = 3;
+    assert!(Header::parse(&dirty, 1 << 20, false).is_ok());
+}
+
+#[test]
+fn a_header_that_ends_early_is_refused() {
+    let good = good();
+    for len in 0..112 {
+        let message = parse(&good[..len]).expect_err("cut").to_string();
+        assert!(message.contains("no qcow2") || message.contains("ends after"), "{len}: {message}");
+    }
+}
