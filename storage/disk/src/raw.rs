@@ -142,6 +142,13 @@ impl RawDisk {
         Ok(())
     }
 
+    /// Whether the host can reach these segments without a buffer between.
+    fn is_direct_to(&self, segments: &[Segment]) -> bool {
+        let unit = u64::from(self.logical_block);
+        let aligned = |s: &Segment| s.0.0 % unit == 0 && s.1 as u64 % unit == 0;
+        self.cache != CacheMode::Direct || segments.iter().all(aligned)
+    }
+
     fn punch(&self, offset: u64, len: u64) -> Result<(), Errno> {
         retry(|| {
             let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
@@ -185,6 +192,42 @@ fn direct_block(file: &File) -> u32 {
         Err(Errno::INVAL) => FILE_BLOCK,
         _ => SECTOR,
     }
+}
+
+/// Take steps over segments until all are done; a step answers how many bytes it
+/// did, at least one.
+fn whole(
+    mut offset: u64,
+    segments: &[Segment],
+    mut step: impl FnMut(u64, &[Segment]) -> Result<usize, DiskError>,
+) -> Result<(), DiskError> {
+    let mut left = total_len(segments);
+    if left == 0 {
+        return Ok(());
+    }
+    let n = step(offset, segments)? as u64;
+    (offset, left) = (offset + n, left.saturating_sub(n));
+    if left == 0 {
+        return Ok(());
+    }
+    // Rare: the call was cut short, or has more segments than it can have.
+    let mut rest = segments.to_vec();
+    let mut done = n;
+    while left > 0 {
+        while let Some(first) = rest.first_mut() {
+            let n = done.min(first.1 as u64);
+            first.0.0 += n;
+            first.1 -= n as usize;
+            done -= n;
+            if first.1 > 0 {
+                break;
+            }
+            rest.remove(0);
+        }
+        let n = step(offset, &rest)? as u64;
+        (offset, left, done) = (offset + n, left.saturating_sub(n), n);
+    }
+    Ok(())
 }
 
 fn read_at(file: &File, mut offset: u64, mut to: &mut [u8]) -> Result<(), DiskError> {
@@ -253,9 +296,42 @@ impl Disk for RawDisk {
         })
     }
 
+    fn read_guest(&self, offset: u64, memory: &GuestMemory, to: &[Segment]) -> Result<(), DiskError> {
+        self.geometry().check(offset, total_len(to))?;
+        if !self.is_direct_to(to) {
+            return bounce::read(self, offset, memory, to);
+        }
+        whole(offset, to, |at, rest| match memory.read_from(&self.file, at, rest)? {
+            // The file was cut behind our back: what is missing reads as zeroes.
+            0 => {
+                rest.iter().for_each(|s| {
+                    memory.fill::<u8>(s.0, 0, s.1);
+                });
+                Ok(total_len(rest) as usize)
+            }
+            n => Ok(n),
+        })
+    }
+
     fn write_guest(&self, offset: u64, memory: &GuestMemory, from: &[Segment]) -> Result<(), DiskError> {
         self.check_change(offset, total_len(from))?;
-        bounce::write(self, offset, memory, from)
+        if self.guards(offset) || !self.is_direct_to(from) {
+            return bounce::write(self, offset, memory, from);
+        }
+        whole(offset, from, |at, rest| match memory.write_to(&self.file, at, rest)? {
+            0 => Err(DiskError::NoSpace),
+            n => Ok(n),
+        })
+    }
+
+    fn try_read_guest(&self, offset: u64, memory: &GuestMemory, to: &[Segment]) -> Result<bool, DiskError> {
+        let len = total_len(to);
+        self.geometry().check(offset, len)?;
+        if self.cache == CacheMode::Direct {
+            return Ok(false);
+        }
+        // Not cached, in part cached, not supported: the other way tells.
+        Ok(memory.read_from_now(&self.file, offset, to).is_ok_and(|n| n as u64 == len))
     }
 
     fn flush(&self) -> Result<(), DiskError> {

@@ -19,7 +19,7 @@ use guest_memory::GuestMemory;
 use pci::{PciBus, PciBusConfig};
 use virtio_core::VirtioHandle;
 
-use crate::disks::nvme_disks;
+use crate::disks::{nvme_disks, virtio_blocks};
 use crate::events::{EventPoster, MachineEvent};
 use crate::network::virtio_nets;
 use crate::power::{PanicNotifier, PowerPoster};
@@ -123,6 +123,7 @@ pub(crate) const LIST: &[Make] = &[
     debug_exit,
     firmware_configuration,
     nvme_disks,
+    virtio_blocks,
     virtio_rng,
     virtio_nets,
 ];

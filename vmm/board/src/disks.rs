@@ -7,6 +7,7 @@ use disk::{CacheMode, Disk, ImageFormat, OpenError, RawDisk, RawOptions};
 use disk_qcow2::{Backing, Qcow2Disk, Qcow2Options};
 use nvme::{Nvme, NvmeConfig};
 use serde::{Deserialize, Serialize};
+use virtio_block::{Block, BlockConfig};
 
 use crate::devices::{Attachment, Context};
 use crate::spec::TimeSource;
@@ -120,21 +121,33 @@ impl DiskSpec {
     }
 }
 
+/// The disks of an interface, with their serial numbers.
+fn disks_of(c: &Context<'_>, interface: DiskInterface) -> Vec<(String, Arc<dyn Disk>)> {
+    let all = c.spec.disks.iter().zip(&c.disks).enumerate();
+    let wanted = all.filter(|(_, (spec, _))| spec.interface == interface);
+    wanted
+        .map(|(n, (spec, disk))| (spec.serial.clone().unwrap_or_else(|| format!("disk-{n}")), disk.clone()))
+        .collect()
+}
+
 /// A controller for each NVMe disk. They are on the bus, which the guest finds them by.
 pub(crate) fn nvme_disks(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
-    let disks: Vec<_> = c.spec.disks.iter().zip(c.disks.clone()).enumerate().collect();
-    for (n, (spec, disk)) in disks {
-        if spec.interface != DiskInterface::Nvme {
-            continue;
-        }
-        let serial = spec.serial.clone().unwrap_or_else(|| format!("disk-{n}"));
+    for (serial, disk) in disks_of(c, DiskInterface::Nvme) {
         let inline = c.spec.time == TimeSource::Virtual;
-        let config = NvmeConfig { serial, disk, inline };
-        let function = Nvme::new(config, c.memory.clone(), c.msi.clone());
+        let function = Nvme::new(NvmeConfig { serial, disk, inline }, c.memory.clone(), c.msi.clone());
         let slot = c.take_pci_slot();
         if let Some((_, bus)) = &c.handles.pci {
             bus.add(slot, 0, Box::new(function));
         }
+    }
+    Vec::new()
+}
+
+/// A device for each virtio disk, with a queue for each vCPU.
+pub(crate) fn virtio_blocks(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
+    let queues = c.spec.most_cpus().min(virtio_block::MAX_QUEUES.into()) as u16;
+    for (serial, disk) in disks_of(c, DiskInterface::Virtio) {
+        c.plug(Box::new(Block::new(BlockConfig { disk, serial, queues })));
     }
     Vec::new()
 }
