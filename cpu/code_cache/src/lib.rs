@@ -130,6 +130,24 @@ impl CodeCache {
         unsafe { self.write.as_ptr().add(at).cast::<u32>().write_unaligned(value.to_le()) };
     }
 
+    /// Replace one byte of code: an opcode.
+    ///
+    /// # Panics
+    /// As [`CodeCache::patch_u32`].
+    pub fn patch_u8(&mut self, at: u32, value: u8) {
+        let at = at as usize;
+        assert!(at < self.used, "patch at {at:#x} outside {:#x} bytes of code", self.used);
+        self.touch(at, 1);
+        // SAFETY: at < used <= size.
+        unsafe { self.write.as_ptr().add(at).write(value) };
+    }
+
+    /// Read one byte of code.
+    pub fn read_u8(&self, at: u32) -> Option<u8> {
+        // SAFETY: below used, which is at most size.
+        ((at as usize) < self.used).then(|| unsafe { self.exec.as_ptr().add(at as usize).read() })
+    }
+
     /// Read four bytes of code.
     pub fn read_u32(&self, at: u32) -> Option<u32> {
         if at as usize + 4 > self.used {

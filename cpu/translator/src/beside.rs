@@ -32,7 +32,7 @@ pub(crate) const ENTRIES: usize = 16;
 const NONE: u64 = 1;
 /// What stands between a stub's call and its payload: the start of a NOP whose
 /// displacement the payload is.
-pub(crate) const PAYLOAD_OPCODE: [u8; 3] = [0x0f, 0x1f, 0x80];
+pub(crate) const PAYLOAD_OPCODE: [u8; 3] = [0x0f, 0x1f, 0x40];
 /// Most bytes a store looks up at once.
 const WIDEST: i32 = 32;
 

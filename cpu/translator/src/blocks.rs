@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use code_cache::{CodeCache, CodeCacheError};
 
-use crate::block::{self, HostFeatures, Request, Scratch, Variant};
+use crate::block::{self, HostFeatures, Mode, Request, Scratch, Variant};
 use crate::emit::Emitter;
 use crate::id_table::IdTable;
 use crate::layout::host;
@@ -19,6 +19,9 @@ use crate::thunks::{self, Thunks};
 
 /// Most code of one vCPU, in bytes; all of it is dropped when it is full.
 const CODE_CAP: usize = 32 << 20;
+
+/// Bytes of code for which it is known which block is the first in them.
+const CODE_PAGE: u32 = 4096;
 
 /// Pages of code written before an idle vCPU lets go of the mapping it writes through:
 /// then faulting some of them in again costs little beside what was written.
@@ -78,6 +81,8 @@ pub(crate) struct Blocks {
     features: HostFeatures,
     scratch: Scratch,
     list: Vec<Block>,
+    /// The first block that begins in each page of code or behind it.
+    first_in_page: Vec<u32>,
     map: InstructionMap,
     /// Of those that straddle two pages.
     seconds: AddressMap<u32, Second>,
@@ -119,6 +124,7 @@ impl Blocks {
             features,
             scratch: Scratch::new(features),
             list: Vec::new(),
+            first_in_page: Vec::new(),
             map: InstructionMap::default(),
             seconds: AddressMap::default(),
             stubs: AddressMap::default(),
@@ -148,7 +154,7 @@ impl Blocks {
     pub fn find(&self, key: &Key) -> Option<u32> {
         let is = |id: u32| {
             let b = &self.list[id as usize];
-            !b.dead && b.key() == *key
+            !b.dead() && b.key() == *key
         };
         self.by_key.find(key.hash(), is)
     }
@@ -168,24 +174,40 @@ impl Blocks {
             + self.map.bytes()
     }
 
-    /// The four bytes after a stub's call: what it stands for.
-    pub fn payload(&self, site: u64) -> Option<u32> {
-        self.cache.read_u32(self.cache.offset_of(site)?)
+    /// The block that a stub belongs to, and the byte after the stub's call.
+    pub fn site(&self, site: u64) -> Option<(u32, u8)> {
+        let at = self.cache.offset_of(site)?;
+        Some((self.holding(at)?, self.cache.read_u8(at)?))
     }
 
     /// Cache offset behind a stub's call and payload.
     pub fn behind(&self, site: u64) -> Option<u32> {
-        Some(self.cache.offset_of(site)? + 4)
+        Some(self.cache.offset_of(site)? + 1)
+    }
+
+    /// The last block that begins at or before a cache offset.
+    fn last_before(&self, at: u32) -> Option<u32> {
+        let first = |page: usize| self.first_in_page.get(page).map(|id| *id as usize);
+        let page = (at / CODE_PAGE) as usize;
+        let from = first(page).unwrap_or(self.list.len()).saturating_sub(1);
+        let to = first(page + 1).unwrap_or(self.list.len());
+        let before = self.list.get(from..to)?.partition_point(|b| b.start <= at);
+        (from + before).checked_sub(1).map(|id| id as u32)
+    }
+
+    /// The block whose code is at a cache offset.
+    fn holding(&self, at: u32) -> Option<u32> {
+        self.last_before(at).filter(|id| at - self.get(*id).start < u32::from(self.get(*id).len))
     }
 
     /// Block and instruction at a host address within the code.
     pub fn instruction_at(&self, address: u64) -> Option<(u32, usize)> {
         let at = self.cache.offset_of(address)?;
-        let id = self.list.partition_point(|b| b.start <= at).checked_sub(1)?;
-        let b = &self.list[id];
+        let id = self.holding(at)?;
+        let b = self.get(id);
         let within = at - b.start;
         let i = self.map.of(b).take_while(|(host, _)| *host <= within).count().checked_sub(1)?;
-        (within < u32::from(b.len)).then_some((id as u32, i))
+        Some((id, i))
     }
 
     /// (host offset, guest offset) of an instruction of a block.
@@ -208,7 +230,7 @@ impl Blocks {
     /// The page of the backing that a block's last bytes are in, when its one
     /// instruction straddles two.
     pub fn second(&self, id: u32) -> Option<u32> {
-        self.get(id).straddles.then(|| self.seconds.get(&id).map(|s| s.page))?
+        self.get(id).straddles().then(|| self.seconds.get(&id).map(|s| s.page))?
     }
 
     /// Translate the block at `key` from the bytes up to its page's end. `None`: its
@@ -226,25 +248,38 @@ impl Blocks {
         let began = Instant::now();
         let id = self.list.len() as u32;
         let at = self.cache.next_offset();
+        let (by_key, list) = (&self.by_key, &self.list);
+        // Of the same page only: where others are is not known here.
+        let known = |va: u64, variant: Variant| {
+            let same_page = (va ^ key.va) >> 12 == 0;
+            let mode = Mode { variant, ..key.mode };
+            let key = Key { ram: key.ram & !0xfff | va & 0xfff, va, mode };
+            let is = |id: u32| {
+                let b = &list[id as usize];
+                !b.dead() && b.key() == key
+            };
+            let b = same_page.then(|| by_key.find(key.hash(), is)).flatten().map(|id| &list[id as usize]);
+            b.filter(|b| !b.straddles()).map(|b| (b.entry(), b.inner()))
+        };
         let t = block::translate(
             &Request {
                 bytes,
                 va: key.va,
                 at,
-                id,
-                first_link: self.links.len() as u32,
                 mode: key.mode,
                 straddling: second.map(|(_, space)| space),
                 thunks: &self.thunks,
                 strings: &self.strings,
                 system: &self.system,
                 features: &self.features,
+                known: &known,
             },
             &mut self.scratch,
         )?;
         let (first, other) = confirm(u64::from(t.guest_len))?;
         let pages = [Some(((key.ram >> 12) as u32, first)), second.map(|(page, _)| (page, other))];
-        let mut block = Block::new(&key, at, (t.entry, t.inner), t.code.len() as u16, t.guest_len)?;
+        let links = self.links.len() as u32;
+        let mut block = Block::new(&key, at, (t.entry, t.inner), links, t.code.len() as u16, t.guest_len)?;
         block.repeat_at(t.again)?;
         self.cache.append(&t.code)?;
         self.ledger.note(&Entry {
@@ -257,16 +292,18 @@ impl Blocks {
         });
         self.links.extend(t.links.iter().map(LinkRecord::new));
         if let Some((page, _)) = second {
-            block.straddles = true;
             self.seconds.insert(id, Second { page, guard: t.guard.map(|g| at + g) });
         }
         self.map.add(&mut block, &t.map);
+        while self.first_in_page.len() <= (at / CODE_PAGE) as usize {
+            self.first_in_page.push(id);
+        }
         self.list.push(block);
         self.scratch.recycle(t);
         let list = &self.list;
         let hash_of = |id: u32| {
             let b = &list[id as usize];
-            (!b.dead).then(|| b.key().hash())
+            (!b.dead()).then(|| b.key().hash())
         };
         self.by_key.insert(key.hash(), id, hash_of);
         for (page, generation) in pages.into_iter().flatten() {
@@ -296,6 +333,7 @@ impl Blocks {
     /// runs once, while a guest starts.
     pub fn drop_all(&mut self) {
         self.list = Vec::new();
+        self.first_in_page.clear();
         self.map = InstructionMap::default();
         self.seconds = AddressMap::default();
         self.stubs = AddressMap::default();
@@ -306,6 +344,11 @@ impl Blocks {
         host_sys::release_free_memory();
         self.cache.truncate(self.floor);
         self.flushes += 1;
+    }
+
+    /// Number of a block's link, by the one its stub names.
+    pub fn link(&self, id: u32, of_block: u8) -> u32 {
+        self.get(id).links + u32::from(of_block)
     }
 
     /// Where a link leads, and what the block there may take for granted.
@@ -323,7 +366,11 @@ impl Blocks {
         }
         let b = &self.list[to as usize];
         let entry = if l.forward { b.inner() } else { b.entry() };
-        self.cache.patch_u32(l.patch, entry.wrapping_sub(l.patch + 4));
+        if l.call {
+            self.put_jump(l.patch, entry);
+        } else {
+            self.cache.patch_u32(l.patch, entry.wrapping_sub(l.patch + 4));
+        }
     }
 
     /// Drop the blocks of a page: their entries lead out, whoever still jumps there.
@@ -361,10 +408,10 @@ impl Blocks {
     /// Drop one block.
     pub fn kill(&mut self, id: u32) {
         let b = &mut self.list[id as usize];
-        if b.dead {
+        if b.dead() {
             return;
         }
-        b.dead = true;
+        b.die();
         // To the attention stub at the block's start.
         let (start, entry, inner, again) = (b.start, b.entry(), b.inner(), b.again());
         self.put_jump(entry, start);
@@ -376,11 +423,8 @@ impl Blocks {
 
     /// Replace five bytes of code by JMP rel32.
     fn put_jump(&mut self, at: u32, to: u32) {
-        let distance = to.wrapping_sub(at + 5);
-        let first = u32::from_le_bytes([0xe9, distance as u8, (distance >> 8) as u8, (distance >> 16) as u8]);
-        let rest = self.cache.read_u32(at + 4).unwrap_or(0) & !0xff | distance >> 24;
-        self.cache.patch_u32(at + 4, rest);
-        self.cache.patch_u32(at, first);
+        self.cache.patch_u8(at, 0xe9);
+        self.cache.patch_u32(at + 1, to.wrapping_sub(at + 5));
     }
 
     /// Drop the blocks of pages whose generation is no longer the one they were
@@ -398,8 +442,8 @@ impl Blocks {
         match self.instruction_at(self.address(at)) {
             Some((id, i)) => self.linear(id, i),
             None => {
-                let id = self.list.partition_point(|b| b.start <= at).saturating_sub(1);
-                self.list.get(id).map_or(0, Block::va)
+                let block = self.last_before(at).map(|id| self.get(id));
+                block.map_or(0, Block::va)
             }
         }
     }

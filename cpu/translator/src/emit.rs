@@ -1,6 +1,8 @@
 //! An emitter for the few instructions that glue translated code together.
 //! Guest instructions themselves are re-encoded by iced.
 
+use crate::layout::{host, near};
+
 /// A memory operand `[base + index * 2^scale + disp]`.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Mem {
@@ -14,8 +16,12 @@ impl Mem {
     pub fn base(base: u8, disp: i32) -> Self {
         Mem { base: Some(base), disp, ..Mem::default() }
     }
+    /// A place in the shared state, by the shorter of its two ways.
     pub fn gs(disp: i32) -> Self {
-        Mem { gs: true, disp, ..Mem::default() }
+        match near(disp) {
+            Some(disp) => Mem::base(host::TABLE, disp.into()),
+            None => Mem { gs: true, disp, ..Mem::default() },
+        }
     }
     pub fn indexed(base: u8, index: u8, scale: u8) -> Self {
         Mem { base: Some(base), index: Some((index, scale)), ..Mem::default() }
@@ -197,10 +203,16 @@ impl Emitter {
     /// `prefix`: VEX.pp, which tells PEXT from PDEP.
     fn bits_gs(&mut self, prefix: u8, to: u8, from: u8, disp: i32) {
         let mut g = Gathered::default();
-        for b in [0x65, 0xc4, (!to >> 3 & 1) << 7 | 0x62, 0x80 | (!from & 15) << 3 | prefix, 0xf5] {
+        let m = Mem::gs(disp);
+        if m.gs {
+            g.byte(0x65);
+        }
+        let base = m.base.map_or(0, |b| b >> 3);
+        let registers = (!to >> 3 & 1) << 7 | (!base & 1) << 5 | 0x42;
+        for b in [0xc4, registers, 0x80 | (!from & 15) << 3 | prefix, 0xf5] {
             g.byte(b);
         }
-        g.mem_tail(to, &Mem::gs(disp));
+        g.mem_tail(to, &m);
         self.put(g);
     }
     /// JRCXZ with a displacement to fix up; returns its place.
@@ -247,6 +259,7 @@ impl Emitter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::{gpr_home, gs};
     use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
 
     fn check(emit: impl Fn(&mut Emitter), text: &str) {
@@ -279,6 +292,11 @@ mod tests {
         );
         check(|e| e.pext(1, 7, 14), "pext rcx,rdi,r14");
         check(|e| e.pext_gs(1, 9, -8), "pext rcx,r9,gs:[0FFFFFFFFFFFFFFF8h]");
+        check(|e| e.pext_gs(1, 9, gs!(page_offset_mask)), "pext rcx,r9,[r15-38h]");
+        check(|e| e.load32(1, Mem::gs(gs!(token))), "mov ecx,[r15-50h]");
+        check(|e| e.store(Mem::gs(gs!(windows) + 24), 1), "mov [r15-8],rcx");
+        check(|e| e.load(1, Mem::gs(gs!(windows) + 32)), "mov rcx,gs:[0FFFFFFFFFFFE1000h]");
+        check(|e| e.load(7, Mem::gs(gpr_home(15))), "mov rdi,[r15-58h]");
         check(|e| e.pdep_gs(1, 9, -8), "pdep rcx,r9,gs:[0FFFFFFFFFFFFFFF8h]");
         check(|e| e.store32_imm(Mem::gs(-16), 1), "mov dword ptr gs:[0FFFFFFFFFFFFFFF0h],1");
         check(|e| e.mov(8, 1), "mov r8,rcx");

@@ -7,7 +7,7 @@
 //! | RDI | an effective address (`ADDRESS`) |
 //! | RCX | scratch (`TEMP`); RCX so that JRCXZ tests it without touching flags |
 //! | R14 | the page-number mask of PEXT |
-//! | R15 | the load table |
+//! | R15 | the load table; the end of [`State`]'s first page just below it |
 //! | RSP | the call stack: host return addresses of guest calls |
 //! | GS base | the store table; [`State`] lies just below it |
 //! | flags, vector and x87 registers | the guest's own |
@@ -136,16 +136,26 @@ pub(crate) struct StringState {
 /// below every store table (the same pages, mapped there again).
 #[repr(C, align(64))]
 pub(crate) struct State {
+    _before: [u8; NEAR_START - 8 * 10],
+    /// From the eleventh on near (see [`near`]): those that no host register holds.
     pub gpr: [u64; 16],
+    /// Zero when the vCPU's attention is wanted; tested at every block entry.
+    pub token: std::sync::atomic::AtomicU32,
+    /// Number of the current address-space generation, negated, for user links.
+    pub space: u32,
+    pub fs_base: u64,
+    pub gs_base: u64,
+    pub page_offset_mask: u64,
+    pub qword_offset_mask: u64,
+    pub jump_index_mask: u64,
+    /// Host addresses of the starts of a block's windows; the first four are the last
+    /// that is near.
+    pub windows: [u64; WINDOWS],
     /// Status flags: AH as LAHF gives it, and OF.
     pub flags_ah: u8,
     pub flags_of: u8,
     pub mxcsr: u32,
     pub native_mxcsr: u32,
-    /// Zero when the vCPU's attention is wanted; tested at every block entry.
-    pub token: std::sync::atomic::AtomicU32,
-    /// Number of the current address-space generation, negated, for user links.
-    pub space: u32,
     /// `Mode::class` of the running code: tested before jumps to shared code.
     pub class: u32,
     pub exit: u32,
@@ -163,16 +173,11 @@ pub(crate) struct State {
     /// Holds a value across a second table look-up of one instruction.
     pub scratch: u64,
     pub string: StringState,
-    pub fs_base: u64,
-    pub gs_base: u64,
     pub table_load: u64,
     pub table_store: u64,
-    pub page_offset_mask: u64,
-    pub qword_offset_mask: u64,
     pub dword_offset_mask: u64,
     /// The low bits of a multiple of each power of two up to 32.
     pub alignment_masks: [u64; 6],
-    pub jump_index_mask: u64,
     /// PAUSE instructions until the thread offers its processor to others.
     pub pauses: u64,
     /// Of the number of a bit in a bit string: the element's number, the bit's in it.
@@ -180,8 +185,6 @@ pub(crate) struct State {
     pub dword_bit_mask: u64,
     pub qword_element_mask: u64,
     pub qword_bit_mask: u64,
-    /// Host addresses of the starts of a block's windows.
-    pub windows: [u64; WINDOWS],
     pub system: System,
     pub ymm: [[u64; 4]; 16],
     pub jump_cache: [u64; JUMP_CACHE],
@@ -289,6 +292,21 @@ pub(crate) const REGION: usize = 0x2_0000;
 pub(crate) const GUARD: usize = 0x2000;
 
 const _: () = assert!(size_of::<State>() <= REGION - GUARD);
+
+/// Bytes of [`State`]'s first page, which lies just below every load table too.
+pub(crate) const NEAR_PAGE: usize = 0x1000;
+/// Where the last 128 bytes of that page begin: [`Mem`](crate::emit::Mem) reaches them
+/// from the load table by displacements of one byte instead of four and a segment
+/// prefix, so what nearly every block uses is there.
+const NEAR_START: usize = NEAR_PAGE - 128;
+
+/// For a GS-relative displacement, that from the load table, if it is near.
+pub(crate) fn near(disp: i32) -> Option<i8> {
+    i8::try_from(disp.wrapping_add((REGION - NEAR_PAGE) as i32)).ok().filter(|d| *d < 0)
+}
+
+const _: () = assert!(std::mem::offset_of!(State, gpr) + 8 * 10 == NEAR_START);
+const _: () = assert!(std::mem::offset_of!(State, windows) + 8 * 4 == NEAR_PAGE);
 
 /// GS-relative displacement of a field of [`State`].
 macro_rules! gs {

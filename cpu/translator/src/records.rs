@@ -32,63 +32,83 @@ impl std::hash::Hash for Key {
 /// One translated block.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Block {
-    va: u64,
+    /// Linear address, of 48 bits, and mode.
+    place: u64,
     /// Page of the backing; the place in it is the linear address's.
     page: u32,
     /// Cache offset of the code.
     pub start: u32,
     /// Where its instructions begin in the list of all blocks'.
     map: u32,
+    /// Number of its first link.
+    pub links: u32,
     pub len: u16,
-    /// Bytes of guest code.
-    pub guest_len: u16,
-    mode: u16,
+    /// Bytes of guest code, and [`Block::DEAD`].
+    guest_len: u16,
     instructions: u8,
     /// Of the code: the entry, and what follows the entry's look at the token.
     entry: u8,
     inner: u8,
     /// Where it goes on when it repeats; 0 if at its entry.
     again: u8,
-    pub dead: bool,
-    /// The only instruction straddles two pages: see [`Second`].
-    pub straddles: bool,
 }
 
 const _: () = assert!(size_of::<Block>() == 32, "one a block");
 
 impl Block {
+    /// It is not to be entered any more.
+    const DEAD: u16 = 1 << 15;
+
+    pub fn dead(&self) -> bool {
+        self.guest_len & Self::DEAD != 0
+    }
+
+    pub fn die(&mut self) {
+        self.guest_len |= Self::DEAD;
+    }
+
+    fn guest_len(&self) -> u64 {
+        (self.guest_len & !Self::DEAD).into()
+    }
+
     /// A live block of `len` bytes at `start`; `None` if it begins with more code
     /// before its entry than a record can tell.
-    pub fn new(key: &Key, start: u32, (entry, inner): (u32, u32), len: u16, guest_len: u16) -> Option<Block> {
+    pub fn new(
+        key: &Key,
+        start: u32,
+        (entry, inner): (u32, u32),
+        links: u32,
+        len: u16,
+        guest_len: u16,
+    ) -> Option<Block> {
         debug_assert_eq!(key.ram & 0xfff, key.va & 0xfff, "one place in the page");
+        let place = key.va << 16 | u64::from(key.mode.pack());
         Some(Block {
-            va: key.va,
+            place: Some(place).filter(|p| (*p as i64) >> 16 == key.va as i64)?,
             page: u32::try_from(key.ram >> 12).ok()?,
             start,
             map: 0,
+            links,
             len,
             guest_len,
-            mode: key.mode.pack(),
             instructions: 0,
             entry: u8::try_from(entry).ok()?,
             inner: u8::try_from(inner).ok()?,
             again: 0,
-            dead: false,
-            straddles: false,
         })
     }
 
     pub fn key(&self) -> Key {
-        let ram = u64::from(self.page) << 12 | self.va & 0xfff;
-        Key { ram, va: self.va, mode: Mode::unpack(self.mode) }
+        let va = self.va();
+        Key { ram: u64::from(self.page) << 12 | va & 0xfff, va, mode: self.mode() }
     }
 
     pub fn va(&self) -> u64 {
-        self.va
+        ((self.place as i64) >> 16) as u64
     }
 
     pub fn mode(&self) -> Mode {
-        Mode::unpack(self.mode)
+        Mode::unpack(self.place as u16)
     }
 
     /// Cache offset of the entry.
@@ -113,15 +133,20 @@ impl Block {
         (self.again != 0).then(|| self.start + u32::from(self.again))
     }
 
+    /// The only instruction straddles two pages: see [`Second`].
+    pub fn straddles(&self) -> bool {
+        (self.va() & 0xfff) + self.guest_len() > 0x1000
+    }
+
     /// The lines (of 64 bytes) that this block was made from, of any of its pages, a
     /// bit each.
     pub fn lines(&self) -> u64 {
         // Few straddle: any line of either page will do.
-        if self.straddles {
+        if self.straddles() {
             return u64::MAX;
         }
-        let first = self.va & 0xfff;
-        let last = ((first + u64::from(self.guest_len)).saturating_sub(1) / 64).min(63);
+        let first = self.va() & 0xfff;
+        let last = ((first + self.guest_len()).saturating_sub(1) / 64).min(63);
         (u64::MAX >> (63 - last)) & (u64::MAX << (first / 64))
     }
 }
@@ -186,21 +211,24 @@ impl InstructionMap {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LinkRecord {
     target: u64,
-    /// Cache offset to patch, below [`LinkRecord::OFFSETS`], the variant and a flag.
+    /// Cache offset to patch, below [`LinkRecord::OFFSETS`], the variant and two flags.
     patch: u32,
     guard: u32,
 }
 
 impl LinkRecord {
     /// Cache offsets are below this.
-    const OFFSETS: u32 = 1 << 29;
-    const VARIANT: u32 = 29;
-    const FORWARD: u32 = 1 << 31;
+    const OFFSETS: u32 = 1 << 28;
+    const VARIANT: u32 = 28;
+    const FORWARD: u32 = 1 << 30;
+    const CALL: u32 = 1 << 31;
     const NO_GUARD: u32 = u32::MAX;
 
     pub fn new(l: &Link) -> Self {
         debug_assert!(l.patch < Self::OFFSETS, "the cache is smaller");
-        let flags = (l.variant as u32) << Self::VARIANT | if l.forward { Self::FORWARD } else { 0 };
+        let flag = |on: bool, flag: u32| if on { flag } else { 0 };
+        let flags =
+            (l.variant as u32) << Self::VARIANT | flag(l.forward, Self::FORWARD) | flag(l.call, Self::CALL);
         LinkRecord { target: l.target, patch: l.patch | flags, guard: l.guard.unwrap_or(Self::NO_GUARD) }
     }
 
@@ -209,6 +237,7 @@ impl LinkRecord {
             target: self.target,
             variant: Variant::unpack(self.patch >> Self::VARIANT),
             forward: self.patch & Self::FORWARD != 0,
+            call: self.patch & Self::CALL != 0,
             patch: self.patch & (Self::OFFSETS - 1),
             guard: (self.guard != Self::NO_GUARD).then_some(self.guard),
         }
@@ -221,7 +250,7 @@ mod tests {
 
     fn block(va: u64, guest_len: u16) -> Block {
         let key = Key { ram: 0x5000 | va & 0xfff, va, mode: Mode::default() };
-        Block::new(&key, 0x100, (9, 19), 200, guest_len).unwrap()
+        Block::new(&key, 0x100, (6, 12), 7, 200, guest_len).unwrap()
     }
 
     #[test]
@@ -233,8 +262,8 @@ mod tests {
             Mode { user: true, variant: Variant::Probing, longest: 64, ..Mode::default() },
         ] {
             let key = Key { ram: 0x12_3456_7abc, va: 0xffff_ffff_8100_0abc, mode };
-            let b = Block::new(&key, 0x100, (9, 19), 200, 30).unwrap();
-            assert_eq!((b.key(), b.entry(), b.inner(), b.again()), (key, 0x109, 0x113, None));
+            let b = Block::new(&key, 0x100, (6, 12), 7, 200, 30).unwrap();
+            assert_eq!((b.key(), b.entry(), b.inner(), b.again()), (key, 0x106, 0x10c, None));
         }
     }
 
@@ -243,8 +272,7 @@ mod tests {
         assert_eq!(block(0x1000, 64).lines(), 1);
         assert_eq!(block(0x103f, 2).lines(), 0b11);
         assert_eq!(block(0x1fc0, 64).lines(), 1 << 63);
-        let straddling = Block { straddles: true, ..block(0x1ffc, 10) };
-        assert_eq!(straddling.lines(), u64::MAX);
+        assert_eq!(block(0x1ffc, 10).lines(), u64::MAX);
     }
 
     #[test]
@@ -264,13 +292,13 @@ mod tests {
 
     #[test]
     fn links_are_unpacked_as_they_were() {
-        for (variant, forward, guard) in [
-            (Variant::Usual, true, None),
-            (Variant::Probing, false, Some(7)),
-            (Variant::Plain, true, Some(0)),
-            (Variant::Plain, false, Some(0)),
+        for (variant, forward, call, guard) in [
+            (Variant::Usual, true, false, None),
+            (Variant::Probing, false, false, Some(7)),
+            (Variant::Plain, true, true, Some(0)),
+            (Variant::Plain, false, true, Some(0)),
         ] {
-            let l = Link { target: u64::MAX - 4, variant, forward, patch: 0x1ff_fffb, guard };
+            let l = Link { target: u64::MAX - 4, variant, forward, patch: 0x1ff_fffb, call, guard };
             assert_eq!(format!("{:?}", LinkRecord::new(&l).link()), format!("{l:?}"));
         }
     }

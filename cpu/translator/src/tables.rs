@@ -9,10 +9,12 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap};
+use rustix::mm::{
+    Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap,
+};
 
 use crate::blocks::AddressMap;
-use crate::layout::{GUARD, REGION, State};
+use crate::layout::{GUARD, NEAR_PAGE, REGION, State};
 
 /// Pages in a 48-bit space.
 const PAGES: u64 = 1 << 36;
@@ -91,10 +93,29 @@ struct Table {
 // SAFETY: the mapping is owned and its entries are atomics.
 unsafe impl Send for Table {}
 
+/// What lies just below a table.
+#[derive(Clone, Copy)]
+enum Below<'a> {
+    Nothing,
+    /// The first page of the state.
+    Near(&'a StateMemory),
+    /// All of the state, and guard pages.
+    All(&'a StateMemory),
+}
+
+impl Below<'_> {
+    fn bytes(self) -> usize {
+        match self {
+            Below::Nothing => 0,
+            Below::Near(_) => NEAR_PAGE,
+            Below::All(_) => REGION,
+        }
+    }
+}
+
 impl Table {
-    /// A table with room for the state in front when `state` is given.
-    fn new(state: Option<&StateMemory>) -> rustix::io::Result<Self> {
-        let lead = if state.is_some() { REGION } else { 0 };
+    fn new(below: Below<'_>) -> rustix::io::Result<Self> {
+        let lead = below.bytes();
         let bytes = TABLE_BYTES + lead;
         // SAFETY: fresh mapping.
         let mapping = unsafe {
@@ -111,24 +132,19 @@ impl Table {
         // Table pages are touched sparsely: huge pages would waste memory.
         // SAFETY: the range is this mapping.
         let _ = unsafe { madvise(mapping.cast(), bytes, Advice::LinuxNoHugepage) };
-        if let Some(s) = state {
-            let flags = MapFlags::SHARED | MapFlags::FIXED;
-            // SAFETY: replaces the first pages of the mapping just made.
-            unsafe {
-                mmap(
-                    mapping.cast(),
-                    STATE_BYTES,
-                    ProtFlags::READ | ProtFlags::WRITE,
-                    flags,
-                    s.file.as_fd(),
-                    0,
-                )?;
-                mprotect(
-                    mapping.add(REGION - GUARD / 2).cast(),
-                    GUARD / 2,
-                    rustix::mm::MprotectFlags::empty(),
-                )?;
-            }
+        let (state, len) = match below {
+            Below::Nothing => return Ok(t),
+            Below::Near(s) => (s, NEAR_PAGE),
+            Below::All(s) => (s, STATE_BYTES),
+        };
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::SHARED | MapFlags::FIXED;
+        // SAFETY: replaces the first pages of the mapping just made.
+        unsafe { mmap(mapping.cast(), len, access, flags, state.file.as_fd(), 0) }?;
+        if let Below::All(_) = below {
+            let guard = REGION - GUARD / 2;
+            // SAFETY: the page lies in this mapping, below the entries.
+            unsafe { mprotect(mapping.add(guard).cast(), GUARD / 2, MprotectFlags::empty()) }?;
         }
         Ok(t)
     }
@@ -172,7 +188,7 @@ const VIEWS: usize = crate::spaces::CONTEXTS + 2;
 /// process, all views of each in use. Reserves and releases them.
 pub(crate) fn check_reservation(vcpus: usize) -> rustix::io::Result<()> {
     let tables = vcpus.saturating_mul(VIEWS * 2);
-    (0..tables).map(|_| Table::new(None)).collect::<rustix::io::Result<Vec<_>>>().map(drop)
+    (0..tables).map(|_| Table::new(Below::Nothing)).collect::<rustix::io::Result<Vec<_>>>().map(drop)
 }
 
 /// Index of a linear address's page.
@@ -261,8 +277,8 @@ impl Filled {
 impl View {
     pub fn new(state: &StateMemory) -> rustix::io::Result<Self> {
         Ok(View {
-            load: Table::new(None)?,
-            store: Table::new(Some(state))?,
+            load: Table::new(Below::Near(state))?,
+            store: Table::new(Below::All(state))?,
             global: Filled::default(),
             local: Filled::default(),
             overflow: false,

@@ -469,7 +469,7 @@ impl TranslatorVcpu {
             if r.id == Recent::FOREIGN {
                 return None;
             }
-            if !self.blocks.get(r.id).dead {
+            if !self.blocks.get(r.id).dead() {
                 return Some(r.id);
             }
         }
@@ -477,7 +477,7 @@ impl TranslatorVcpu {
             Place::Block(id) => {
                 // A straddling block checks the code mapping itself, and must be set
                 // to this one.
-                if !self.blocks.get(id).straddles {
+                if !self.blocks.get(id).straddles() {
                     self.recent[slot] = Recent { va, space, mode, id };
                 }
                 Some(id)
@@ -630,7 +630,8 @@ impl TranslatorVcpu {
     fn exited(&mut self, exit: Exit, site: u64, address: u64) -> Result<Then, EngineError> {
         match exit {
             Exit::Link => {
-                let link = self.payload(site)?;
+                let (from, number) = self.site(site)?;
+                let link = self.blocks.link(from, number);
                 let (target, variant) = self.blocks.link_target(link).ok_or_else(|| self.lost(site))?;
                 if self.ends_at.is_some() {
                     return Ok(self.counted(target));
@@ -638,7 +639,8 @@ impl TranslatorVcpu {
                 let generation = self.blocks.flushes;
                 let mode = Mode { variant, ..self.mode() };
                 let Some(id) = self.block_in(target, mode) else { return Ok(self.give_up(target)) };
-                if generation == self.blocks.flushes {
+                // A dead block's link may lie where its way out has been put.
+                if generation == self.blocks.flushes && !self.blocks.get(from).dead() {
                     let space = self.space();
                     self.blocks.connect(link, id, space);
                 }
@@ -654,8 +656,8 @@ impl TranslatorVcpu {
                 Ok(Then::Resume(self.blocks.get(id).entry()))
             }
             Exit::MissLoad | Exit::MissStore => {
-                let payload = self.payload(site)?;
-                let (id, index) = (payload >> 6, payload as usize & 63);
+                let (id, index) = self.site(site)?;
+                let index = usize::from(index);
                 if self.fill(address, exit == Exit::MissStore) {
                     return Ok(Then::Resume(self.blocks.host_offset(id, index)));
                 }
@@ -666,18 +668,18 @@ impl TranslatorVcpu {
                     self.state().pauses = PAUSES;
                     std::thread::yield_now();
                 }
-                let payload = self.payload(site)?;
+                let (id, index) = self.site(site)?;
                 let (s, cpu) = self.both();
                 if system_state::answer(s, cpu) {
                     let behind = self.blocks.behind(site).ok_or_else(|| self.lost(site))?;
                     return Ok(Then::Resume(behind));
                 }
-                Ok(self.interpret_at(payload >> 6, payload as usize & 63))
+                Ok(self.interpret_at(id, index.into()))
             }
             Exit::Attention | Exit::Stale => {
-                let id = self.payload(site)? >> 6;
-                let (va, dead) = (self.blocks.get(id).va(), self.blocks.get(id).dead);
-                let other_mapping = exit == Exit::Stale && self.blocks.get(id).straddles;
+                let (id, _) = self.site(site)?;
+                let (va, dead) = (self.blocks.get(id).va(), self.blocks.get(id).dead());
+                let other_mapping = exit == Exit::Stale && self.blocks.get(id).straddles();
                 if !dead && !other_mapping {
                     return Ok(self.give_up(va));
                 }
@@ -707,8 +709,9 @@ impl TranslatorVcpu {
         self.spaces.number() << 2 | self.mode().class()
     }
 
-    fn payload(&self, site: u64) -> Result<u32, EngineError> {
-        self.blocks.payload(site).ok_or_else(|| self.lost(site))
+    /// The block that was left, and what the stub's payload says.
+    fn site(&self, site: u64) -> Result<(u32, u8), EngineError> {
+        self.blocks.site(site).ok_or_else(|| self.lost(site))
     }
 
     fn lost(&self, site: u64) -> EngineError {

@@ -71,7 +71,11 @@ impl Found {
         i.set_segment_prefix(Register::None);
         i.set_memory_index_scale(1);
         i.set_memory_displacement64(self.disp as i64 as u64);
-        i.set_memory_displ_size(if self.disp == 0 { 0 } else { 8 });
+        i.set_memory_displ_size(match self.disp {
+            0 => 0,
+            -128..128 => 1,
+            _ => 8,
+        });
         match self.base {
             Some(b) => {
                 i.set_memory_base(Register::RAX + u32::from(b));

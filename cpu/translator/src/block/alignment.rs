@@ -241,7 +241,11 @@ impl Builder<'_> {
                 self.e.load(to, Mem::gs(gpr_home(guest)));
                 to
             });
-            self.e.pext_gs(to, from, gs!(alignment_masks) + 8 * m.of.trailing_zeros() as i32);
+            let mask = match m.of {
+                8 => gs!(qword_offset_mask),
+                of => gs!(alignment_masks) + 8 * of.trailing_zeros() as i32,
+            };
+            self.e.pext_gs(to, from, mask);
             if n > 0 {
                 self.e.lea(host::TEMP, Mem::indexed(host::TEMP, host::ADDRESS, 0));
             }
@@ -250,7 +254,7 @@ impl Builder<'_> {
             let aligned = self.e.jrcxz();
             self.leave_to_variant(self.r.va, Variant::Probing);
             let reached = self.e.land_short(aligned);
-            debug_assert!(reached, "a link within a page is fourteen bytes");
+            debug_assert!(reached, "a link within a page is short");
         }
     }
 

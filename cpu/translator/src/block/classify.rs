@@ -114,13 +114,14 @@ impl Builder<'_> {
     /// the host, and is none of those that must never run natively.
     pub(super) fn supported(&mut self, i: &mut Instruction) -> bool {
         self.without_count_instructions(i);
-        if self.is_native_system(i) {
+        let f = self.s.facts.of(i);
+        if f.system && self.is_native_system(i) {
             return true;
         }
-        if i.is_string_instruction() {
+        if f.string {
             return super::string::is_native(i);
         }
-        let (f, mode) = (self.s.facts.of(i), &self.r.mode);
+        let mode = &self.r.mode;
         // AMD processors let SHA instructions have misaligned operands, the model does not.
         let misaligned = f.sha && i.op_count() > 1 && i.op1_kind() == OpKind::Memory;
         let absent = f.x87 && !mode.x87 || f.vector && (!mode.sse || f.vex && !mode.avx);
@@ -130,6 +131,9 @@ impl Builder<'_> {
     /// TZCNT and LZCNT are BSF and BSR on a model without them.
     fn without_count_instructions(&self, i: &mut Instruction) {
         let (f, code) = (self.r.features, i.code());
+        if f.bmi && f.lzcnt {
+            return;
+        }
         let plain = match code {
             Code::Tzcnt_r16_rm16 if !f.bmi => Code::Bsf_r16_rm16,
             Code::Tzcnt_r32_rm32 if !f.bmi => Code::Bsf_r32_rm32,

@@ -3,14 +3,14 @@
 use iced_x86::{Code, ConditionCode, FlowControl, Instruction, OpKind};
 
 use super::access::gpr_number;
-use super::{Builder, Link, Next, Variant};
+use super::{Builder, Link, Next, STUB, Variant};
 use crate::emit::Mem;
 use crate::layout::{Exit, PINNED, gpr_home, gs, host};
 
 impl Builder<'_> {
     /// `None`: no control transfer. `Some(None)`: one for the interpreter.
     pub(super) fn control(&mut self, i: &Instruction) -> Option<Option<Next>> {
-        match i.flow_control() {
+        match self.s.facts.of(i).flow {
             FlowControl::Next => return None,
             FlowControl::UnconditionalBranch if i.op0_kind() == OpKind::NearBranch64 => {
                 if self.shadowed {
@@ -115,11 +115,13 @@ impl Builder<'_> {
 
     /// The exits of the conditional branches so far, behind the block's code.
     pub(super) fn branch_exits(&mut self) {
-        for (displacement, target) in std::mem::take(&mut self.branches) {
+        for n in 0..self.branches.len() {
+            let (displacement, target) = self.branches[n];
             let here = (self.e.len() - (displacement + 4)) as u32;
             self.e.code[displacement..displacement + 4].copy_from_slice(&here.to_le_bytes());
             self.leave_by(displacement, target);
         }
+        self.branches.clear();
     }
 
     /// What a displacement that leads here leaves to: if the link needs no guard,
@@ -128,11 +130,13 @@ impl Builder<'_> {
         let target = self.linear(target);
         if self.needs_guard(target) {
             self.leave_to(target);
+        } else if let Some(known) = self.known(target, self.variant_of(target)) {
+            let distance = known.wrapping_sub(self.r.at + displacement as u32 + 4);
+            self.e.code[displacement..displacement + 4].copy_from_slice(&distance.to_le_bytes());
         } else {
             let patch = self.r.at + displacement as u32;
             let (variant, forward) = (self.variant_of(target), target > self.ip);
-            self.links.push(Link { target, variant, forward, patch, guard: None });
-            self.link_stub_numbered(self.links.len() - 1);
+            self.link(Link { target, variant, forward, patch, call: false, guard: None });
         }
     }
 
@@ -158,21 +162,42 @@ impl Builder<'_> {
 
     pub(super) fn leave_to_variant(&mut self, target: u64, variant: Variant) {
         let target = self.linear(target);
-        let guard = self.needs_guard(target).then(|| {
-            let at = self.compare_mapping(0x8000_0000);
-            self.e.bytes(&[0xe3, 9]);
-            self.link_stub();
-            at
-        });
-        let patch = self.e.len() + 1;
-        // Until linked, jump to the stub right behind.
-        self.e.bytes(&[0xe9, 0, 0, 0, 0]);
-        let at = self.r.at;
-        let guard = guard.map(|g| at + g as u32);
         let forward = target > self.ip;
-        self.links.push(Link { target, variant, forward, patch: at + patch as u32, guard });
-        let number = self.links.len() - 1;
-        self.link_stub_numbered(number);
+        let here = |b: &Self| b.r.at + b.e.len() as u32;
+        if !self.needs_guard(target) {
+            if let Some(known) = self.known(target, variant) {
+                self.e.branch(&[0xe9], self.r.at, known);
+                return;
+            }
+            self.link(Link { target, variant, forward, patch: here(self), call: true, guard: None });
+            return;
+        }
+        let guard = self.r.at + self.compare_mapping(0x8000_0000) as u32;
+        self.e.bytes(&[0xe3, STUB as u8]);
+        // Until the link is made, no mapping has the number, and the jump is not reached.
+        let patch = here(self) + STUB as u32 + 1;
+        self.link(Link { target, variant, forward, patch, call: false, guard: Some(guard) });
+        self.e.bytes(&[0xe9, 0, 0, 0, 0]);
+    }
+
+    /// Where code for a link that needs no guard is already: there is no need of a stub.
+    fn known(&self, target: u64, variant: Variant) -> Option<u32> {
+        if self.single() || self.r.straddling.is_some() {
+            return None;
+        }
+        if target == self.r.va && variant == self.r.mode.variant {
+            return Some(self.r.at + self.entry);
+        }
+        let (entry, inner) = (self.r.known)(target, variant)?;
+        Some(if target > self.ip { inner } else { entry })
+    }
+
+    /// Emit the stub of a link.
+    fn link(&mut self, link: Link) {
+        let number = u8::try_from(self.links.len()).unwrap_or(u8::MAX);
+        debug_assert!(usize::from(number) == self.links.len(), "a block has few windows and branches");
+        self.links.push(link);
+        self.stub(Exit::Link, number);
     }
 
     /// TEMP = 0 if the current code mapping has this number; the offset of the
@@ -190,7 +215,7 @@ impl Builder<'_> {
     /// The offset of its number.
     pub(super) fn check_mapping(&mut self, space: u32) -> u32 {
         let at = self.compare_mapping(space);
-        self.e.bytes(&[0xe3, 9]);
+        self.e.bytes(&[0xe3, STUB as u8]);
         self.stub(Exit::Stale, 0);
         at as u32
     }
@@ -199,16 +224,6 @@ impl Builder<'_> {
     /// that is not shared.
     fn needs_guard(&self, target: u64) -> bool {
         (target ^ self.r.va) >> 12 != 0 && !self.r.mode.shares(target)
-    }
-
-    /// The stub of the link about to be pushed.
-    fn link_stub(&mut self) {
-        self.link_stub_numbered(self.links.len());
-    }
-
-    fn link_stub_numbered(&mut self, number: usize) {
-        self.e.branch(&[0xe8], self.r.at, self.r.thunks.exits[Exit::Link as usize]);
-        self.e.u32(self.r.first_link + number as u32);
     }
 
     /// Blocks of one instruction keep no call stack: nothing in them is linked.

@@ -70,7 +70,8 @@ impl Builder<'_> {
             self.now_held = self.held;
             return true;
         }
-        if i.is_stack_instruction() {
+        let facts = self.s.facts.of(i);
+        if facts.stack {
             return false;
         }
         if i.code() == Code::Pause && !self.single() {
@@ -81,7 +82,7 @@ impl Builder<'_> {
         if i.mnemonic() == Mnemonic::Lea {
             return if self.r.mode.narrow { self.narrow_lea(i) } else { self.lea(i) };
         }
-        let rewritten = if memory.is_none() { at_home(i, &self.s.facts.of(i)) } else { None };
+        let rewritten = if memory.is_none() { at_home(i, &facts) } else { None };
         let source = rewritten.as_ref().unwrap_or(i);
         let uses = self.uses(source);
         if uses.hidden {
@@ -100,7 +101,7 @@ impl Builder<'_> {
         let mut out = *source;
         if let Some(n) = memory {
             let Some(size) = access_size(i) else { return false };
-            let access = match self.s.facts.of(i).access[n as usize] {
+            let access = match facts.access[n as usize] {
                 OpAccess::Read | OpAccess::CondRead => Access::Load,
                 OpAccess::None | OpAccess::NoMemAccess => return false,
                 _ => Access::Store,

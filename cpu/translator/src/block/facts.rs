@@ -3,7 +3,7 @@
 //! several times what decoding does.
 
 use iced_x86::{
-    Code, CpuidFeature, EncodingKind, Instruction, InstructionInfoFactory, Mnemonic, OpAccess,
+    Code, CpuidFeature, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess,
     OpCodeOperandKind, OpKind, Register,
 };
 
@@ -11,6 +11,8 @@ use super::access::gpr_number;
 use super::classify::{HostFeatures, is_vector, never_native};
 use super::copy::{fixed_rcx, writes};
 use super::homes::memory_operand;
+use super::system::is_kindred;
+use super::windows::is_barrier;
 use crate::layout::PINNED;
 
 /// Most operands an instruction has.
@@ -38,6 +40,14 @@ pub(crate) struct Facts {
     pub sha: bool,
     /// The register operand that may be memory instead.
     pub memory_operand: Option<u8>,
+    pub flow: FlowControl,
+    /// PUSH, POP, calls, returns and the like.
+    pub stack: bool,
+    pub string: bool,
+    /// It may be one of those that `system` translates: see [`super::system`].
+    pub system: bool,
+    /// It may change what memory is where, or who may reach it.
+    pub barrier: bool,
 }
 
 /// Facts by opcode.
@@ -54,18 +64,21 @@ impl FactTable {
     }
 
     /// The facts about an instruction's opcode.
+    #[inline(always)]
     pub fn of(&mut self, i: &Instruction) -> Facts {
-        let n = i.code() as usize;
-        match self.known.get(n) {
+        match self.known.get(i.code() as usize) {
             Some(Some(f)) => *f,
-            _ => {
-                let f = self.work_out(i);
-                if let Some(slot) = self.known.get_mut(n) {
-                    *slot = Some(f);
-                }
-                f
-            }
+            _ => self.learn(i),
         }
+    }
+
+    #[cold]
+    fn learn(&mut self, i: &Instruction) -> Facts {
+        let f = self.work_out(i);
+        if let Some(slot) = self.known.get_mut(i.code() as usize) {
+            *slot = Some(f);
+        }
+        f
     }
 
     fn work_out(&mut self, i: &Instruction) -> Facts {
@@ -89,6 +102,11 @@ impl FactTable {
             vex: i.encoding() == EncodingKind::VEX,
             sha: i.cpuid_features().contains(&CpuidFeature::SHA),
             memory_operand: memory_operand(i.code()),
+            flow: i.flow_control(),
+            stack: i.is_stack_instruction(),
+            string: i.is_string_instruction(),
+            system: is_kindred(i.code()),
+            barrier: is_barrier(&i),
         };
         for used in info.used_registers() {
             let Some(g) = gpr_number(used.register()) else { continue };

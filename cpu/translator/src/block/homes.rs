@@ -5,7 +5,10 @@ use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpCodeOperandKind, OpKind,
 
 use super::access::gpr_number;
 use super::facts::Facts;
-use crate::layout::{PINNED, gpr_home};
+use crate::layout::{PINNED, gpr_home, near};
+
+/// The load table's register, from which the state's registers are near.
+const TABLE: Register = Register::R15;
 
 /// Which operand of an opcode may be memory as well as a register, with the same
 /// meaning.
@@ -97,11 +100,12 @@ pub(super) fn at_home(i: &Instruction, facts: &Facts) -> Option<Instruction> {
 fn put(mut out: Instruction, n: u32, register: Register) -> Option<Instruction> {
     let home = gpr_home(gpr_number(register)?);
     out.set_op_kind(n, OpKind::Memory);
-    out.set_segment_prefix(Register::GS);
-    out.set_memory_base(Register::None);
+    let near = near(home)?;
+    out.set_segment_prefix(Register::None);
+    out.set_memory_base(TABLE);
     out.set_memory_index(Register::None);
-    out.set_memory_displacement64(i64::from(home) as u64);
-    out.set_memory_displ_size(8);
+    out.set_memory_displacement64(i64::from(near) as u64);
+    out.set_memory_displ_size(1);
     Some(out)
 }
 
@@ -120,8 +124,8 @@ mod tests {
             assert!(Encoder::new(64).encode(&out, 0).is_ok(), "{out} can be encoded");
             let mut text = String::new();
             IntelFormatter::new().format(&out, &mut text);
-            let home = format!("gs:[{:X}h]", gpr_home(13) as i64);
-            text.replace("gs:[0", "gs:[").replace(&home, "R13")
+            let home = format!("[r15-{:X}h]", -i32::from(near(gpr_home(13)).unwrap()));
+            text.replace(&home, "R13")
         });
         assert_eq!(text.as_deref(), expected, "{i}");
     }

@@ -39,8 +39,11 @@ use crate::thunks::Thunks;
 pub(crate) use classify::HostFeatures;
 pub(crate) const WINDOW_SPAN: usize = windows::SPAN as usize;
 
-/// Most guest instructions in a block: what fits a site's payload.
+/// Most guest instructions in a block.
 pub(crate) const MAX_INSTRUCTIONS: usize = 64;
+
+/// Bytes of a stub: a call and one byte that says what for.
+const STUB: usize = 6;
 
 /// Conditional branches that a block goes on behind.
 const MAX_BRANCHES: usize = 3;
@@ -146,10 +149,6 @@ pub(crate) struct Request<'a> {
     pub va: u64,
     /// Cache offset the code will have.
     pub at: u32,
-    /// Number of this block.
-    pub id: u32,
-    /// Number of the first link this block makes.
-    pub first_link: u32,
     pub mode: Mode,
     /// The block is the one instruction at `va`, which ends in the next page; it is
     /// good for this code mapping.
@@ -158,6 +157,9 @@ pub(crate) struct Request<'a> {
     pub strings: &'a StringThunks,
     pub system: &'a SystemThunks,
     pub features: &'a HostFeatures,
+    /// Cache offsets of the entry, and of what follows its look at the token, of a
+    /// block that links from this one may lead to without a check.
+    pub known: &'a dyn Fn(u64, Variant) -> Option<(u32, u32)>,
 }
 
 /// An exit to a known guest address.
@@ -170,8 +172,10 @@ pub(crate) struct Link {
     /// It leads forward, so the look at the token can be left out: whatever runs in
     /// circles goes back somewhere.
     pub forward: bool,
-    /// Cache offset of the 4-byte displacement to patch.
+    /// Cache offset of the 4-byte displacement to patch, or of a stub's call that
+    /// becomes a jump.
     pub patch: u32,
+    pub call: bool,
     /// Cache offset of the address-space number to patch, for links that leave
     /// the page in user space.
     pub guard: Option<u32>,
@@ -233,9 +237,9 @@ impl PendingKind {
     /// Most bytes its stub has.
     fn len(self) -> usize {
         match self {
-            PendingKind::Miss { place, .. } => 9 + place.len(),
-            PendingKind::Beside { place, .. } => 17 + place.len(),
-            PendingKind::Plain(_) => 14,
+            PendingKind::Miss { place, .. } => STUB + place.len(),
+            PendingKind::Beside { place, .. } => 14 + place.len(),
+            PendingKind::Plain(_) => STUB,
         }
     }
 }
@@ -249,6 +253,7 @@ pub(crate) struct Scratch {
     alignment: alignment::Alignment,
     pending: Vec<Pending>,
     links: Vec<Link>,
+    branches: Vec<(usize, u64)>,
     code: Vec<u8>,
     map: Vec<(u16, u16)>,
 }
@@ -264,6 +269,7 @@ impl Scratch {
             alignment: alignment::Alignment::default(),
             pending: Vec::new(),
             links: Vec::new(),
+            branches: Vec::new(),
             code: Vec::new(),
             map: Vec::new(),
         }
@@ -291,6 +297,8 @@ struct Mark {
 struct Builder<'a> {
     r: &'a Request<'a>,
     e: Emitter,
+    /// Offset of the entry.
+    entry: u32,
     s: &'a mut Scratch,
     pending: Vec<Pending>,
     links: Vec<Link>,
@@ -336,13 +344,14 @@ fn attempt(r: &Request<'_>, s: &mut Scratch, near: bool) -> Result<Option<Transl
     let mut b = Builder {
         r,
         e: Emitter { code: std::mem::take(&mut s.code) },
+        entry: 0,
         pending: std::mem::take(&mut s.pending),
         links: std::mem::take(&mut s.links),
         plan: std::mem::take(&mut s.plan),
         alignment: std::mem::take(&mut s.alignment),
+        branches: std::mem::take(&mut s.branches),
         again: None,
         s,
-        branches: Vec::new(),
         index: 0,
         stack_aligned: false,
         shadowed: false,
@@ -409,6 +418,7 @@ fn attempt(r: &Request<'_>, s: &mut Scratch, near: bool) -> Result<Option<Transl
     b.island();
     b.branch_exits();
     b.s.pending = b.pending;
+    b.s.branches = b.branches;
     if b.out_of_reach {
         return Err(OutOfReach);
     }
@@ -432,6 +442,7 @@ impl Builder<'_> {
     /// The block's entry, and where links that lead forward go.
     fn begin(&mut self) -> (usize, usize) {
         let entry = self.e.len();
+        self.entry = entry as u32;
         if self.alignment.repeats() {
             self.check_alignment();
             self.again = Some(self.e.len());
@@ -476,7 +487,7 @@ impl Builder<'_> {
             if shadowed {
                 break;
             }
-            match i.flow_control() {
+            match self.s.facts.of(&i).flow {
                 FlowControl::Next => {}
                 FlowControl::ConditionalBranch if branches < MAX_BRANCHES => branches += 1,
                 _ => break,
@@ -511,7 +522,8 @@ impl Builder<'_> {
     fn instruction(&mut self, i: &Instruction) -> Option<Next> {
         self.ip = i.ip();
         self.held = self.now_held.take();
-        if self.is_native_system(i) {
+        let facts = self.s.facts.of(i);
+        if facts.system && self.is_native_system(i) {
             return self.system(i);
         }
         if let Some(next) = self.control(i) {
@@ -520,10 +532,12 @@ impl Builder<'_> {
         if let Some(done) = self.all_registers(i) {
             return done.map(|()| Next::Continue);
         }
-        if let Some(done) = self.stack(i) {
+        if facts.stack
+            && let Some(done) = self.stack(i)
+        {
             return done.then_some(Next::Continue);
         }
-        if self.string(i).is_some() {
+        if facts.string && self.string(i).is_some() {
             return Some(Next::Continue);
         }
         if let Some(done) = self.bit_string(i) {
@@ -532,15 +546,11 @@ impl Builder<'_> {
         self.copy(i).then_some(Next::Continue)
     }
 
-    /// `call thunk; payload`: leaves to the engine, naming block and instruction.
+    /// `call thunk; payload`: leaves to the engine, naming an instruction (of a link,
+    /// its number in the block). The engine knows the block by where the call is.
     fn stub(&mut self, exit: Exit, index: u8) {
         self.e.branch(&[0xe8], self.r.at, self.r.thunks.exits[exit as usize]);
-        self.e.u32(self.payload(index));
-    }
-
-    /// Names an instruction of this block to the engine.
-    fn payload(&self, index: u8) -> u32 {
-        self.r.id << 6 | u32::from(index)
+        self.e.bytes(&[index]);
     }
 
     /// JRCXZ to a stub emitted later, which has the operand's address in ADDRESS.
@@ -578,7 +588,7 @@ impl Builder<'_> {
                     self.address_of(place);
                     self.e.branch(&[0xe8], self.r.at, self.r.thunks.beside);
                     self.e.bytes(&crate::beside::PAYLOAD_OPCODE);
-                    self.e.u32(self.payload(index));
+                    self.e.bytes(&[index]);
                     // Back to behind the JRCXZ, with the addend in TEMP.
                     self.e.jmp_back(p.at + 1);
                 }
@@ -613,10 +623,11 @@ impl Builder<'_> {
     }
 
     /// About how much host code an instruction becomes, in bytes.
-    fn room_for(&self, i: &Instruction, index: usize) -> usize {
-        let memory = i.is_stack_instruction() || (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
+    fn room_for(&mut self, i: &Instruction, index: usize) -> usize {
+        let facts = self.s.facts.of(i);
+        let memory = facts.stack || (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
         match () {
-            () if i.is_string_instruction() || self.is_native_system(i) => 110,
+            () if facts.string || facts.system => 110,
             () if self.plan.opens(index) => 88,
             () if memory => 56,
             () => 24,

@@ -28,14 +28,13 @@ fn outcome(
         bytes,
         va,
         at: 0x1000,
-        id: 1,
-        first_link: 0,
         mode,
         thunks,
         strings,
         system: &Default::default(),
         features: &features,
         straddling: None,
+        known: &|_, _| None,
     };
     match attempt(&request, scratch, true) {
         Err(OutOfReach) => "out of reach",

@@ -148,7 +148,7 @@ impl Builder<'_> {
         let aligned = self.e.jrcxz();
         self.stub(Exit::Interpret, self.index);
         let reached = self.e.land_short(aligned);
-        debug_assert!(reached, "a stub is nine bytes");
+        debug_assert!(reached, "a stub is short");
         self.stack_aligned = true;
     }
 }

@@ -94,7 +94,7 @@ impl Builder<'_> {
         let thunk = self.r.strings.of(kind, size);
         self.e.branch(&[0xe8], self.r.at, thunk);
         self.e.bytes(&[PAYLOAD_OPCODE]);
-        self.e.u32(self.payload(self.index));
+        self.e.u32(self.index.into());
     }
 
     fn element(&mut self, kind: Kind, size: usize) -> Option<()> {

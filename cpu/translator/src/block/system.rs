@@ -41,15 +41,44 @@ enum Kindred {
     TimeStamp(Asked),
 }
 
+/// Whether [`Builder::system`] translates instructions of this opcode in some mode.
+pub(super) fn is_kindred(code: Code) -> bool {
+    use Code as C;
+    matches!(
+        code,
+        C::Syscall
+            | C::Sysretq
+            | C::Iretq
+            | C::Swapgs
+            | C::Cli
+            | C::Sti
+            | C::Cld
+            | C::Stac
+            | C::Clac
+            | C::Pushfq
+            | C::Popfq
+            | C::Mov_r64_cr
+            | C::Mov_r32m16_Sreg
+            | C::Mov_r64m16_Sreg
+            | C::Mov_rm16_Sreg
+            | C::Rdfsbase_r64
+            | C::Rdgsbase_r64
+            | C::Wrfsbase_r64
+            | C::Wrgsbase_r64
+            | C::Rdtsc
+            | C::Rdtscp
+    )
+}
+
 impl Builder<'_> {
     /// Whether [`Builder::system`] translates the instruction in the current mode.
-    pub(super) fn is_native_system(&self, i: &Instruction) -> bool {
-        self.kindred(i).is_some()
+    pub(super) fn is_native_system(&mut self, i: &Instruction) -> bool {
+        self.s.facts.of(i).system && self.kindred(i).is_some()
     }
 
     /// STI: its shadow reaches over the next instruction.
     pub(super) fn is_native_sti(&self, i: &Instruction) -> bool {
-        self.kindred(i) == Some(Kindred::Sti)
+        i.code() == Code::Sti && self.kindred(i) == Some(Kindred::Sti)
     }
 
     fn kindred(&self, i: &Instruction) -> Option<Kindred> {
@@ -179,13 +208,13 @@ impl Builder<'_> {
         self.e.store32_imm(Mem::gs(system!(asked)), asked as i32);
         self.stub(Exit::Interpret, self.index);
         let reached = self.e.land_short(done);
-        debug_assert!(reached, "a stub is nine bytes");
+        debug_assert!(reached, "a stub is short");
     }
 
     /// Call a thunk of `system_thunks`, which comes back to the engine or not at all.
     fn call_system(&mut self, thunk: u32) {
         self.e.branch(&[0xe8], self.r.at, thunk);
-        self.e.u32(self.payload(self.index));
+        self.e.bytes(&[self.index]);
     }
 
     /// Leave to the interpreter unless TEMP is zero.
@@ -193,7 +222,7 @@ impl Builder<'_> {
         let zero = self.e.jrcxz();
         self.stub(Exit::Interpret, self.index);
         let reached = self.e.land_short(zero);
-        debug_assert!(reached, "a stub is nine bytes");
+        debug_assert!(reached, "a stub is short");
     }
 
     fn interpret_if_set(&mut self, disp: i32) {
@@ -268,7 +297,7 @@ impl Builder<'_> {
 
     /// Whether an instruction behind STI leaves the block, if it does, only before it
     /// has begun or by an exit that [`Builder::end_shadow`] precedes.
-    pub(super) fn may_follow_sti(&self, i: &Instruction) -> bool {
+    pub(super) fn may_follow_sti(&mut self, i: &Instruction) -> bool {
         let leaves_once = match i.flow_control() {
             FlowControl::Next | FlowControl::UnconditionalBranch => true,
             FlowControl::Return => i.code() == Code::Retnq,

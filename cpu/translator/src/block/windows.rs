@@ -45,13 +45,11 @@ impl Origin {
         matches!(self, Origin::Registers(Some(base), None) if usize::from(base) == RSP)
     }
 
-    fn uses(self, written: u16) -> bool {
+    /// The registers it is made of, a bit each.
+    fn registers(self) -> u16 {
         match self {
-            Origin::Registers(base, index) => {
-                let of = |n: u8| written >> n & 1 != 0;
-                base.is_some_and(of) || index.is_some_and(|(n, _)| of(n))
-            }
-            Origin::Page(_) => false,
+            Origin::Registers(base, index) => base.map_or(0, |n| 1 << n) | index.map_or(0, |(n, _)| 1 << n),
+            Origin::Page(_) => 0,
         }
     }
 }
@@ -87,6 +85,8 @@ pub(super) struct Plan {
     /// Slot of each window that has been looked up.
     slots: Vec<Option<u8>>,
     slots_used: u8,
+    /// Registers that the addresses of open windows are made of.
+    watched: u16,
 }
 
 /// What an instruction does to memory, for the plan.
@@ -114,6 +114,7 @@ impl Plan {
         self.members.clear();
         self.slots.clear();
         self.slots_used = 0;
+        self.watched = 0;
     }
 
     /// Group the accesses of a block; there are no windows yet. `word`: 8, or 4 in
@@ -135,8 +136,10 @@ impl Plan {
             let stack = 1_u16 << RSP;
             let written = if by.is_some() { written | stack } else { written };
             let kept = if now.is_some() { stack } else { 0 };
-            self.close(|o| o.uses(if o.is_stack() { written & !kept } else { written }));
-            if is_barrier(i) {
+            if written & self.watched != 0 {
+                self.close(|o| o.registers() & if o.is_stack() { written & !kept } else { written } != 0);
+            }
+            if facts.barrier {
                 self.close(|_| true);
             }
         }
@@ -163,8 +166,12 @@ impl Plan {
     }
 
     fn close(&mut self, of: impl Fn(Origin) -> bool) {
-        for w in self.windows.iter_mut().filter(|w| w.open && of(w.origin)) {
-            w.open = false;
+        self.watched = 0;
+        for w in self.windows.iter_mut().filter(|w| w.open) {
+            w.open = !of(w.origin);
+            if w.open {
+                self.watched |= w.origin.registers();
+            }
         }
     }
 
@@ -192,6 +199,7 @@ impl Plan {
                 n
             }
             None => {
+                self.watched |= o.origin.registers();
                 self.windows.push(Window {
                     origin: o.origin,
                     access: o.access,
@@ -219,11 +227,7 @@ pub(super) fn operand(i: &Instruction, facts: &Facts, word: i32) -> Option<Opera
         Code::Pop_r64 | Code::Retnq | Code::Retnq_imm16 => return stack(0, Access::Load),
         _ => {}
     }
-    if i.is_stack_instruction()
-        || i.flow_control() != FlowControl::Next
-        || i.is_string_instruction()
-        || is_bit_string(i)
-    {
+    if facts.stack || facts.flow != FlowControl::Next || facts.string || is_bit_string(i) {
         return None;
     }
     let n = (0..i.op_count()).find(|n| i.op_kind(*n) == OpKind::Memory)?;
@@ -306,7 +310,7 @@ pub(super) fn written(i: &Instruction, facts: &Facts) -> u16 {
 }
 
 /// An instruction that may change what memory is where, or who may reach it.
-fn is_barrier(i: &Instruction) -> bool {
+pub(super) fn is_barrier(i: &Instruction) -> bool {
     use iced_x86::Mnemonic as M;
     i.is_privileged() || matches!(i.mnemonic(), M::Stac | M::Clac | M::Popfq | M::Popf | M::Swapgs)
 }
