@@ -93,11 +93,12 @@ impl ParavirtualClock {
     }
 
     /// `struct pvclock_vcpu_time_info`: 32 bytes. Reference point is power-on,
-    /// the same for all vCPUs.
+    /// the same for all vCPUs, whatever the TSC was then.
     fn publish(&self, address: u64) {
         let (multiplier, shift) = scale(self.clock.tsc_khz());
         let mut s = [0u8; 32];
         s[0..4].copy_from_slice(&2u32.to_le_bytes());
+        s[8..16].copy_from_slice(&self.clock.tsc_at(0).to_le_bytes());
         s[24..28].copy_from_slice(&multiplier.to_le_bytes());
         s[28] = shift as u8;
         s[29] = TSC_STABLE;
@@ -147,6 +148,22 @@ mod tests {
             }
         }
         assert_eq!(guest_nanos(123_456_789, 1_000_000), 123_456_789);
+    }
+
+    #[test]
+    fn time_counts_from_power_on_whatever_the_tsc_starts_at() {
+        for base in [0, 7_432_219_486_706] {
+            let memory = GuestMemory::flat(0x4000).unwrap();
+            let clock = Clock::host_with_tsc(2_596_130, base);
+            let pv = ParavirtualClock::new(clock.clone(), memory.clone(), 1);
+            pv.write(0, msr_index::KVM_SYSTEM_TIME, 0x2001).unwrap();
+            let mut s = [0; 32];
+            memory.load(0x2000, &mut s).unwrap();
+            let field = |at: usize| u64::from_le_bytes(s[at..at + 8].try_into().unwrap());
+            let now = 5_000_000_000;
+            let seen = field(16) + guest_nanos(clock.tsc_at(now) - field(8), clock.tsc_khz());
+            assert!(seen.abs_diff(now) < 10_000, "{seen} with a TSC that started at {base}");
+        }
     }
 
     #[test]
