@@ -1,5 +1,6 @@
 //! The network of `strata run`: from flags to the specification's cards.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -67,6 +68,9 @@ pub struct NetworkArgs {
     /// Keep the guest from the host's own services, which are at 10.0.2.2 otherwise
     #[arg(long)]
     no_host_loopback: bool,
+    /// Where the guest's DNS queries go; repeat for more [default: what /etc/resolv.conf names]
+    #[arg(long, value_name = "ADDRESS[:PORT]", value_parser = resolver)]
+    dns: Vec<SocketAddr>,
     /// Longest packet of the NAT in bytes, 1280 to 65535 [default: 1500]
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(1280..))]
     mtu: Option<u16>,
@@ -81,7 +85,8 @@ pub struct NetworkArgs {
 impl NetworkArgs {
     /// The cards of a machine with this name.
     pub fn cards(&self, name: Option<String>) -> anyhow::Result<Vec<NetSpec>> {
-        let shaped = !self.publish.is_empty() || self.has_policy() || self.mtu.is_some();
+        let shaped =
+            !self.publish.is_empty() || self.has_policy() || self.mtu.is_some() || !self.dns.is_empty();
         let implied = shaped || self.mac.is_some() || self.pcap.is_some();
         let kinds: &[Network] = match self.network.as_slice() {
             [] if implied => &[Network::Nat],
@@ -131,8 +136,16 @@ impl NetworkArgs {
                 deny: self.deny_egress.clone(),
             },
             host_loopback: !self.no_host_loopback,
+            resolvers: self.dns.clone(),
         }
     }
+}
+
+fn resolver(text: &str) -> Result<SocketAddr, String> {
+    let address = text.parse().map(|ip: IpAddr| SocketAddr::new(ip, 53));
+    address
+        .or_else(|_| text.parse())
+        .map_err(|_| "no address; write e.g. 9.9.9.9 or 127.0.0.1:5353".to_string())
 }
 
 /// An address for a card on a network with others, in QEMU's range.
@@ -180,9 +193,15 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        for line in
-            ["--network x", "--network tap:", "--network tap:a,b", "-p 22", "--egress a..b", "--mtu 100"]
-        {
+        for line in [
+            "--network x",
+            "--network tap:",
+            "--network tap:a,b",
+            "-p 22",
+            "--egress a..b",
+            "--mtu 100",
+            "--dns x",
+        ] {
             assert!(cards(line).is_err(), "{line}");
         }
         let e = cards("--network none -p 1:2").unwrap_err().to_string();

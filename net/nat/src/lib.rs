@@ -49,6 +49,29 @@ use tcp::{Around, Tcp};
 use udp::Udp;
 use wire::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IpPacket, protocol};
 
+/// Entries for fuzz targets to parsers that frames reach only through a socket.
+#[doc(hidden)]
+pub mod fuzzing {
+    /// Take bytes as every message that is parsed.
+    pub fn messages(bytes: &[u8]) {
+        let _ = crate::dns::question(bytes);
+        let _ = crate::dns::answers(bytes);
+        let _ = crate::dns::refuse(bytes);
+        let mut names = crate::names::Names::default();
+        names.learn(bytes, std::time::Instant::now());
+        let addresses = crate::Addresses::default();
+        let offered = crate::dhcp::Offered {
+            guest: addresses.guest,
+            mask: addresses.mask(),
+            gateway: addresses.gateway,
+            dns: None,
+            host_name: None,
+            mtu: 1500,
+        };
+        let _ = crate::dhcp::answer(bytes, &offered);
+    }
+}
+
 /// Ports of DHCP.
 const DHCP_SERVER: u16 = 67;
 const DHCP_CLIENT: u16 = 68;

@@ -55,6 +55,10 @@ fn dhcp_gives_the_address_and_the_rest() {
 
 /// Bytes both ways at once, each side ending in its own time.
 fn exchange(at: &str, to: IpAddress, lose_every: usize, length: usize) {
+    exchange_with(at, to, length, |g| g.wire.lose_every = lose_every);
+}
+
+fn exchange_with(at: &str, to: IpAddress, length: usize, prepare: impl FnOnce(&mut Guest)) -> Guest {
     let (port, server) = serve(at, move |stream| {
         let mut writer = stream.try_clone().unwrap();
         let sender = std::thread::spawn(move || {
@@ -67,7 +71,7 @@ fn exchange(at: &str, to: IpAddress, lose_every: usize, length: usize) {
         sender.join().unwrap();
     });
     let mut guest = Guest::new(nat(NatConfig::default()));
-    guest.wire.lose_every = lose_every;
+    prepare(&mut guest);
     let (handle, state) = guest.connect((to, port));
     assert_eq!(state, tcp::State::Established);
     let data = pattern(length);
@@ -93,6 +97,17 @@ fn exchange(at: &str, to: IpAddress, lose_every: usize, length: usize) {
     assert!(got == data, "{} bytes arrived at the guest", got.len());
     server.join().unwrap();
     guest.until("the end", |g| (g.nat.counters().tcp_connections == 0).then_some(()));
+    guest
+}
+
+#[test]
+fn long_frames_are_segments_that_a_card_can_cut() {
+    let guest = exchange_with("127.0.0.1:0", GATEWAY, 3_000_000, Guest::take_work);
+    assert!(guest.wire.longest > 20_000, "{} bytes", guest.wire.longest);
+    exchange_with("127.0.0.1:0", GATEWAY, 200_000, |g| {
+        g.take_work();
+        g.wire.lose_every = 301;
+    });
 }
 
 #[test]

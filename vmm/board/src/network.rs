@@ -1,5 +1,6 @@
 //! Network cards: what is wanted, and what carries their frames.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use nat::{Nat, NatConfig, NatError, Policy, PortForward};
@@ -57,6 +58,8 @@ pub struct NatSpec {
     pub policy: Policy,
     /// The host's loopback is behind the router's address.
     pub host_loopback: bool,
+    /// Where DNS queries go; none: the host's resolvers.
+    pub resolvers: Vec<SocketAddr>,
 }
 
 impl Default for NatSpec {
@@ -67,6 +70,7 @@ impl Default for NatSpec {
             forwards: Vec::new(),
             policy: Policy::default(),
             host_loopback: true,
+            resolvers: Vec::new(),
         }
     }
 }
@@ -115,8 +119,10 @@ pub fn open_networks(spec: &MachineSpec) -> Result<Vec<Ports>, NetworkError> {
 fn open(spec: &NetSpec, guest_mac: MacAddress) -> Result<Ports, NetworkError> {
     let ports: Ports = match &spec.backend {
         NetBackend::Nat(nat) => {
-            let NatSpec { mtu, host_name, forwards, policy, host_loopback } = nat.clone();
-            let resolvers = nat::host_resolvers();
+            let NatSpec { mtu, host_name, forwards, policy, host_loopback, mut resolvers } = nat.clone();
+            if resolvers.is_empty() {
+                resolvers = nat::host_resolvers();
+            }
             let config = NatConfig {
                 guest_mac,
                 mtu,

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant as Clock};
 
 use nat::Nat;
-use port::{FrameSink, Offload, Port};
+use port::{Checksum, FrameSink, Offload, Offloads, Port, SegmentKind, Segments};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp;
@@ -21,6 +21,10 @@ pub struct Wire {
     to_guest: VecDeque<Vec<u8>>,
     from_guest: VecDeque<Vec<u8>>,
     pub lose_every: usize,
+    /// The guest takes checksums and segmentation over.
+    pub takes: bool,
+    /// Longest frame that stood for several.
+    pub longest: usize,
     chance: u64,
 }
 
@@ -33,15 +37,80 @@ impl Wire {
     }
 }
 
+fn be16(bytes: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes([bytes[at], bytes[at + 1]])
+}
+
+/// Ones' complement sum, folded.
+fn sum(bytes: &[u8]) -> u16 {
+    let word = |c: &[u8]| u32::from(c[0]) << 8 | c.get(1).map_or(0, |b| u32::from(*b));
+    let mut sum: u32 = bytes.chunks(2).map(word).sum();
+    while sum >> 16 != 0 {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
+
+/// Do what a card does with a partial checksum (virtio 1.2 section 5.1.6.2).
+fn complete_checksum(frame: &mut [u8], start: usize, offset: usize) {
+    let value = !sum(&frame[start..]);
+    frame[start + offset..start + offset + 2].copy_from_slice(&value.to_be_bytes());
+}
+
+/// Do what a card does with TCP over IPv4 that is to be cut: segments whose pseudo headers
+/// stand in their checksum fields.
+fn cut(frame: &[u8], segments: Segments) -> Vec<Vec<u8>> {
+    assert_eq!(segments.kind, SegmentKind::Tcp4);
+    let headers = 34 + usize::from(frame[46] >> 4) * 4;
+    assert_eq!(usize::from(segments.header_len), headers);
+    let sequence = u32::from_be_bytes(frame[38..42].try_into().unwrap());
+    let count = (frame.len() - headers).div_ceil(segments.size.into());
+    let pieces = frame[headers..].chunks(segments.size.into()).enumerate();
+    let cut = pieces.map(|(i, piece)| {
+        let mut f = [&frame[..headers], piece].concat();
+        let length = (headers - 34 + piece.len()) as u16;
+        f[16..18].copy_from_slice(&(length + 20).to_be_bytes());
+        f[24..26].fill(0);
+        let ip = !sum(&f[14..34]);
+        f[24..26].copy_from_slice(&ip.to_be_bytes());
+        let at = sequence.wrapping_add(i as u32 * u32::from(segments.size));
+        f[38..42].copy_from_slice(&at.to_be_bytes());
+        if i + 1 < count {
+            // FIN and PSH are the last one's.
+            f[47] &= !9;
+        }
+        let pseudo = sum(&[&f[26..34], &[0, 6], &length.to_be_bytes()].concat());
+        f[50..52].copy_from_slice(&pseudo.to_be_bytes());
+        f
+    });
+    let whole = sum(&[&frame[26..34], &[0, 6], &(be16(frame, 16) - 20).to_be_bytes()].concat());
+    assert_eq!(be16(frame, 50), whole, "the pseudo header's sum");
+    cut.collect()
+}
+
 impl FrameSink for Wire {
     fn room(&mut self) -> bool {
         self.to_guest.len() < 64
     }
     fn take(&mut self, parts: &[&[u8]], offload: &Offload) {
-        assert_eq!(offload.segments, None, "the guest of this test takes no work over");
-        assert!(parts.concat().len() <= 1514);
-        if !self.loses() {
-            self.to_guest.push_back(parts.concat());
+        let frame = parts.concat();
+        let frames = match offload.segments {
+            Some(segments) => {
+                assert!(self.takes, "work for a guest that takes none over");
+                self.longest = self.longest.max(frame.len());
+                cut(&frame, segments)
+            }
+            None => vec![frame],
+        };
+        for mut frame in frames {
+            assert!(frame.len() <= 1514);
+            if let Checksum::Partial { start, offset } = offload.checksum {
+                assert!(self.takes, "work for a guest that takes none over");
+                complete_checksum(&mut frame, start.into(), offset.into());
+            }
+            if !self.loses() {
+                self.to_guest.push_back(frame);
+            }
         }
     }
 }
@@ -113,6 +182,12 @@ impl Guest {
         let config = Config::new(EthernetAddress([0x52, 0x54, 0, 0x12, 0x34, 0x56]).into());
         let interface = Interface::new(config, &mut wire, Instant::now());
         Guest { nat, wire, interface, sockets: SocketSet::new(Vec::new()), next_port: 40_000 }
+    }
+
+    /// Take checksums and segmentation over.
+    pub fn take_work(&mut self) {
+        self.wire.takes = true;
+        self.nat.set_receiver(Offloads { checksum: true, tcp4: true, ..Offloads::NONE });
     }
 
     /// Let everyone act once.
