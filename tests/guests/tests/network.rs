@@ -1,0 +1,227 @@
+//! Debian's kernel on the network: its own virtio_net driver, busybox's DHCP, DNS
+//! and HTTP clients, servers of this test on the host's loopback.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use guest_image::{Flavour, command_parameter};
+use guests::machine::{Finished, Guest, LIMIT, stock_guest};
+
+const MIB: usize = 1 << 20;
+
+/// What the files are made of: its length has no factor of a page's or a segment's.
+fn block() -> Vec<u8> {
+    (0..1_000_003u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
+}
+
+/// Write so many bytes of the pattern.
+fn write_pattern(mut to: impl Write, mut length: usize) -> std::io::Result<()> {
+    let block = block();
+    while length > 0 {
+        let n = length.min(block.len());
+        to.write_all(&block[..n])?;
+        length -= n;
+    }
+    to.flush()
+}
+
+/// The pattern's checksum, by the host's own program.
+fn checksum(length: usize) -> String {
+    let mut child = Command::new("md5sum")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("the host has md5sum");
+    write_pattern(child.stdin.take().expect("piped"), length).expect("it reads");
+    let output = child.wait_with_output().expect("it ends");
+    String::from_utf8_lossy(&output.stdout).split_whitespace().next().unwrap_or("").to_string()
+}
+
+/// An HTTP server that serves one file; answers its port.
+fn serve(at: &str, length: usize) -> u16 {
+    let listener = TcpListener::bind(at).expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    // Ends with the test's process.
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let mut reader = BufReader::new(&stream);
+            let mut line = String::new();
+            while reader.read_line(&mut line).is_ok_and(|n| n > 2) {
+                line.clear();
+            }
+            let head = format!("HTTP/1.0 200 OK\r\nContent-Length: {length}\r\n\r\n");
+            // A client that goes away has its own failure to tell.
+            let _ = (&stream).write_all(head.as_bytes()).and_then(|()| write_pattern(&stream, length));
+        }
+    });
+    port
+}
+
+/// A name server that knows `files.test` as the host's loopback.
+fn name_server() -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let address = socket.local_addr().expect("an address");
+    std::thread::spawn(move || {
+        let mut buffer = [0; 512];
+        while let Ok((n, from)) = socket.recv_from(&mut buffer) {
+            let query = &buffer[..n];
+            let known = query.windows(12).any(|w| w == b"\x05files\x04test\0");
+            let is_a = query.ends_with(&[0, 1, 0, 1]);
+            let mut response = query.to_vec();
+            response[2] |= 0x80;
+            response[3] = if known { 0x80 } else { 0x83 };
+            if known && is_a {
+                response[7] = 1;
+                response.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 10, 0, 2, 2]);
+            }
+            let _ = socket.send_to(&response, from);
+        }
+    });
+    address
+}
+
+/// Brings the card up by DHCP.
+const DHCP: &str = "\
+    printf '#!/bin/sh\\n[ $1 = bound ] && { ip a add $ip/$mask dev $interface; ip r add default via $router; \
+    echo nameserver $dns > /etc/resolv.conf; echo bound $ip; }\\nexit 0\\n' > /d; chmod +x /d; mkdir -p /etc; \
+    ip link set lo up; ip link set eth0 up; udhcpc -q -n -i eth0 -s /d; ";
+
+/// Run a command in a guest with a network; the console must show the texts.
+fn check(engine: &str, arguments: &[&str], command: &str, texts: &[&str]) -> Option<Finished> {
+    let guest = guest(engine, arguments, command)?;
+    Some(judge(guest.run().expect("the guest ends"), texts))
+}
+
+fn judge(finished: Finished, texts: &[&str]) -> Finished {
+    assert_eq!(finished.status, Some(0), "{}", finished.text);
+    for text in texts {
+        assert!(finished.text.contains(text), "no \"{text}\":\n{}", finished.text);
+    }
+    finished
+}
+
+fn guest(engine: &str, arguments: &[&str], command: &str) -> Option<Guest> {
+    let files = stock_guest(Flavour::Cloud)?;
+    let path = |p: &std::path::Path| p.to_string_lossy().into_owned();
+    let command = command_parameter(&format!("{DHCP}{command}"));
+    let append = format!("console=ttyS0 panic=-1 quiet mitigations=off {command}");
+    let images = ["--kernel", &path(&files.kernel), "--initrd", &path(&files.initrd), "--append", &append];
+    Some(Guest::new(engine).with(&images).with(arguments).limit(LIMIT * 2))
+}
+
+/// Address, name, ping, and a file of this length by IPv4 and IPv6.
+fn fetches(engine: &str, length: usize) {
+    let dns = name_server().to_string();
+    let (port, port6) = (serve("127.0.0.1:0", length), serve("[::1]:0", length / 4));
+    let command = format!(
+        "ping -c 2 -W 5 10.0.2.2 > /dev/null && echo pinged; \
+         until ip a show dev eth0 | grep -q fd00:; do sleep 0.1; done; ping -c 1 fd00:a00:2::2 > /dev/null && echo pinged6; \
+         nslookup files.test 2> /dev/null | grep -q 10.0.2.2 && echo resolved; \
+         s=$(cut -d. -f1 /proc/uptime); wget -qO- http://files.test:{port}/ | md5sum; \
+         echo took $(( $(cut -d. -f1 /proc/uptime) - s )) s; \
+         wget -qO- http://[fd00:a00:2::2]:{port6}/ | md5sum"
+    );
+    let sums = [checksum(length), checksum(length / 4)];
+    let texts = ["bound 10.0.2.15", "pinged\n", "pinged6", "resolved", &sums[0], &sums[1]];
+    let texts = texts.map(|t| t.trim_end());
+    let Some(finished) = check(engine, &["--dns", &dns], &command, &texts) else { return };
+    let took = finished.text.lines().find(|l| l.starts_with("took")).unwrap_or("").trim().to_string();
+    println!("{engine}: {} MiB {took}", length / MIB);
+}
+
+#[test]
+#[ignore = "boots stock kernels"]
+fn the_guest_fetches_files_on_jit() {
+    fetches("jit", 256 * MIB);
+}
+
+#[test]
+#[ignore = "boots stock kernels"]
+fn the_guest_fetches_files_on_interp() {
+    fetches("interp", 8 * MIB);
+}
+
+/// A port of the host that is free for now.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").port()
+}
+
+/// Read all of a file that the guest serves once it is up.
+fn fetch(port: u16, length: usize) -> JoinHandle<Vec<u8>> {
+    std::thread::spawn(move || {
+        let start = Instant::now();
+        // Until the guest listens connections are reset.
+        while start.elapsed() < LIMIT {
+            let mut got = Vec::with_capacity(length);
+            if let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) {
+                let done = stream.read_to_end(&mut got);
+                if done.is_ok() && !got.is_empty() {
+                    return got;
+                }
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        Vec::new()
+    })
+}
+
+/// The guest serves what it has fetched.
+fn serves(engine: &str, length: usize) {
+    let (from, to) = (serve("127.0.0.1:0", length), free_port());
+    let command =
+        format!("wget -qO /f http://10.0.2.2:{from}/; echo has $(wc -c < /f); nc -lp 7000 < /f; echo served");
+    let publish = format!("{to}:7000");
+    let arguments = ["-p", &publish, "--memory", "1G"];
+    let Some(guest) = guest(engine, &arguments, &command) else { return };
+    let mut running = guest.start().expect("the guest starts");
+    running.wait_for(&format!("has {length}")).expect("the file is there");
+    let client = fetch(to, length);
+    judge(running.finish().expect("the guest ends"), &["served"]);
+    let got = client.join().expect("a client");
+    let mut expected = Vec::with_capacity(length);
+    write_pattern(&mut expected, length).expect("memory");
+    assert!(got == expected, "{} of {length} bytes", got.len());
+}
+
+#[test]
+#[ignore = "boots stock kernels"]
+fn the_host_fetches_a_file_from_the_guest_on_jit() {
+    serves("jit", 256 * MIB);
+}
+
+#[test]
+#[ignore = "boots stock kernels"]
+fn the_host_fetches_a_file_from_the_guest_on_interp() {
+    serves("interp", 8 * MIB);
+}
+
+#[test]
+#[ignore = "boots stock kernels"]
+fn egress_is_what_was_allowed_and_no_more() {
+    let dns = name_server().to_string();
+    let (open, closed) = (serve("127.0.0.1:0", 5), serve("127.0.0.1:0", 5));
+    let rule = format!("files.test:{open}/tcp");
+    let command = format!(
+        "wget -qO- http://files.test:{open}/ > /dev/null && echo allowed; \
+         wget -qO- http://files.test:{closed}/ > /dev/null || echo refused; \
+         nslookup secret.example > /dev/null 2>&1 || echo unasked"
+    );
+    let pcap = std::env::temp_dir().join(format!("strata-network-{}.pcap", std::process::id()));
+    let pcap_text = pcap.to_string_lossy().into_owned();
+    let arguments = ["--dns", &dns, "--egress", &rule, "--pcap", &pcap_text];
+    let texts = ["allowed", "refused", "unasked", "no rule allows it", "DNS query for secret.example"];
+    let Some(_) = check("jit", &arguments, &command, &texts) else { return };
+    let bytes = std::fs::read(&pcap).expect("a capture");
+    std::fs::remove_file(&pcap).expect("ours");
+    // Whole records to the end, the DHCP request's cookie among them.
+    let mut at = 24;
+    while at < bytes.len() {
+        let length = u32::from_ne_bytes(bytes[at + 8..at + 12].try_into().expect("4 bytes"));
+        at += 16 + length as usize;
+    }
+    assert_eq!(at, bytes.len());
+    assert!(bytes.windows(4).any(|w| w == [99, 130, 83, 99]));
+}
