@@ -124,8 +124,10 @@ impl Builder<'_> {
         let mode = &self.r.mode;
         // AMD processors let SHA instructions have misaligned operands, the model does not.
         let misaligned = f.sha && i.op_count() > 1 && i.op1_kind() == OpKind::Memory;
+        // In 32-bit code they reach eight registers, here sixteen.
+        let reaches = mode.narrow && matches!(i.mnemonic(), Mnemonic::Vzeroall | Mnemonic::Vzeroupper);
         let absent = f.x87 && !mode.x87 || f.vector && (!mode.sse || f.vex && !mode.avx);
-        f.native && !absent && !misaligned
+        f.native && !absent && !misaligned && !reaches
     }
 
     /// TZCNT and LZCNT are BSF and BSR on a model without them.

@@ -140,6 +140,8 @@ impl Builder<'_> {
                 self.check_stack();
                 let frame = self.look_up(Access::Load, Place::Register(SP, 0), 40, false)?;
                 self.fold(frame);
+                // An address that is not canonical faults here, not in the thunk.
+                self.e.load_byte(host::TEMP, Mem::base(host::ADDRESS, 0));
                 self.call_system(self.r.system.iret);
                 return Some(Next::End);
             }
