@@ -1,7 +1,8 @@
 //! Repeated string instructions: the host's own `rep`, a page at a time.
 //!
 //! Each thunk is called by translated code with the guest's registers in place.
-//! It looks up the pages, repeats up to the nearer page end, and advances the
+//! It looks up the pages, repeats up to the nearer page end (STOS: as far as pages
+//! follow each other in the host too), and advances the
 //! guest's registers before it looks again, so that whatever stops it leaves
 //! the guest between two elements: the instruction can simply be executed again.
 
@@ -133,8 +134,12 @@ fn thunk(
         a.jrcxz(miss_store)?;
     }
     a.add(rdi, rcx)?;
-    elements(a, kind, shift, interpret)?;
+    let mut straddles = a.create_label();
+    let stores = kind == Repeated::Stos;
+    elements(a, kind, shift, if stores { straddles } else { interpret }, interpret)?;
     repeat(a, kind, shift, ended)?;
+    let mut onward = a.create_label();
+    a.set_label(&mut onward)?;
     a.cmp(dword_ptr(gs!(token) as i64 as u64).gs(), 0)?;
     a.jne(again)?;
     for (label, why) in [
@@ -155,16 +160,84 @@ fn thunk(
     a.set_label(&mut ended)?;
     restore(a)?;
     a.set_label(&mut nothing)?;
-    a.ret()
+    a.ret()?;
+    if stores {
+        a.set_label(&mut straddles)?;
+        store_across(a, shift, miss_store, interpret)?;
+        a.jne(onward)?;
+        a.jmp(ended)?;
+    }
+    Ok(())
+}
+
+/// Store one element at RDI that ends in another page, advance the guest's registers;
+/// ZF: that was all. Both pages are looked up before any byte is written.
+fn store_across(
+    a: &mut CodeAssembler,
+    shift: u32,
+    miss_store: CodeLabel,
+    interpret: CodeLabel,
+) -> Result<(), IcedError> {
+    let size = 1 << shift;
+    a.mov(rdx, rdi)?;
+    a.lea(rdi, qword_ptr(DESTINATION + (size - 1)))?;
+    a.pext(rcx, rdi, r14)?;
+    a.mov(rcx, qword_ptr(rcx * 8).gs())?;
+    a.jrcxz(miss_store)?;
+    a.add(rdi, rcx)?;
+    a.mov(rcx, rdi)?;
+    a.shr(rcx, 47)?;
+    a.jne(interpret)?;
+    a.and(rdi, -0x1000)?;
+    a.mov(rax, saved!(rax))?;
+    let (mut byte, mut same_page) = (a.create_label(), a.create_label());
+    a.mov(ecx, size)?;
+    a.set_label(&mut byte)?;
+    a.mov(byte_ptr(rdx), al)?;
+    a.shr(rax, 8)?;
+    a.inc(rdx)?;
+    a.test(edx, 0xfff)?;
+    a.jne(same_page)?;
+    a.mov(rdx, rdi)?;
+    a.set_label(&mut same_page)?;
+    a.dec(ecx)?;
+    a.jne(byte)?;
+    a.lea(DESTINATION, qword_ptr(DESTINATION + size))?;
+    a.dec(COUNT)
+}
+
+/// RCX more elements fit: those of the next pages too, as long as they follow in the
+/// host's memory as they do in the guest's, up to some 64 KiB. Changes RAX and RDX.
+fn extend(a: &mut CodeAssembler, shift: u32) -> Result<(), IcedError> {
+    let size = 1 << shift;
+    let (mut next, mut enough) = (a.create_label(), a.create_label());
+    // The addend of these pages.
+    a.mov(rdx, rdi)?;
+    a.sub(rdx, DESTINATION)?;
+    a.set_label(&mut next)?;
+    a.cmp(rcx, COUNT)?;
+    a.jae(enough)?;
+    a.cmp(ecx, 0x1_0000 >> shift)?;
+    a.jae(enough)?;
+    // The last byte of the first element that does not fit.
+    a.lea(rax, qword_ptr(DESTINATION + rcx * size + (size - 1)))?;
+    a.pext(rax, rax, r14)?;
+    a.cmp(rdx, qword_ptr(rax * 8).gs())?;
+    a.jne(enough)?;
+    a.add(ecx, 0x1000 >> shift)?;
+    a.jmp(next)?;
+    a.set_label(&mut enough)?;
+    a.zero_bytes()
 }
 
 /// RCX = how many elements to do at once: what is left, within the pages that
-/// hold RDI (and RDX). To `interpret` if an element crosses a page, or if an
+/// hold RDI (and RDX). To `straddles` if an element crosses a page; to `interpret` if an
 /// address is not canonical: it has found the entry of the page it aliases.
 fn elements(
     a: &mut CodeAssembler,
     kind: Repeated,
     shift: u32,
+    straddles: CodeLabel,
     interpret: CodeLabel,
 ) -> Result<(), IcedError> {
     a.mov(rcx, rdi)?;
@@ -185,7 +258,13 @@ fn elements(
     a.add(ecx, 0x1000)?;
     if shift > 0 {
         a.shr(ecx, shift)?;
-        a.je(interpret)?;
+    }
+    if kind == Repeated::Stos {
+        extend(a, shift)?;
+        a.test(ecx, ecx)?;
+    }
+    if shift > 0 {
+        a.je(straddles)?;
     }
     a.cmp(rcx, COUNT)?;
     a.cmova(rcx, COUNT)
