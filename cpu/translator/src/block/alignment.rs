@@ -78,10 +78,10 @@ impl Alignment {
         self.choose(list, false);
     }
 
-    /// Choose what to check: what at least two operands gain by, or one where the
-    /// block repeats.
+    /// Choose what to check: the registers that most operands need, as long as more
+    /// operands gain than registers are checked, or any in a block that repeats.
     fn choose(&mut self, list: &[Instruction], repeats: bool) {
-        let mut gain = [(0_u8, 1_u8); 16];
+        let mut wanted = [(0_u8, 1_u8); 16];
         for (needs, i) in self.needs.iter_mut().zip(list) {
             // Wide operands are often aligned to words alone.
             if !repeats && access_size(i).is_some_and(|size| size > 8) && needs.is_some_and(|n| !n.is_empty())
@@ -89,19 +89,36 @@ impl Alignment {
                 *needs = None;
             }
             for m in needs.iter().flat_map(|n| n.iter()) {
-                let (count, of) = &mut gain[usize::from(m.register & 15)];
+                let (count, of) = &mut wanted[usize::from(m.register & 15)];
                 (*count, *of) = (*count + 1, (*of).max(m.of));
             }
         }
-        let least = if repeats { 1 } else { 2 };
         for _ in 0..MOST_CHECKS {
-            let best = (0..16_u8).max_by_key(|r| gain[usize::from(*r)].0).unwrap_or(0);
-            let (count, of) = gain[usize::from(best)];
-            if count < least || !self.checks.push(Multiple { register: best, of }) {
+            let best = (0..16_u8).max_by_key(|r| wanted[usize::from(*r)].0).unwrap_or(0);
+            let (count, of) = wanted[usize::from(best)];
+            if count == 0 || !self.checks.push(Multiple { register: best, of }) {
                 break;
             }
-            gain[usize::from(best)].0 = 0;
+            wanted[usize::from(best)].0 = 0;
         }
+        // What no operand gains by is not checked.
+        let (mut gaining, mut used) = (0, 0_u16);
+        for needs in self.needs.iter().flatten().filter(|n| !n.is_empty() && self.met(n)) {
+            gaining += 1;
+            used |= needs.iter().fold(0, |used, m| used | 1 << (m.register & 15));
+        }
+        let mut checks: Few<Multiple> = Few::default();
+        if repeats || gaining > used.count_ones() {
+            for m in self.checks.iter().filter(|m| used >> (m.register & 15) & 1 != 0) {
+                let _ = checks.push(*m);
+            }
+        }
+        self.checks = checks;
+    }
+
+    /// Whether an operand is aligned if what is checked holds.
+    fn met(&self, needs: &Needs) -> bool {
+        needs.iter().all(|m| self.checked(m.register) >= m.of)
     }
 
     fn look_for_repetition(&mut self, list: &[Instruction], facts: &mut FactTable, start: u64) {
@@ -125,7 +142,7 @@ impl Alignment {
     /// Whether an instruction's operand is a multiple of its size.
     pub fn of(&self, instruction: usize) -> bool {
         let needs = self.needs.get(instruction).copied().flatten();
-        needs.is_some_and(|needs| needs.iter().all(|m| self.checked(m.register) >= m.of))
+        needs.is_some_and(|needs| self.met(&needs))
     }
 
     /// Whether the block goes back to its start without checking again.
@@ -380,6 +397,17 @@ mod tests {
             },
             &[(6, 8)],
             &[0, 3],
+            &[],
+        );
+        // Three registers for two operands are too many.
+        check(
+            |a| {
+                a.mov(rax, qword_ptr(rsi + rcx))?;
+                a.mov(qword_ptr(rdi + rcx), rax)?;
+                a.ret()
+            },
+            &[],
+            &[],
             &[],
         );
         // Displacements and steps that misalign an aligned register; partial writes.
