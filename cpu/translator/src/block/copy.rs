@@ -106,9 +106,7 @@ impl Builder<'_> {
                 OpAccess::None | OpAccess::NoMemAccess => return false,
                 _ => Access::Store,
             };
-            let aligned = self.stack_slot(i, size)
-                || checks_alignment(i, size)
-                || self.alignment.of(usize::from(self.index));
+            let aligned = self.is_aligned(i, size);
             let found = match window {
                 Some(found) => found,
                 None => {
@@ -155,6 +153,11 @@ impl Builder<'_> {
             self.now_held = self.held;
         }
         true
+    }
+
+    /// Whether the memory operand is known to be a multiple of its size.
+    fn is_aligned(&self, i: &Instruction, size: usize) -> bool {
+        self.stack_slot(i, size) || checks_alignment(i, size) || self.alignment.of(usize::from(self.index))
     }
 
     /// PAUSE, counted: a vCPU that waits long leaves, so that its thread can yield.
