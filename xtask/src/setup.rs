@@ -12,11 +12,14 @@ struct Tool {
     package: &'static str,
 }
 
-const TOOLS: [Tool; 4] = [
+const TOOLS: [Tool; 6] = [
     Tool { program: "cc", probe: &["--version"], package: "gcc" },
     Tool { program: "git", probe: &["--version"], package: "git" },
     Tool { program: "dpkg-deb", probe: &["--version"], package: "dpkg" },
     Tool { program: "tar", probe: &["--version"], package: "tar" },
+    // What makes, checks and compares disk images beside us.
+    Tool { program: "qemu-img", probe: &["--version"], package: "qemu-utils" },
+    Tool { program: "mkfs.ext4", probe: &["-V"], package: "e2fsprogs" },
 ];
 
 /// What only the suites that run inside guests need: to unpack and build them.

@@ -8,6 +8,7 @@
 
 pub mod machine;
 pub mod packages;
+pub mod root_disk;
 pub mod runner;
 pub mod suites;
 

@@ -216,6 +216,20 @@ impl Running {
         Ok(self.child.try_wait().context("cannot wait for the command")?.is_some())
     }
 
+    /// End it as a crash does, by SIGKILL; everything printed until then.
+    ///
+    /// # Errors
+    /// When it has ended already, or cannot be waited for.
+    pub fn kill(mut self) -> Result<String> {
+        self.child.kill().context("it cannot be killed")?;
+        self.child.wait().context("cannot wait for the command")?;
+        for reader in self.readers.drain(..) {
+            // It only reads; a panic there would show as missing text.
+            let _ = reader.join();
+        }
+        Ok(text_of(&self.seen) + &text_of(&self.errors))
+    }
+
     /// Wait for the end.
     ///
     /// # Errors

@@ -1,0 +1,125 @@
+//! Disks under a stock kernel: its root without an initramfs, data both ways, and
+//! what is left of them when the command is killed.
+
+use std::path::Path;
+use std::time::Duration;
+
+use guest_image::{Flavour, GuestFiles};
+use guests::machine::{Guest, stock_guest};
+use guests::root_disk::{RootDisk, tool};
+use guests::{SOFTWARE_ENGINES, slow_tests};
+
+const ROOT_SIZE: u64 = 192 << 20;
+
+fn machine(engine: &str, files: &GuestFiles, command_line: &str, disks: &[String]) -> Guest {
+    let kernel = files.kernel.to_string_lossy();
+    let disks: Vec<&str> = disks.iter().flat_map(|d| ["--disk", d]).collect();
+    Guest::new(engine).with(&["--kernel", &kernel, "--append", command_line]).with(&disks)
+}
+
+fn disk(path: &Path, options: &str) -> String {
+    format!("{},{options}", path.to_string_lossy())
+}
+
+/// Copies the second disk to the third and says what the second is.
+const COPY: &str = "grep ' / ' /proc/mounts
+echo sizes $(blockdev --getsize64 /dev/nvme1n1) $(blockdev --getsize64 /dev/nvme2n1) ro $(blockdev --getro /dev/nvme1n1)
+echo serial $(cat /sys/class/nvme/nvme1/serial)
+sha256sum /dev/nvme1n1
+dd if=/dev/nvme1n1 of=/dev/nvme2n1 bs=64k conv=fsync 2>/dev/null && echo copied
+echo x > /dev/nvme1n1 || echo refused
+cat /proc/interrupts | grep -c nvme
+";
+
+#[test]
+#[ignore = "boots stock kernels"]
+fn a_stock_kernel_starts_from_nvme_without_an_initramfs() {
+    let Some(files) = stock_guest(Flavour::Cloud) else { return };
+    let Some(root) = RootDisk::make(&files, ROOT_SIZE, &[("copy", COPY)]).expect("a root disk") else {
+        return;
+    };
+    let data: Vec<u8> = (0..8u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let source = root.beside("source.img");
+    std::fs::write(&source, &data).expect("a file");
+    let sum = tool("sha256sum", &[&source.to_string_lossy()]).expect("it runs").expect("it is there");
+    let sum = sum.split(' ').next().expect("a sum").to_string();
+    for engine in SOFTWARE_ENGINES {
+        let target = root.beside("target.img");
+        std::fs::File::create(&target).expect("a file").set_len(data.len() as u64).expect("its size");
+        let disks = [
+            disk(&root.image, "format=raw"),
+            disk(&source, "ro,format=raw,serial=the-source"),
+            disk(&target, "format=raw"),
+        ];
+        let command_line = RootDisk::command_line("copy");
+        let finished =
+            machine(engine, &files, &command_line, &disks).with(&["--cpus", "2"]).run().expect("it ends");
+        let sizes = format!("sizes {0} {0} ro 1", data.len());
+        for text in
+            ["/dev/root / ext4 rw", &sizes, "serial the-source", &sum, "copied", "refused", "Power down"]
+        {
+            assert!(finished.text.contains(text), "{engine} lacks \"{text}\":\n{}", finished.text);
+        }
+        assert_eq!(finished.status, Some(0), "{engine}:\n{}", finished.text);
+        assert!(std::fs::read(&target).expect("it is there") == data, "{engine}: the copy differs");
+        assert!(std::fs::read(&source).expect("it is there") == data, "{engine}: the source has changed");
+    }
+}
+
+/// Looks whether the files of earlier rounds are whole, then makes more; a file is
+/// announced when it is durable.
+const CRASH: &str = r#"i=0
+while [ $i -lt $SYNCED ]; do
+  i=$((i+1))
+  seq $i $((i+3000)) | cmp - /log/$i || echo LOST $i
+done
+echo "verified $i;"
+i=$(ls /log | wc -l)
+while :; do
+  i=$((i+1))
+  seq $i $((i+3000)) | dd of=/log/$i conv=fsync 2>/dev/null && echo "synced $i,"
+done
+"#;
+
+/// The largest number announced.
+fn synced(text: &str) -> u32 {
+    let numbers = text.split("synced ").skip(1).filter_map(|t| t.split_once(',')?.0.parse().ok());
+    numbers.max().unwrap_or(0)
+}
+
+/// Rounds of kill -9 in the middle of writes: nothing that was synced is lost, and
+/// the image has no contradictions.
+#[test]
+#[ignore = "boots stock kernels"]
+fn nothing_synced_is_lost_when_the_command_is_killed() {
+    let rounds: u32 = if slow_tests() { 50 } else { 5 };
+    let Some(files) = stock_guest(Flavour::Cloud) else { return };
+    let Some(root) = RootDisk::make(&files, ROOT_SIZE, &[("crash", CRASH)]).expect("a root disk") else {
+        return;
+    };
+    let image = root.beside("root.qcow2");
+    let (raw, qcow2) = (root.image.to_string_lossy(), image.to_string_lossy());
+    let convert = ["convert", "-f", "raw", "-O", "qcow2", &raw, &qcow2];
+    if tool("qemu-img", &convert).expect("it runs").is_none() {
+        return;
+    }
+    let mut kept = 0;
+    for round in 1..=rounds {
+        let command_line = format!("{} SYNCED={kept}", RootDisk::command_line("crash"));
+        let mut running = machine("jit", &files, &command_line, &[disk(&image, "format=qcow2")])
+            .start()
+            .expect("it starts");
+        running.wait_for(&format!("verified {kept};")).expect("the files of earlier rounds");
+        running.wait_for(&format!("synced {},", kept + 5)).expect("new files");
+        // At a different point of its work in each round.
+        std::thread::sleep(Duration::from_millis(u64::from(round * 137 % 400)));
+        let text = running.kill().expect("it is killed");
+        assert!(!text.contains("LOST"), "round {round}:\n{text}");
+        kept = synced(&text).max(kept);
+        // Clusters allocated and not yet used are no contradiction; they are given back.
+        tool("qemu-img", &["check", "-q", "-r", "leaks", &qcow2])
+            .unwrap_or_else(|e| panic!("round {round}: {e}"));
+        tool("qemu-img", &["check", "-q", &qcow2]).unwrap_or_else(|e| panic!("round {round}: {e}"));
+    }
+    println!("{rounds} rounds, {kept} files kept");
+}
