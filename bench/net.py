@@ -55,7 +55,7 @@ def machines(kernel, initrd, append):
         out["qemu-tcg"] = ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-M", "q35", "-m", "1024", "-kernel",
                            kernel, "-initrd", initrd, "-append", append, "-display", "none", "-monitor", "none",
                            "-serial", "stdio", "-no-reboot", "-netdev", "user,id=n", "-device",
-                           "virtio-net-pci,netdev=n"]
+                           "virtio-net-pci,netdev=n,disable-legacy=on"]
     else:
         print("qemu-tcg: no qemu-system-x86_64 (apt-get install qemu-system-x86)", file=sys.stderr)
     return out
@@ -85,7 +85,8 @@ def main():
         port = s.getsockname()[1]
     script = base64.b64encode((SCRIPT % (port, args.seconds)).encode()).decode()
     append = f"console=ttyS0 quiet mitigations=off panic=-1 strata.cmd={script}"
-    server = subprocess.Popen(["iperf3", "-s", "-B", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL)
+    server = subprocess.Popen(["iperf3", "-s", "-B", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL,
+                              stderr=subprocess.DEVNULL)
     try:
         with tempfile.TemporaryDirectory() as name:
             folder = pathlib.Path(name)
