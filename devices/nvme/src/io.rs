@@ -68,15 +68,16 @@ impl Namespace {
         if command.nsid != NSID && !all {
             return Err(Status::INVALID_NAMESPACE);
         }
-        if command.opcode == nvm::READ {
-            return self.read(command, patience);
+        match command.opcode {
+            nvm::READ => return self.read(command, patience),
+            nvm::WRITE => return self.write(command, patience),
+            _ => {}
         }
         if patience == Patience::None {
             return Ok(false);
         }
         match command.opcode {
             nvm::FLUSH => self.judge(self.disk.flush(), command)?,
-            nvm::WRITE => self.write(command)?,
             nvm::WRITE_ZEROES => self.write_zeroes(command)?,
             _ => self.dataset_management(command)?,
         }
@@ -120,14 +121,21 @@ impl Namespace {
         }
     }
 
-    fn write(&self, command: &Command) -> Result<(), Status> {
+    fn write(&self, command: &Command, patience: Patience) -> Result<bool, Status> {
         let (offset, len) = self.range(command.lba(), command.blocks())?;
         let from = prp::segments(&self.memory, command, len, Direction::FromGuest)?;
+        let unit_access = command.dword(12) & FUA != 0;
+        if patience == Patience::None {
+            return match unit_access {
+                true => Ok(false),
+                false => self.judge(self.disk.try_write_guest(offset, &self.memory, &from), command),
+            };
+        }
         self.judge(self.disk.write_guest(offset, &self.memory, &from), command)?;
-        if command.dword(12) & FUA != 0 {
+        if unit_access {
             self.judge(self.disk.flush(), command)?;
         }
-        Ok(())
+        Ok(true)
     }
 
     fn write_zeroes(&self, command: &Command) -> Result<(), Status> {

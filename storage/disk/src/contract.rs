@@ -112,6 +112,21 @@ pub trait Disk: Send + Sync {
         Ok(false)
     }
 
+    /// As [`Disk::write_guest`] when that is a copy into the host's cache. False: it
+    /// would be more, and nothing has been written.
+    ///
+    /// # Errors
+    /// As [`Disk::write`].
+    fn try_write_guest(
+        &self,
+        offset: u64,
+        memory: &GuestMemory,
+        from: &[Segment],
+    ) -> Result<bool, DiskError> {
+        let _ = (offset, memory, from);
+        Ok(false)
+    }
+
     /// Make everything written so far durable.
     ///
     /// # Errors

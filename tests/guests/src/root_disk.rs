@@ -37,13 +37,13 @@ const APPLETS: [&str; 24] = [
     "rm",
 ];
 
-/// Mounts what scripts need and runs the one in `/work` that the kernel's command
+/// Mounts what scripts need and runs the one in `/jobs` that the kernel's command
 /// line names with `WORK=`.
 const INIT: &str = "#!/bin/sh
 mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 mount -t sysfs sys /sys
-sh /work/$WORK
+sh /jobs/$WORK
 sync
 poweroff -f
 ";
@@ -79,7 +79,7 @@ impl RootDisk {
     pub fn make(files: &GuestFiles, size: u64, scripts: &[(&str, &str)]) -> Result<Option<Self>> {
         let directory = tempfile::tempdir().context("no temporary directory")?;
         let root = directory.path().join("root");
-        for name in ["bin", "sbin", "dev", "proc", "sys", "tmp", "work", "log"] {
+        for name in ["bin", "sbin", "dev", "proc", "sys", "tmp", "jobs", "log"] {
             std::fs::create_dir_all(root.join(name))?;
         }
         let program = |path: &Path, bytes: &[u8]| -> Result<()> {
@@ -92,7 +92,7 @@ impl RootDisk {
         }
         program(&root.join("sbin/init"), INIT.as_bytes())?;
         for (name, text) in scripts {
-            program(&root.join("work").join(name), text.as_bytes())?;
+            program(&root.join("jobs").join(name), text.as_bytes())?;
         }
         let image = directory.path().join("root.img");
         std::fs::File::create(&image)?.set_len(size)?;
