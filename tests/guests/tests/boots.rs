@@ -144,7 +144,7 @@ fn virtual_time_makes_every_run_the_same() {
 #[ignore = "boots stock kernels"]
 fn an_idle_guest_is_small_and_quiet_and_a_signal_ends_it() {
     /// Resident memory beyond the guest's own, in bytes.
-    const MEMORY: [(&str, u64); 2] = [("interp", 30 << 20), ("jit", 20 << 20)];
+    const MEMORY: [(&str, u64); 2] = [("interp", 30 << 20), ("jit", 22 << 20)];
     let Some(files) = stock_guest(Flavour::Cloud) else { return };
     for (engine, limit) in MEMORY {
         let mut running = guest(engine, &files, "quiet").start().expect("the guest starts");
