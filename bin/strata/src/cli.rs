@@ -66,6 +66,15 @@ pub enum Command {
     /// Make, keep and remove images
     #[command(arg_required_else_help = true)]
     Image(ImageArgs),
+    /// Run a command in a guest
+    ///
+    /// Standard input, output and errors are the command's, and so is the exit status. Needs the
+    /// agent in the guest, which the built-in guest and images of `strata image build` have.
+    #[command(after_help = crate::exec::HELP)]
+    Exec(crate::exec::ExecArgs),
+    /// Copy files and folders into a guest or out of it
+    #[command(after_help = crate::copy::HELP)]
+    Cp(crate::copy::CopyArgs),
     /// Say what this host offers, what is missing, and how to get it
     Doctor(DoctorArgs),
     /// Run a small guest of our own on every engine this host offers
@@ -236,6 +245,15 @@ pub struct RunArgs {
     /// says it stands on)
     #[arg(long, value_name = "PATH[,OPTION…]", value_parser = crate::disk_option::parse)]
     pub disk: Vec<board::DiskSpec>,
+    /// Give the guest no virtio socket device: `strata exec` and `strata cp` do not reach it
+    #[arg(long)]
+    pub no_vsock: bool,
+    /// Let programs of the guest connect to the host's Unix sockets PATH_PORT by vsock port
+    #[arg(long, value_name = "PATH", conflicts_with = "no_vsock")]
+    pub vsock_to_host: Option<PathBuf>,
+    /// Share a folder of the host; the guest's agent mounts it at GUEST. Repeat for more
+    #[arg(short = 'v', long = "volume", value_name = "HOST:GUEST[:ro]", value_parser = crate::shares::parse)]
+    pub volumes: Vec<crate::shares::Volume>,
     /// A guest write of V to this port ends the run with status (V << 1) | 1 [default port: 0xf4]
     #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "0xf4", value_parser = quantity::port)]
     pub debug_exit: Option<u16>,
@@ -588,6 +606,12 @@ mod tests {
             "strata image rm a b:1",
             "strata image gc",
             "strata image verify",
+            "strata run -v /srv:/mnt -v data:/data:ro",
+            "strata exec web -- uname -a",
+            "strata exec -it -e A=b -w /tmp -u root:root web -- sh",
+            "strata exec web uname",
+            "strata cp a b web:/tmp/",
+            "strata cp web:/etc/os-release .",
             "strata doctor --format json",
             "strata demo",
             "strata compare --engines interp,kvm -n 1000 --kernel k",
@@ -607,6 +631,10 @@ mod tests {
             "strata run --watchdog bark",
             "strata engine web",
             "strata engine web xen",
+            "strata run -v /srv",
+            "strata run -v /srv:mnt",
+            "strata exec web",
+            "strata cp web:/x",
             "strata pause",
             "strata stop",
             "strata image build gentoo",

@@ -23,7 +23,7 @@ pub struct Sandbox {
     landlock: Landlock,
     /// What the owner of the machine needs to its end.
     running: Files,
-    /// What its networks need.
+    /// What its devices need.
     calls: Calls,
 }
 
@@ -33,9 +33,15 @@ impl Sandbox {
         let networks = || spec.nets.iter().map(|n| &n.backend);
         let connect = networks().any(|b| matches!(b, NetBackend::Nat(_)));
         let tap = networks().any(|b| matches!(b, NetBackend::Tap(_)));
+        let below = |read_only| {
+            let shares = spec.shares.iter().filter(move |s| s.read_only == read_only);
+            shares.map(|s| s.folder.clone()).collect()
+        };
         let running = Files {
-            // A card's thread is started by the vCPU that sets the card up, and has its rights.
+            // A device's thread is started by the vCPU that sets the device up, and has its rights.
             connect,
+            read_below: below(true),
+            change_below: below(false),
             read: vec![MEMORY.into()],
             devices: vec![KVM.into()],
             update: registration.map(Registration::guard_path).into_iter().collect(),
@@ -57,7 +63,10 @@ impl Sandbox {
             }
         }
         let landlock = sandbox::confine_files(&files).context("cannot enter the sandbox")?;
-        Ok(Sandbox { landlock, running, calls: Calls { open: false, connect, tap } })
+        let to_host = spec.vsock.as_ref().is_some_and(|v| v.to_host.is_some());
+        let folders = !spec.shares.is_empty();
+        let calls = Calls { open: false, connect, tap, unix_connect: to_host, folders };
+        Ok(Sandbox { landlock, running, calls })
     }
 
     /// Everything is open. `opens_later`: an engine is still to be opened, for

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use board::BoardError;
 use first_boot::SeedError;
+use guest_client::GuestError;
 use image_build::BuildError;
 use image_store::StoreError;
 use lifecycle::VmError;
@@ -22,6 +23,7 @@ fn is_input(error: &anyhow::Error) -> bool {
             || e.downcast_ref::<BoardError>().is_some_and(BoardError::is_input)
             || matches!(e.downcast_ref::<VmError>(), Some(VmError::Board(b)) if b.is_input())
             || e.downcast_ref::<RegistryError>().is_some_and(names_a_machine)
+            || e.downcast_ref::<GuestError>().is_some_and(|g| g.kind().is_some())
             || e.downcast_ref::<BuildError>().is_some_and(names_an_image)
             || e.downcast_ref::<StoreError>().is_some_and(names_no_image)
             || matches!(e.downcast_ref::<SeedError>(), Some(SeedError::Identity(_)))

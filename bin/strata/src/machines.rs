@@ -190,6 +190,21 @@ fn end(found: &Found, grace: Duration) -> anyhow::Result<String> {
     .to_string())
 }
 
+/// What the agent in the guest tells, if there is one.
+fn guest_facts(found: &Found) -> Option<serde_json::Value> {
+    let f = guest_client::Guest::new(&found.vsock(), GREETING).facts().ok()?;
+    Some(json!({
+        "hostname": f.hostname,
+        "system": f.system,
+        "kernel": f.kernel,
+        "uptime_s": f.uptime,
+        "load": f.load.map(|l| f64::from(l) / 100.0),
+        "memory": f.memory,
+        "memory_available": f.memory_available,
+        "addresses": f.addresses,
+    }))
+}
+
 /// `strata inspect`.
 pub fn inspect(args: &InspectArgs) -> anyhow::Result<u8> {
     let found = find(&args.machine)?;
@@ -197,7 +212,11 @@ pub fn inspect(args: &InspectArgs) -> anyhow::Result<u8> {
     let Reply::Inspect(value) = reply else {
         anyhow::bail!("{}: an answer to something else: {reply:?}", label(&found));
     };
-    writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&*value)?)?;
+    let mut value = *value;
+    if let (Some(facts), Some(object)) = (guest_facts(&found), value.as_object_mut()) {
+        object.insert("guest".to_string(), facts);
+    }
+    writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&value)?)?;
     Ok(0)
 }
 

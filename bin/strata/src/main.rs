@@ -5,6 +5,9 @@
 //! | `cli` | the command line as types |
 //! | `run` | `strata run`: from arguments to an exit status |
 //! | `machines` | the commands that speak to running machines |
+//! | `exec` | `strata exec` |
+//! | `shares` | folders of the host for a guest |
+//! | `copy` | `strata cp` |
 //! | `figures` | statistics for people |
 //! | `network` | network flags |
 //! | `confine` | the sandbox of a run |
@@ -21,8 +24,10 @@
 mod cli;
 mod confine;
 mod console;
+mod copy;
 mod disk_option;
 mod doctor;
+mod exec;
 mod failure;
 mod figures;
 mod guest;
@@ -35,6 +40,7 @@ mod phases;
 mod progress;
 mod quantity;
 mod run;
+mod shares;
 mod update;
 
 use std::io::Write;
@@ -61,6 +67,8 @@ fn main() -> ExitCode {
         Command::Kill(args) => machines::kill(&args),
         Command::Inspect(args) => machines::inspect(&args),
         Command::Image(args) => images::command(args.command),
+        Command::Exec(args) => exec::command(&args),
+        Command::Cp(args) => copy::command(&args),
         Command::Doctor(args) => doctor::command(&args),
         Command::Demo(args) => show_demo(&args),
         Command::Compare(args) => lockstep::command(&args),

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use board::{Board, BoardIo, BootSpec, MachineSpec, MachineType, SerialSpec, TimeSource};
+use board::{Board, BoardIo, BootSpec, MachineSpec, MachineType, SerialSpec, TimeSource, VsockSpec};
 use host_sys::{RawTerminal, TerminationSignals};
 use lifecycle::{EnginePlan, Outcome, Policy, Recorder, Symbols, Vm};
 use serde_json::json;
@@ -19,7 +19,7 @@ use crate::confine::Sandbox;
 use crate::failure::InputError;
 use crate::output::{Markers, Output, Terminal, Watch};
 use crate::phases::{Phase, Phases};
-use crate::{console, guest};
+use crate::{console, guest, shares};
 
 /// Run a machine to its end; answers the exit status.
 pub fn command(args: RunArgs, start: Instant) -> anyhow::Result<u8> {
@@ -36,6 +36,7 @@ pub fn command(args: RunArgs, start: Instant) -> anyhow::Result<u8> {
         let found = guest::built_in(&args.command, args.machine.append.as_deref(), shown)?;
         spec.boot = BootSpec { protocol: spec.boot.protocol, ..found };
     }
+    shares::add(&args.volumes, &mut spec)?;
     phases.mark(Phase::Images);
     let virtual_time = spec.time == TimeSource::Virtual;
     let mut plan = lifecycle::plan(args.engine, virtual_time);
@@ -44,11 +45,12 @@ pub fn command(args: RunArgs, start: Instant) -> anyhow::Result<u8> {
     spec.tsc_khz = plan.clock.as_ref().map(|c| c.tsc_khz());
     phases.mark(Phase::Engine);
     let networks = board::open_networks(&spec).context("cannot open the network")?;
+    let vsock = vsock(&args, &mut spec, socket.as_ref().map(|s| &s.0))?;
     let sandbox =
         if args.no_sandbox { None } else { Some(Sandbox::begin(&spec, socket.as_ref().map(|s| &s.0))?) };
     let guest_status = Arc::new(OnceLock::new());
     let terminal = Terminal::start()?;
-    let io = BoardIo { networks, clock: plan.clock.clone(), ..BoardIo::new() };
+    let io = BoardIo { networks, vsock, clock: plan.clock.clone(), ..BoardIo::new() };
     let board = build(spec, io, &args, &phases, &terminal, built_in.then(|| guest_status.clone()))?;
     phases.mark(Phase::Machine);
     let vm = plan.launch(&board, Policy { reboot: !args.no_reboot }).context("cannot make the machine")?;
@@ -105,6 +107,23 @@ fn register(args: &RunArgs) -> anyhow::Result<Option<(Registration, UnixListener
             Ok(None)
         }
     }
+}
+
+/// The socket device and where it listens: in the machine's own directory. In virtual
+/// time there is none, for the host's programs would make runs differ.
+fn vsock(
+    args: &RunArgs,
+    spec: &mut MachineSpec,
+    registration: Option<&Registration>,
+) -> anyhow::Result<Option<UnixListener>> {
+    let Some(registration) = registration.filter(|_| !args.no_vsock && spec.time == TimeSource::Host) else {
+        return Ok(None);
+    };
+    let path = registration.vsock_path();
+    let listener = UnixListener::bind(&path)
+        .with_context(|| format!("cannot listen on {}; start it with --no-vsock", path.display()))?;
+    spec.vsock = Some(VsockSpec { to_host: args.vsock_to_host.clone(), ..VsockSpec::default() });
+    Ok(Some(listener))
 }
 
 /// The machine's control socket and its place in the runtime directory.

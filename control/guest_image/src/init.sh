@@ -31,7 +31,11 @@ case $devices in ?*) load virtio_ring virtio virtio_pci_legacy_dev virtio_pci_mo
 case $devices in *0x1042*) load virtio_blk ;; esac
 case $devices in *0x1041*) load failover net_failover virtio_net ;; esac
 case $devices in *0x1043*) load virtio_console ;; esac
-case $devices in *0x105a*) load fuse virtiofs ;; esac
+case $devices in *0x105a*)
+    load fuse virtiofs
+    strata-agent mount
+    ;;
+esac
 # What may come while it runs.
 {
     case $devices in *0x1053*)

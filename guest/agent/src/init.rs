@@ -35,7 +35,7 @@ fn mount_all() {
         if mounted.lines().any(|l| l.split(' ').nth(1) == Some(place_text.as_ref())) {
             continue;
         }
-        if let Err(e) = sys::mount(kind, place, options) {
+        if let Err(e) = sys::mount(kind, place, kind, false, options) {
             eprintln!("strata-agent: cannot mount {place_text}: {e}");
         }
     }
@@ -58,6 +58,8 @@ pub fn run(command: &[OsString]) -> io::Result<()> {
         return Err(io::Error::other("only the first process is init; start `strata-agent serve` instead"));
     }
     mount_all();
+    // What cannot be mounted has been told.
+    let _ = crate::shares::mount_all();
     let mut server = Command::new("/proc/self/exe").arg("serve").spawn()?.id();
     let mut main = None;
     if let Some((program, arguments)) = command.split_first() {

@@ -12,6 +12,7 @@
 //! | `users` | passwd(5) and group(5) |
 //! | `facts` | what the guest is and does |
 //! | `init` | being the first process |
+//! | `shares` | folders of the host, mounted |
 //! | `sys` | system calls that std has not |
 
 mod exec;
@@ -19,6 +20,7 @@ mod facts;
 mod init;
 mod launch;
 mod serve;
+mod shares;
 mod sys;
 mod users;
 
@@ -28,6 +30,7 @@ use std::process::ExitCode;
 const USAGE: &str = "usage: strata-agent [serve]            serve the host over vsock
        strata-agent unix PATH          serve over a Unix socket, for tests
        strata-agent init [COMMAND...]  be the first process; power off when COMMAND ends
+       strata-agent mount              mount the folders that the host shares
        strata-agent version            print the version of the protocol";
 
 fn main() -> ExitCode {
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
         _ if first => init::run(&[]),
         None | Some("serve") => serve::vsock(),
         Some("unix") if rest.len() == 1 => serve::unix(rest[0].as_ref()),
+        Some("mount") => shares::mount_all(),
         Some("version") => {
             println!("{}", agent_protocol::VERSION);
             return ExitCode::SUCCESS;

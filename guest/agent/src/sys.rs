@@ -25,6 +25,7 @@ const TIOCSCTTY: c_ulong = 0x540e;
 const TIOCSWINSZ: c_ulong = 0x5414;
 const TIOCSPTLCK: c_ulong = 0x4004_5431;
 const TIOCGPTPEER: c_ulong = 0x5441;
+const MS_RDONLY: c_ulong = 1;
 const RB_POWER_OFF: c_int = 0x4321_fedc;
 const RB_AUTOBOOT: c_int = 0x0123_4567;
 
@@ -227,12 +228,12 @@ pub fn reap() -> io::Result<(u32, i32)> {
     Ok((pid as u32, status))
 }
 
-/// Mount a file system that has no source.
-pub fn mount(kind: &CStr, target: &CStr, options: &CStr) -> io::Result<()> {
-    // SAFETY: three strings that end in zero; the options too are one.
-    let result =
-        unsafe { mount_fs(kind.as_ptr(), target.as_ptr(), kind.as_ptr(), 0, options.as_ptr().cast()) };
-    checked(result).map(drop)
+/// Mount a file system, perhaps read-only.
+pub fn mount(source: &CStr, target: &CStr, kind: &CStr, read_only: bool, options: &CStr) -> io::Result<()> {
+    let flags = if read_only { MS_RDONLY } else { 0 };
+    let options = options.as_ptr().cast();
+    // SAFETY: four strings that end in zero.
+    checked(unsafe { mount_fs(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, options) }).map(drop)
 }
 
 /// Write what is not on disk, then end the guest. Returns only when refused.

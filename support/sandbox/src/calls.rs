@@ -119,6 +119,28 @@ const FILES_HERE: &[i64] = &[c::SYS_open, c::SYS_unlink, c::SYS_rmdir, c::SYS_re
 #[cfg(not(target_arch = "x86_64"))]
 const FILES_HERE: &[i64] = &[];
 
+/// Serving folders of the host.
+const FOLDERS: &[i64] = &[
+    c::SYS_openat2,
+    c::SYS_getdents64,
+    c::SYS_fstatfs,
+    c::SYS_mkdirat,
+    c::SYS_mknodat,
+    c::SYS_symlinkat,
+    c::SYS_linkat,
+    c::SYS_renameat2,
+    c::SYS_fchmodat,
+    c::SYS_fchownat,
+    c::SYS_utimensat,
+    c::SYS_getxattr,
+    c::SYS_setxattr,
+    c::SYS_listxattr,
+    c::SYS_removexattr,
+    c::SYS_copy_file_range,
+    c::SYS_syncfs,
+    c::SYS_getegid,
+];
+
 /// What only an intruder does.
 const FATAL: &[i64] = &[
     c::SYS_execve,
@@ -169,6 +191,11 @@ pub struct Calls {
     pub connect: bool,
     /// Say which offloads and queues of an open tap interface are used.
     pub tap: bool,
+    /// Look through folders and change what is in them; with Landlock, those that it
+    /// leaves.
+    pub folders: bool,
+    /// Connect to Unix sockets. No file rule limits to which.
+    pub unix_connect: bool,
 }
 
 /// `TUNSETOFFLOAD` and `TUNSETQUEUE`.
@@ -223,7 +250,10 @@ fn rule<const N: usize>(conditions: [SeccompCondition; N]) -> Result<SeccompRule
 fn allowed(calls: Calls) -> Result<Rules, SandboxError> {
     let mut rules = always(ALLOWED);
     rules.append(&mut always(ALLOWED_HERE));
-    if calls.open {
+    if calls.folders {
+        rules.append(&mut always(FOLDERS));
+    }
+    if calls.open || calls.folders {
         rules.append(&mut always(FILES));
         rules.append(&mut always(FILES_HERE));
     }
@@ -249,14 +279,19 @@ fn allowed(calls: Calls) -> Result<Rules, SandboxError> {
         }
     }
     rules.insert(c::SYS_ioctl, controls);
+    let mut sockets = Vec::new();
+    if calls.unix_connect {
+        sockets.push(rule([is(0, c::AF_UNIX as u64)?, bits(1, SOCKET_KIND, c::SOCK_STREAM as u64)?])?);
+    }
     if calls.connect {
         // Internet streams and datagrams; no packet, raw or netlink sockets.
-        let mut sockets = Vec::new();
         for family in [c::AF_INET, c::AF_INET6] {
             for kind in [c::SOCK_STREAM, c::SOCK_DGRAM] {
                 sockets.push(rule([is(0, family as u64)?, bits(1, SOCKET_KIND, kind as u64)?])?);
             }
         }
+    }
+    if !sockets.is_empty() {
         rules.insert(c::SYS_socket, sockets);
         rules.insert(c::SYS_connect, Vec::new());
     }

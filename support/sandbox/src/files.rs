@@ -23,6 +23,10 @@ pub struct Files {
     pub update: Vec<PathBuf>,
     /// Directories in which files may be made and written.
     pub make: Vec<PathBuf>,
+    /// Directories to read with all below them.
+    pub read_below: Vec<PathBuf>,
+    /// Directories in which, and below, anything but devices may be made, changed and removed.
+    pub change_below: Vec<PathBuf>,
     /// Directories to remove with the files in them.
     pub remove: Vec<PathBuf>,
     /// TCP connections may be made.
@@ -73,11 +77,16 @@ pub fn confine_files(files: &Files) -> Result<Landlock, SandboxError> {
     let update = AccessFs::WriteFile | AccessFs::Truncate;
     // A directory goes by a right on the one it is in.
     let parents: Vec<_> = files.remove.iter().filter_map(|d| d.parent()).map(PathBuf::from).collect();
-    let lists: [(&[PathBuf], BitFlags<AccessFs>); 6] = [
+    let look = AccessFs::ReadFile | AccessFs::ReadDir;
+    let change = AccessFs::from_all(NEWEST)
+        & !(AccessFs::Execute | AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::IoctlDev);
+    let lists: [(&[PathBuf], BitFlags<AccessFs>); 8] = [
         (&files.read, AccessFs::ReadFile.into()),
         (&files.devices, device),
         (&files.update, update),
         (&files.make, update | AccessFs::MakeReg),
+        (&files.read_below, look),
+        (&files.change_below, change),
         (&files.remove, AccessFs::RemoveFile.into()),
         (&parents, AccessFs::RemoveDir.into()),
     ];

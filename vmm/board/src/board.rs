@@ -1,5 +1,7 @@
 //! The machine around the vCPUs.
 
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -36,6 +38,17 @@ pub enum BoardError {
     /// An image cannot be started.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// The host refused what a device needs.
+    #[error("the host refused {0}: {1}; see the limits of this user (ulimit -a)")]
+    Device(&'static str, std::io::Error),
+    /// A folder that cannot be shared.
+    #[error("cannot share {}: {error}; check that it is a folder you may enter", folder.display())]
+    Share {
+        /// The folder.
+        folder: PathBuf,
+        /// The host's error.
+        error: std::io::Error,
+    },
     /// The host refused memory.
     #[error(transparent)]
     Memory(#[from] guest_memory::MemoryError),
@@ -52,11 +65,13 @@ impl BoardError {
     /// The specification or an image is at fault, not the host or Strata.
     pub fn is_input(&self) -> bool {
         match self {
-            BoardError::Spec(_) | BoardError::Image(_) | BoardError::Disk(_) | BoardError::Conflict(..) => {
-                true
-            }
+            BoardError::Spec(_)
+            | BoardError::Image(_)
+            | BoardError::Disk(_)
+            | BoardError::Conflict(..)
+            | BoardError::Share { .. } => true,
             BoardError::Boot(e) => !matches!(e, BootError::Memory(_)),
-            BoardError::Memory(_) => false,
+            BoardError::Memory(_) | BoardError::Device(..) => false,
         }
     }
 }
@@ -108,6 +123,8 @@ pub struct BoardIo {
     pub serial: Vec<Box<dyn SerialOutput>>,
     /// What carries the frames of the network cards, from [`crate::open_networks`].
     pub networks: Vec<crate::Ports>,
+    /// Where programs of the host reach the guest's sockets.
+    pub vsock: Option<UnixListener>,
     /// The clock to use in host time, where an engine needs one of its own; it
     /// must tick as the specification says. `None`: one that starts at 0.
     pub clock: Option<Clock>,
@@ -121,7 +138,7 @@ impl BoardIo {
     /// No serial ports, a new event channel.
     pub fn new() -> Self {
         let (events, event_queue) = EventQueue::new();
-        BoardIo { serial: Vec::new(), networks: Vec::new(), clock: None, events, event_queue }
+        BoardIo { serial: Vec::new(), networks: Vec::new(), vsock: None, clock: None, events, event_queue }
     }
 }
 
@@ -195,7 +212,9 @@ impl Board {
         let model = Arc::new(spec.validate()?);
         let images = Images::open(&spec.boot)?;
         let memory = memory::reserve(spec.memory, spec.more_memory(), images.firmware_size())?;
-        let BoardIo { serial, networks, clock, events, event_queue } = io;
+        let BoardIo { serial, networks, vsock, clock, events, event_queue } = io;
+        let vsock = crate::virtio::make_vsock(&spec, vsock)?;
+        let shares = crate::virtio::make_shares(&spec)?;
         let clock = match spec.time {
             TimeSource::Host => clock.unwrap_or_else(|| Clock::host(model.tsc_khz())),
             TimeSource::Virtual => {
@@ -220,6 +239,8 @@ impl Board {
             free_pci_slot: 1,
             serial_outputs: serial,
             networks,
+            vsock,
+            shares,
             handles: Handles::default(),
         };
         let (devices, ports, mmio) = attach_devices(&mut context)?;

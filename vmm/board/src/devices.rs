@@ -18,13 +18,15 @@ use disk::Disk;
 use guest_memory::GuestMemory;
 use pci::{PciBus, PciBusConfig};
 use virtio_core::VirtioHandle;
+use virtio_fs::VirtioFs;
+use virtio_vsock::VirtioVsock;
 
 use crate::disks::{nvme_disks, virtio_blocks};
 use crate::events::{EventPoster, MachineEvent};
 use crate::network::virtio_nets;
 use crate::power::{PanicNotifier, PowerPoster};
 use crate::spec::{MachineSpec, MachineType, WatchdogAction};
-use crate::virtio::virtio_rng;
+use crate::virtio::{virtio_rng, virtio_shares, virtio_vsock};
 
 /// A device behind its lock.
 pub(crate) type SharedDevice = Arc<Mutex<dyn Device>>;
@@ -76,6 +78,10 @@ pub(crate) struct Context<'a> {
     pub(crate) serial_outputs: Vec<Box<dyn SerialOutput>>,
     /// Ports of the network cards; taken by [`virtio_nets`].
     pub(crate) networks: Vec<crate::Ports>,
+    /// The socket device; taken by [`virtio_vsock`].
+    pub(crate) vsock: Option<VirtioVsock>,
+    /// The file system devices; taken by [`virtio_shares`].
+    pub(crate) shares: Vec<VirtioFs>,
     pub(crate) handles: Handles,
 }
 
@@ -126,6 +132,8 @@ pub(crate) const LIST: &[Make] = &[
     virtio_blocks,
     virtio_rng,
     virtio_nets,
+    virtio_vsock,
+    virtio_shares,
 ];
 
 /// First port and interrupt of COM1 to COM4.

@@ -74,6 +74,36 @@ impl Default for RngSpec {
     }
 }
 
+/// The socket device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VsockSpec {
+    /// The guest's context identifier, from 3 on. Each machine's guest knows only
+    /// its host, so all may have the same.
+    pub cid: u32,
+    /// The path of the host's sockets that programs of the guest may reach, without
+    /// `_PORT`; `None`: they reach none.
+    pub to_host: Option<PathBuf>,
+}
+
+impl Default for VsockSpec {
+    fn default() -> Self {
+        VsockSpec { cid: virtio_vsock::FIRST_GUEST_CID as u32, to_host: None }
+    }
+}
+
+/// A folder of the host that the guest sees.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShareSpec {
+    /// The name by which the guest mounts it, 1 to 36 bytes.
+    pub tag: String,
+    /// The folder.
+    pub folder: PathBuf,
+    /// Whether the guest may change nothing.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
 /// What the machine starts.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -137,6 +167,10 @@ pub struct MachineSpec {
     pub rng: Option<RngSpec>,
     /// Network cards.
     pub nets: Vec<NetSpec>,
+    /// The virtio socket device; `None`: there is none.
+    pub vsock: Option<VsockSpec>,
+    /// Folders of the host, a virtio file system device each.
+    pub shares: Vec<ShareSpec>,
 }
 
 impl Default for MachineSpec {
@@ -158,6 +192,8 @@ impl Default for MachineSpec {
             debug_exit: None,
             rng: None,
             nets: Vec::new(),
+            vsock: None,
+            shares: Vec::new(),
         }
     }
 }
@@ -228,6 +264,9 @@ pub enum SpecError {
     /// A network in virtual time.
     #[error("a network answers in the host's time; leave out --time virtual, or use --network none")]
     NetworkInVirtualTime,
+    /// A context identifier with a meaning of its own.
+    #[error("vsock context identifier {0} is not a guest's; choose one from 3 to 4294967294")]
+    VsockCid(u32),
     /// A TSC frequency nothing could use.
     #[error("TSC frequency of {0} kHz is outside 1000 to 10000000; leave it out for the model's own")]
     TscFrequency(u32),
@@ -256,7 +295,8 @@ impl MachineSpec {
 
     /// Devices that take a slot of the PCI bus.
     pub(crate) fn pci_devices(&self) -> usize {
-        usize::from(self.rng.is_some()) + self.nets.len() + self.disks.len()
+        let single = usize::from(self.rng.is_some()) + usize::from(self.vsock.is_some());
+        single + self.nets.len() + self.disks.len() + self.shares.len()
     }
 
     /// Judge the specification; answers the processor model it names.
@@ -311,6 +351,10 @@ impl MachineSpec {
         if !self.nets.is_empty() && self.time == TimeSource::Virtual {
             return Err(SpecError::NetworkInVirtualTime);
         }
+        let cids = virtio_vsock::FIRST_GUEST_CID as u32..u32::MAX;
+        if let Some(cid) = self.vsock.as_ref().map(|v| v.cid).filter(|cid| !cids.contains(cid)) {
+            return Err(SpecError::VsockCid(cid));
+        }
         let model: CpuModel = self.cpu.parse()?;
         match self.tsc_khz {
             Some(khz) if !(1_000..=10_000_000).contains(&khz) => Err(SpecError::TscFrequency(khz)),
@@ -360,6 +404,7 @@ mod tests {
         check(|s| s.disks = vec![serial("123456789012345678901")], &["20"]);
         check(|s| s.boot.initrd = Some("x".into()), &["--kernel"]);
         check(|s| s.tsc_khz = Some(1), &["1 kHz"]);
+        check(|s| s.vsock = Some(VsockSpec { cid: 2, to_host: None }), &["identifier 2", "from 3"]);
     }
 
     #[test]

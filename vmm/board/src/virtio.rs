@@ -3,12 +3,16 @@
 //! A device function makes a [`VirtioDevice`] of what the specification says and
 //! plugs it in; slots are given in the order of the device list.
 
-use virtio_core::{VirtioDevice, VirtioHandle, VirtioPci, VirtioPciConfig};
-use virtio_rng::{Rng, Source};
+use std::os::unix::net::UnixListener;
 
-use crate::board::Board;
+use virtio_core::{VirtioDevice, VirtioHandle, VirtioPci, VirtioPciConfig};
+use virtio_fs::{FsConfig, VirtioFs};
+use virtio_rng::{Rng, Source};
+use virtio_vsock::{VirtioVsock, VsockConfig};
+
+use crate::board::{Board, BoardError};
 use crate::devices::{Attachment, Context, PCI_SLOTS};
-use crate::spec::TimeSource;
+use crate::spec::{MachineSpec, ShareSpec, TimeSource, VsockSpec};
 
 impl Context<'_> {
     /// Plug a device into the next free slot of the PCI bus. The specification has
@@ -39,6 +43,49 @@ pub(crate) fn virtio_rng(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
             TimeSource::Virtual => Source::Seeded(c.spec.epoch),
         };
         c.plug(Box::new(Rng::new(source, spec.bytes_per_second)));
+    }
+    Vec::new()
+}
+
+/// Make the socket device that the specification asks for.
+///
+/// # Errors
+/// When the host refuses an event loop.
+pub(crate) fn make_vsock(
+    spec: &MachineSpec,
+    listener: Option<UnixListener>,
+) -> Result<Option<VirtioVsock>, BoardError> {
+    let made = spec.vsock.as_ref().map(|VsockSpec { cid, to_host }| {
+        VirtioVsock::new(VsockConfig { cid: (*cid).into(), listener, to_host: to_host.clone() })
+    });
+    made.transpose().map_err(|e| BoardError::Device("an event loop for the socket device", e))
+}
+
+/// The socket device, which the board has made.
+pub(crate) fn virtio_vsock(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
+    if let Some(device) = c.vsock.take() {
+        c.plug(Box::new(device));
+    }
+    Vec::new()
+}
+
+/// Make the file system devices.
+///
+/// # Errors
+/// When a folder cannot be opened.
+pub(crate) fn make_shares(spec: &MachineSpec) -> Result<Vec<VirtioFs>, BoardError> {
+    let make = |share: &ShareSpec| {
+        let ShareSpec { tag, folder, read_only } = share;
+        VirtioFs::new(FsConfig { tag, folder, read_only: *read_only })
+            .map_err(|error| BoardError::Share { folder: folder.clone(), error })
+    };
+    spec.shares.iter().map(make).collect()
+}
+
+/// The file system devices, which the board has made.
+pub(crate) fn virtio_shares(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
+    for device in std::mem::take(&mut c.shares) {
+        c.plug(Box::new(device));
     }
     Vec::new()
 }
