@@ -91,7 +91,7 @@ const DHCP: &str = "\
 
 /// Run a command in a guest with a network; the console must show the texts.
 fn check(engine: &str, arguments: &[&str], command: &str, texts: &[&str]) -> Option<Finished> {
-    let guest = guest(engine, arguments, command)?;
+    let guest = guest(engine, arguments, &format!("{DHCP}{command}"))?;
     Some(judge(guest.run().expect("the guest ends"), texts))
 }
 
@@ -106,7 +106,7 @@ fn judge(finished: Finished, texts: &[&str]) -> Finished {
 fn guest(engine: &str, arguments: &[&str], command: &str) -> Option<Guest> {
     let files = stock_guest(Flavour::Cloud)?;
     let path = |p: &std::path::Path| p.to_string_lossy().into_owned();
-    let command = command_parameter(&format!("{DHCP}{command}"));
+    let command = command_parameter(command);
     let append = format!("console=ttyS0 panic=-1 quiet mitigations=off {command}");
     let images = ["--kernel", &path(&files.kernel), "--initrd", &path(&files.initrd), "--append", &append];
     Some(Guest::new(engine).with(&images).with(arguments).limit(LIMIT * 2))
@@ -171,8 +171,9 @@ fn fetch(port: u16, length: usize) -> JoinHandle<Vec<u8>> {
 /// The guest serves what it has fetched.
 fn serves(engine: &str, length: usize) {
     let (from, to) = (serve("127.0.0.1:0", length), free_port());
-    let command =
-        format!("wget -qO /f http://10.0.2.2:{from}/; echo has $(wc -c < /f); nc -lp 7000 < /f; echo served");
+    let command = format!(
+        "{DHCP}wget -qO /f http://10.0.2.2:{from}/; echo has $(wc -c < /f); nc -lp 7000 < /f; echo served"
+    );
     let publish = format!("{to}:7000");
     let arguments = ["-p", &publish, "--memory", "1G"];
     let Some(guest) = guest(engine, &arguments, &command) else { return };
@@ -224,4 +225,53 @@ fn egress_is_what_was_allowed_and_no_more() {
     }
     assert_eq!(at, bytes.len());
     assert!(bytes.windows(4).any(|w| w == [99, 130, 83, 99]));
+}
+
+/// Names the part that another process of this test plays.
+const INSIDE: &str = "STRATA_TAP_TEST";
+
+/// Run `tap_inside` in a network of its own: nothing of the host is touched.
+#[test]
+#[ignore = "boots stock kernels"]
+fn a_tap_with_two_queues_carries_frames_from_the_sandbox() {
+    if !Command::new("unshare").args(["--net", "true"]).status().is_ok_and(|s| s.success()) {
+        println!("skipped: a network of one's own needs root and unshare(1)");
+        return;
+    }
+    let exe = std::env::current_exe().expect("a test has a path");
+    let inside = ["--ignored", "--exact", "tap_inside", "--nocapture"];
+    let output = Command::new("unshare")
+        .arg("--net")
+        .arg(exe)
+        .args(inside)
+        .env(INSIDE, "1")
+        .output()
+        .expect("it starts");
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+fn ip(arguments: &str) {
+    let status = Command::new("ip").args(arguments.split(' ')).status().expect("ip runs");
+    assert!(status.success(), "ip {arguments}");
+}
+
+#[test]
+#[ignore = "started by the test above, in a network of its own"]
+fn tap_inside() {
+    if std::env::var_os(INSIDE).is_none() {
+        return;
+    }
+    ip("tuntap add tap0 mode tap vnet_hdr multi_queue");
+    ip("addr add 192.0.2.1/24 dev tap0");
+    ip("link set tap0 up");
+    let length = 16 * MIB;
+    let port = serve("192.0.2.1:0", length);
+    let command = format!(
+        "ip link set eth0 up; ip a add 192.0.2.2/24 dev eth0; ping -c 2 192.0.2.1 > /dev/null && echo pinged; \
+         wget -qO- http://192.0.2.1:{port}/ | md5sum; grep -c virtio0-input /proc/interrupts | sed 's/^/inputs: /'"
+    );
+    let arguments = ["--network", "tap:tap0,queues=2", "--cpus", "2"];
+    let Some(guest) = guest("jit", &arguments, &command) else { return };
+    judge(guest.run().expect("the guest ends"), &["pinged", &checksum(length), "inputs: 2"]);
 }
