@@ -11,6 +11,7 @@
 
 mod bounce;
 mod contract;
+mod copy;
 mod error;
 mod lock;
 mod probe;
@@ -18,6 +19,7 @@ mod raw;
 
 pub use bounce::BOUNCE;
 pub use contract::{CacheMode, Disk, Geometry, ResizeListener, Segment, total_len};
+pub use copy::copy;
 pub use error::{DiskError, OpenError};
 pub use lock::{Access, ImageLock};
 pub use probe::{ImageFormat, PROBE_LEN, probe, probe_file};

@@ -9,9 +9,11 @@
 //! uses, which `qemu-img check -r leaks` gives back.
 
 mod chain;
+mod create;
 mod header;
 mod image;
 
 pub use chain::{Backing, ChainLink, MAX_CHAIN, backing_chain};
+pub use create::create;
 pub use header::{Header, HeaderError, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, MAX_SNAPSHOTS};
 pub use image::{Qcow2Disk, Qcow2Options};
