@@ -254,6 +254,9 @@ pub struct RunArgs {
     /// Share a folder of the host; the guest's agent mounts it at GUEST. Repeat for more
     #[arg(short = 'v', long = "volume", value_name = "HOST:GUEST[:ro]", value_parser = crate::shares::parse)]
     pub volumes: Vec<crate::shares::Volume>,
+    /// No memory balloon: what the guest has once used stays with it
+    #[arg(long)]
+    pub no_balloon: bool,
     /// A guest write of V to this port ends the run with status (V << 1) | 1 [default port: 0xf4]
     #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "0xf4", value_parser = quantity::port)]
     pub debug_exit: Option<u16>,

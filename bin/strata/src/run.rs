@@ -210,6 +210,7 @@ fn specification(args: &RunArgs) -> anyhow::Result<MachineSpec> {
     spec.debug_exit = args.debug_exit;
     spec.disks = args.disk.clone();
     spec.watchdog = args.watchdog;
+    spec.balloon = (!args.no_balloon).then(board::BalloonSpec::default);
     spec.rng = args.rng.then(board::RngSpec::default);
     spec.nets = args.network.cards(args.name.as_ref().map(ToString::to_string))?;
     if !args.serial.is_empty() {

@@ -1,20 +1,27 @@
 //! Virtio devices under the stock drivers of Debian's kernel, on every software
 //! engine. A new device adds a row.
 
+use std::time::Duration;
+
 use guest_image::{Flavour, command_parameter};
 use guests::SOFTWARE_ENGINES;
-use guests::machine::{Guest, stock_guest};
+use guests::machine::{Guest, LIMIT, stock_guest};
 
-/// Run a command in the default guest with these arguments of `strata run` and
-/// kernel parameters; the console must show the texts.
-fn check(arguments: &[&str], parameters: &str, command: &str, texts: &[&str]) {
-    let Some(files) = stock_guest(Flavour::Cloud) else { return };
+/// The default guest on Debian's cloud kernel with a command, these arguments of
+/// `strata run` and kernel parameters. None: no guest here.
+fn guest(engine: &str, arguments: &[&str], parameters: &str, command: &str) -> Option<Guest> {
+    let files = stock_guest(Flavour::Cloud)?;
     let path = |p: &std::path::Path| p.to_string_lossy().into_owned();
     let append = format!("console=ttyS0 panic=-1 quiet {parameters} {}", command_parameter(command));
+    let images = ["--kernel", &path(&files.kernel), "--initrd", &path(&files.initrd), "--append", &append];
+    Some(Guest::new(engine).with(&images).with(arguments))
+}
+
+/// The command must end well, and the console show the texts.
+fn check(arguments: &[&str], parameters: &str, command: &str, texts: &[&str]) {
     for engine in SOFTWARE_ENGINES {
-        let images =
-            ["--kernel", &path(&files.kernel), "--initrd", &path(&files.initrd), "--append", &append];
-        let finished = Guest::new(engine).with(&images).with(arguments).run().expect("the guest ends");
+        let Some(guest) = guest(engine, arguments, parameters, command) else { return };
+        let finished = guest.run().expect("the guest ends");
         assert_eq!(finished.status, Some(0), "{engine} {arguments:?}:\n{}", finished.text);
         for text in texts {
             assert!(
@@ -43,4 +50,26 @@ fn the_kernel_reads_random_bytes_by_message_signalled_interrupts() {
 #[ignore = "boots stock kernels"]
 fn the_kernel_reads_random_bytes_by_a_shared_line() {
     check(&["--rng", "--cpus", "2"], "pci=nomsi", RNG, &["two reads differ", "interrupts by IO-APIC"]);
+}
+
+#[test]
+#[ignore = "boots stock kernels"]
+fn memory_that_the_guest_frees_goes_back_to_the_host() {
+    const FILE: u64 = 150 << 20;
+    let command = "until grep -q reporting_vq /proc/interrupts; do sleep 0.05; done; \
+        mkdir /t; mount -t tmpfs t /t; dd if=/dev/zero of=/t/x bs=1M count=150 2>/dev/null; echo filled; \
+        sleep 1; rm /t/x; echo freed; sleep 100";
+    let Some(guest) = guest("jit", &[], "", command) else { return };
+    let mut running = guest.start().expect("the command starts");
+    running.wait_for("filled").expect("the file is written");
+    let (_, full) = running.resident().expect("the process runs");
+    running.wait_for("freed").expect("the file is removed");
+    loop {
+        let (_, now) = running.resident().expect("the process runs");
+        if now + FILE * 9 / 10 < full {
+            break;
+        }
+        assert!(running.elapsed() < LIMIT, "{now} bytes resident, {full} with the file");
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }

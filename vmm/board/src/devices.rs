@@ -17,6 +17,7 @@ use device_model::{Clock, Device, IrqLine, MsiSink, PortRange};
 use disk::Disk;
 use guest_memory::GuestMemory;
 use pci::{PciBus, PciBusConfig};
+use virtio_balloon::BalloonHandle;
 use virtio_core::VirtioHandle;
 use virtio_fs::VirtioFs;
 use virtio_vsock::VirtioVsock;
@@ -26,7 +27,7 @@ use crate::events::{EventPoster, MachineEvent};
 use crate::network::virtio_nets;
 use crate::power::{PanicNotifier, PowerPoster};
 use crate::spec::{MachineSpec, MachineType, WatchdogAction};
-use crate::virtio::{virtio_rng, virtio_shares, virtio_vsock};
+use crate::virtio::{virtio_balloon, virtio_rng, virtio_shares, virtio_vsock};
 
 /// A device behind its lock.
 pub(crate) type SharedDevice = Arc<Mutex<dyn Device>>;
@@ -96,6 +97,7 @@ pub(crate) struct Handles {
     pub(crate) pci: Option<([usize; 2], PciBus)>,
     /// Virtio devices in the order of their slots.
     pub(crate) virtio: Vec<VirtioHandle>,
+    pub(crate) balloon: Option<BalloonHandle>,
 }
 
 impl Context<'_> {
@@ -131,6 +133,7 @@ pub(crate) const LIST: &[Make] = &[
     nvme_disks,
     virtio_blocks,
     virtio_rng,
+    virtio_balloon,
     virtio_nets,
     virtio_vsock,
     virtio_shares,

@@ -51,7 +51,7 @@ pub use hotplug::{HotplugError, Resources};
 pub use memory::{HIGH_RAM_START, LOW_RAM_LIMIT, MIN_PIECE};
 pub use network::{NatSpec, NetBackend, NetSpec, NetworkError, Ports, TapSpec, open_networks};
 pub use spec::{
-    BootSpec, MAX_CPUS, MAX_MEMORY, MIN_MEMORY, MachineSpec, MachineType, RngSpec, SerialSpec, ShareSpec,
-    SpecError, TimeSource, VsockSpec, WatchdogAction, bytes_text,
+    BalloonSpec, BootSpec, MAX_CPUS, MAX_MEMORY, MIN_MEMORY, MachineSpec, MachineType, RngSpec, SerialSpec,
+    ShareSpec, SpecError, TimeSource, VsockSpec, WatchdogAction, bytes_text,
 };
 pub use timers::{NEVER, TimerQueue};

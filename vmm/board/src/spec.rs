@@ -104,6 +104,20 @@ pub struct ShareSpec {
     pub read_only: bool,
 }
 
+/// The memory balloon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BalloonSpec {
+    /// The guest may report pages that it does not use; the host has them then.
+    pub free_page_reporting: bool,
+}
+
+impl Default for BalloonSpec {
+    fn default() -> Self {
+        BalloonSpec { free_page_reporting: true }
+    }
+}
+
 /// What the machine starts.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -165,6 +179,8 @@ pub struct MachineSpec {
     pub debug_exit: Option<u16>,
     /// The virtio entropy device; `None`: there is none.
     pub rng: Option<RngSpec>,
+    /// The virtio memory balloon; `None`: there is none.
+    pub balloon: Option<BalloonSpec>,
     /// Network cards.
     pub nets: Vec<NetSpec>,
     /// The virtio socket device; `None`: there is none.
@@ -191,6 +207,7 @@ impl Default for MachineSpec {
             watchdog: Some(WatchdogAction::Reset),
             debug_exit: None,
             rng: None,
+            balloon: None,
             nets: Vec::new(),
             vsock: None,
             shares: Vec::new(),
@@ -295,7 +312,8 @@ impl MachineSpec {
 
     /// Devices that take a slot of the PCI bus.
     pub(crate) fn pci_devices(&self) -> usize {
-        let single = usize::from(self.rng.is_some()) + usize::from(self.vsock.is_some());
+        let single = [self.rng.is_some(), self.balloon.is_some(), self.vsock.is_some()];
+        let single = single.into_iter().filter(|there| *there).count();
         single + self.nets.len() + self.disks.len() + self.shares.len()
     }
 

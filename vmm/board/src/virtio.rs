@@ -5,6 +5,7 @@
 
 use std::os::unix::net::UnixListener;
 
+use virtio_balloon::{Balloon, BalloonHandle};
 use virtio_core::{VirtioDevice, VirtioHandle, VirtioPci, VirtioPciConfig};
 use virtio_fs::{FsConfig, VirtioFs};
 use virtio_rng::{Rng, Source};
@@ -90,7 +91,22 @@ pub(crate) fn virtio_shares(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment
     Vec::new()
 }
 
+/// The memory balloon.
+pub(crate) fn virtio_balloon(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
+    if let Some(spec) = &c.spec.balloon {
+        let balloon = Balloon::new(spec.free_page_reporting);
+        c.handles.balloon = Some(balloon.handle());
+        c.plug(Box::new(balloon));
+    }
+    Vec::new()
+}
+
 impl Board {
+    /// The memory balloon, if there is one.
+    pub fn balloon(&self) -> Option<&BalloonHandle> {
+        self.handles.balloon.as_ref()
+    }
+
     /// Virtio devices, in the order of their slots.
     pub fn virtio(&self) -> &[VirtioHandle] {
         &self.handles.virtio
