@@ -638,7 +638,11 @@ impl TranslatorVcpu {
                 }
                 let generation = self.blocks.flushes;
                 let mode = Mode { variant, ..self.mode() };
-                let Some(id) = self.block_in(target, mode) else { return Ok(self.give_up(target)) };
+                let Some(id) = self.block_in(target, mode) else {
+                    // The usual block is there and would lead here again.
+                    self.pending_step = variant != Variant::Usual;
+                    return Ok(self.give_up(target));
+                };
                 // A dead block's link may lie where its way out has been put.
                 if generation == self.blocks.flushes && !self.blocks.get(from).dead() {
                     let space = self.space();

@@ -19,6 +19,9 @@ const LIMIT: u64 = 400_000;
 /// Longer than any program that ends takes on any engine: one that changes its own
 /// page with most of its instructions takes long in translated code.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Programs that translated code never came to the end of: a window straddled pages
+/// before an instruction that only a window makes translatable.
+const ONCE_WRONG: [u64; 1] = [7_303_851];
 
 /// Time to make a difference small.
 const SHRINKING: Duration = Duration::from_secs(40);
@@ -200,7 +203,7 @@ fn engines_agree_on_random_programs() {
     let mut reference_rig = rig(&**first_engine);
     let mut rigs: Vec<Rig> = others.iter().map(|e| rig(&**e)).collect();
     let (mut wrong, mut endless, mut exceptions, mut deviating) = (Vec::new(), 0, 0, 0);
-    for seed in first..first + cases {
+    for seed in ONCE_WRONG.into_iter().chain(first..first + cases) {
         let program = generate(seed);
         let Some(code) = emit(&program) else { continue };
         if verbose {
