@@ -90,7 +90,7 @@ int main(void)
         for (int i = 0; i < kind->depth; i++)
             pthread_join(threads[i], NULL);
         double rate = done / (now() - start);
-        printf("disk: %s %.0f %.0f\n", kind->name, rate, rate * kind->size);
+        printf("\ndisk: %s %.0f %.0f\n", kind->name, rate, rate * kind->size);
         fflush(stdout);
     }
     reboot(RB_POWER_OFF);

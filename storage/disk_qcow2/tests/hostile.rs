@@ -1,6 +1,10 @@
 //! Headers no tool would write.
 
-use disk_qcow2::{Header, HeaderError};
+mod images;
+
+use disk::{CacheMode, Disk};
+use disk_qcow2::{Header, HeaderError, Qcow2Disk, Qcow2Options};
+use proptest::prelude::*;
 
 /// A good version 3 header of a disk of 1 GiB, in a file of 1 MiB.
 fn good() -> Vec<u8> {
@@ -96,5 +100,38 @@ fn a_header_that_ends_early_is_refused() {
     for len in 0..112 {
         let message = parse(&good[..len]).expect_err("cut").to_string();
         assert!(message.contains("no qcow2") || message.contains("ends after"), "{len}: {message}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #[test]
+    fn a_damaged_image_is_refused_or_used_without_a_panic(
+        changes in prop::collection::vec((0usize..8 * 512, any::<u8>()), 0..12),
+        accesses in prop::collection::vec((0u8..6, 0u64..130, 0usize..64, any::<u8>()), 0..16),
+    ) {
+        let mut image = images::small();
+        changes.iter().for_each(|(at, byte)| image[*at] = *byte);
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::fs::write(file.path(), &image).expect("its bytes");
+        let options = Qcow2Options { cache: CacheMode::Unsafe, ..Qcow2Options::default() };
+        let opened = Qcow2Disk::open(file.path(), options);
+        prop_assert!(opened.is_ok() || !changes.is_empty(), "the image is good: {:?}", opened.err());
+        let Ok(disk) = opened else { return Ok(()) };
+        let mut buffer = vec![0; 64 * 512];
+        for (kind, sector, sectors, fill) in accesses {
+            let (at, len) = (sector * 512, sectors * 512);
+            // Errors are answers too.
+            let _ = match kind {
+                0 | 1 => disk.read(at, &mut buffer[..len]),
+                2 => {
+                    buffer[..len].fill(fill);
+                    disk.write(at, &buffer[..len])
+                }
+                3 => disk.discard(at, len as u64),
+                4 => disk.write_zeroes(at, len as u64, fill & 1 != 0),
+                _ => disk.flush(),
+            };
+        }
     }
 }
