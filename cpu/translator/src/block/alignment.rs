@@ -60,11 +60,13 @@ impl Alignment {
 
     /// Decide for the block at `start`; its windows are known.
     pub fn make(&mut self, list: &[Instruction], facts: &mut FactTable, plan: &Plan, start: u64) {
+        if !(0..list.len()).any(|n| plan.alone(n)) {
+            return;
+        }
         let mut values = values_at_start();
         for (n, i) in list.iter().enumerate() {
             let facts = facts.of(i);
-            let alone = !plan.shares(n);
-            self.needs.push(if alone { needs(i, &facts, &values) } else { None });
+            self.needs.push(if plan.alone(n) { needs(i, &facts, &values) } else { None });
             follow(&mut values, i, &facts);
         }
         if list.iter().any(|i| goes_to(i, start)) {

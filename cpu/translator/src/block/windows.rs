@@ -152,10 +152,14 @@ impl Plan {
         member.is_some_and(|m| self.windows[m.window].members > 1 && self.slots[m.window].is_none())
     }
 
-    /// Whether an instruction's operand is looked up with others.
-    pub fn shares(&self, instruction: usize) -> bool {
+    /// Whether an instruction's operand is looked up by itself, at an address made of
+    /// registers other than RSP.
+    pub fn alone(&self, instruction: usize) -> bool {
         let member = self.members.get(instruction).copied().flatten();
-        member.is_some_and(|m| self.windows[m.window].members > 1)
+        member.is_some_and(|m| {
+            let w = self.windows[m.window];
+            w.members == 1 && matches!(w.origin, Origin::Registers(..)) && !w.origin.is_stack()
+        })
     }
 
     /// An instruction looks its operand up by itself.
