@@ -28,24 +28,30 @@ impl Mem {
     }
 }
 
-/// The bytes of one instruction (at most fifteen).
+/// The bytes of one instruction: at most eight up to the displacement.
 #[derive(Debug, Clone, Copy, Default)]
 struct Gathered {
-    bytes: u128,
-    len: u32,
+    head: u64,
+    head_len: u32,
+    displacement: u32,
+    displacement_len: u32,
 }
 
 impl Gathered {
     #[inline(always)]
     fn byte(&mut self, b: u8) {
-        self.bytes |= u128::from(b) << ((8 * self.len) & 127);
-        self.len += 1;
+        self.head |= u64::from(b).wrapping_shl(8 * self.head_len);
+        self.head_len += 1;
     }
 
     #[inline(always)]
     fn i32(&mut self, v: i32) {
-        self.bytes |= u128::from(v as u32) << ((8 * self.len) & 127);
-        self.len += 4;
+        (self.displacement, self.displacement_len) = (v as u32, 4);
+    }
+
+    #[inline(always)]
+    fn i8(&mut self, v: i32) {
+        (self.displacement, self.displacement_len) = (u32::from(v as u8), 1);
     }
 
     /// ModRM, SIB and displacement of a memory operand.
@@ -78,7 +84,7 @@ impl Gathered {
             }
         }
         match mode {
-            0x40 => self.byte(m.disp as u8),
+            0x40 => self.i8(m.disp),
             0x80 => self.i32(m.disp),
             _ => {}
         }
@@ -107,8 +113,10 @@ impl Emitter {
     /// Append what was gathered: by one store of sixteen bytes.
     #[inline(always)]
     fn put(&mut self, g: Gathered) {
-        let end = self.code.len() + g.len as usize;
-        self.code.extend_from_slice(&g.bytes.to_le_bytes());
+        debug_assert!(g.head_len <= 8);
+        let bytes = u128::from(g.head) | u128::from(g.displacement).wrapping_shl(8 * g.head_len);
+        let end = self.code.len() + (g.head_len + g.displacement_len) as usize;
+        self.code.extend_from_slice(&bytes.to_le_bytes());
         self.code.truncate(end);
     }
 

@@ -322,6 +322,11 @@ struct Builder<'a> {
     /// Emit every stub right behind its instruction: see [`translate`].
     near: bool,
     out_of_reach: bool,
+    /// Bytes of the pending stubs.
+    stubs: usize,
+    /// For the one that will be farthest from its jump: bytes of the stubs in front of it
+    /// less the offset of the jump, plus 2^16.
+    reach: usize,
 }
 
 /// Translate a block. `None` when the first instruction needs the interpreter.
@@ -360,6 +365,8 @@ fn attempt(r: &Request<'_>, s: &mut Scratch, near: bool) -> Result<Option<Transl
         now_held: None,
         near,
         out_of_reach: false,
+        stubs: 0,
+        reach: 0,
     };
     let longest = if r.straddling.is_some() { 1 } else { r.mode.longest };
     let list = b.decode(longest);
@@ -512,7 +519,9 @@ impl Builder<'_> {
     /// Undo what was emitted since; the guest bytes that are left.
     fn take_back(&mut self, to: &Mark) -> u16 {
         self.e.code.truncate(to.code);
-        self.pending.truncate(to.pending);
+        let kept: Vec<Pending> = self.pending.drain(..).take(to.pending).collect();
+        (self.stubs, self.reach) = (0, 0);
+        kept.into_iter().for_each(|p| self.pend(p));
         self.links.truncate(to.links);
         self.branches.truncate(to.branches);
         to.guest_len
@@ -556,13 +565,21 @@ impl Builder<'_> {
     /// JRCXZ to a stub emitted later, which has the operand's address in ADDRESS.
     fn if_zero_leave(&mut self, exit: Exit, place: access::Place) {
         let at = self.e.jrcxz();
-        self.pending.push(Pending { at, kind: PendingKind::Miss { exit, index: self.index, place } });
+        self.pend(Pending { at, kind: PendingKind::Miss { exit, index: self.index, place } });
     }
 
     /// The same for a store of one operand, which is looked up again elsewhere.
     fn if_zero_store_beside(&mut self, place: access::Place) {
         let at = self.e.jrcxz();
-        self.pending.push(Pending { at, kind: PendingKind::Beside { index: self.index, place } });
+        self.pend(Pending { at, kind: PendingKind::Beside { index: self.index, place } });
+    }
+
+    /// Emit a stub later.
+    fn pend(&mut self, p: Pending) {
+        let behind = (self.stubs + (1 << 16)).saturating_sub(p.at);
+        self.reach = self.reach.max(behind);
+        self.stubs += p.kind.len();
+        self.pending.push(p);
     }
 
     /// ADDRESS = what it names.
@@ -595,19 +612,17 @@ impl Builder<'_> {
             }
         }
         self.pending.clear();
+        (self.stubs, self.reach) = (0, 0);
     }
 
     /// Emit the pending stubs here if one might be out of reach behind the next
     /// instruction, number `index`.
     fn make_room(&mut self, next: &Instruction, index: usize) {
-        let here = self.e.len() + 2;
-        let mut stubs = 0;
-        let mut farthest = 0;
-        for p in &self.pending {
-            farthest = farthest.max(here + stubs - p.at);
-            stubs += p.kind.len();
+        if self.pending.is_empty() {
+            return;
         }
-        if farthest == 0 || !self.near && farthest + self.room_for(next, index) < 127 {
+        let farthest = (self.e.len() + 2 + self.reach).saturating_sub(1 << 16);
+        if !self.near && farthest + self.room_for(next, index) < 127 {
             return;
         }
         self.island_here();

@@ -374,7 +374,7 @@ impl Builder<'_> {
                 self.e
                     .load_byte(host::TEMP, Mem { gs: true, base: Some(host::TEMP), index: None, disp: last });
                 let at = self.e.jrcxz();
-                self.pending.push(Pending { at, kind: PendingKind::Plain(self.ip) });
+                self.pend(Pending { at, kind: PendingKind::Plain(self.ip) });
             }
         }
         self.e.pext(host::TEMP, host::ADDRESS, host::PAGE_MASK);
