@@ -58,6 +58,17 @@ done
 read -r up idle < /proc/uptime
 echo "strata: shell ready, $up s after the kernel started"
 
+# The power button, which `strata stop` presses, is an input device.
+{
+    load button evdev
+    for name in /sys/class/input/event*/device/name; do
+        read -r what < "$name"
+        [ "$what" = "Power Button" ] || continue
+        event=${name%/device/name}
+        { head -c 1 "/dev/input/${event##*/}" > /dev/null && poweroff -f; } &
+    done
+} 2> /dev/null &
+
 if [ -n "$command" ]; then
     sh -c "$command"
     echo "strata: exit status $?"

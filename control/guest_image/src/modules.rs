@@ -6,7 +6,7 @@ use crate::Archive;
 
 /// Those packed, whatever devices a machine has; the start script loads what it
 /// finds devices for, in an order that suits their dependencies.
-pub(crate) const NAMES: [&str; 17] = [
+pub(crate) const NAMES: [&str; 19] = [
     "virtio_ring",
     "virtio",
     "virtio_pci_legacy_dev",
@@ -24,6 +24,8 @@ pub(crate) const NAMES: [&str; 17] = [
     "virtio_net",
     "fuse",
     "virtiofs",
+    "button",
+    "evdev",
 ];
 
 /// Where they are in the guest.
