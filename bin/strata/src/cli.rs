@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use image_store::ImageName;
 use lifecycle::{EngineChoice, Outcome};
+use machine_store::Restart;
 use vm_api::MachineName;
 
 use crate::network::NetworkArgs;
@@ -25,7 +26,8 @@ pub struct Cli {
 pub enum Command {
     /// Run a virtual machine
     ///
-    /// Without --kernel and --firmware a small Linux guest is started: the kernel and busybox of
+    /// With IMAGE a machine of its own disk is made, which is kept until `strata rm`. Without
+    /// IMAGE, --kernel and --firmware a small Linux guest is started: the kernel and busybox of
     /// Debian's packages, fetched once and cached.
     #[command(args_override_self = true, after_help = Outcome::STATUS_HELP, after_long_help = run_long_help())]
     Run(Box<RunArgs>),
@@ -57,6 +59,23 @@ pub enum Command {
     /// Press the power button of machines and wait for them to end; then force
     #[command(after_help = STOP_HELP)]
     Stop(StopArgs),
+    /// Start machines that have ended
+    #[command(after_help = CONTROL_HELP)]
+    Start(MachinesArgs),
+    /// Stop machines and start them again
+    #[command(after_help = CONTROL_HELP)]
+    Restart(StopArgs),
+    /// Remove machines that have ended, with their disks
+    #[command(after_help = CONTROL_HELP)]
+    Rm(RmArgs),
+    /// Print what a machine's console has said
+    ///
+    /// The newest 4 MiB are kept, at most 8.
+    #[command(after_help = LOGS_HELP)]
+    Logs(LogsArgs),
+    /// Use the console of a running machine
+    #[command(after_help = console_help())]
+    Console(ConsoleArgs),
     /// End machines now, whatever their guests are doing
     #[command(after_help = CONTROL_HELP)]
     Kill(MachinesArgs),
@@ -140,6 +159,13 @@ const IMAGE_IMPORT_HELP: &str = concat!(
 );
 const IMAGE_HELP: &str = image_status!();
 
+const LOGS_HELP: &str =
+    concat!("Examples:\n  strata logs web\n  strata logs -f web | grep error\n\n", control_status!());
+
+fn console_help() -> String {
+    format!("Keys, when standard input is a terminal:\n{}\n\n{CONTROL_HELP}", crate::attach::KEYS)
+}
+
 fn run_long_help() -> String {
     format!("{}\n\nKeys, when standard input is a terminal:\n{}", Outcome::STATUS_HELP, crate::console::KEYS)
 }
@@ -213,6 +239,17 @@ pub struct MachineArgs {
 
 #[derive(Args)]
 pub struct RunArgs {
+    /// Image to make a machine of; `debian` and `debian:RELEASE` are built at first use
+    #[arg(value_name = "IMAGE")]
+    pub image: Option<ImageName>,
+    #[command(flatten)]
+    pub keep: KeepArgs,
+    #[command(flatten)]
+    pub identity: IdentityArgs,
+    /// Read more flags from a file of TOML: each key is a long flag without its dashes, and image
+    /// and command; flags given here go before it
+    #[arg(short = 'f', long, value_name = "FILE")]
+    pub spec: Option<PathBuf>,
     #[command(flatten)]
     pub machine: MachineArgs,
     /// Name for `strata ps` and the commands that take a machine
@@ -287,13 +324,61 @@ pub struct RunArgs {
     /// How the result is printed
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
-    /// Command for the built-in guest to run instead of a shell
+    /// Command for the guest to run instead of a shell or login, and then power off
     #[arg(last = true, value_name = "CMD", conflicts_with_all = ["kernel", "firmware"])]
     pub command: Vec<String>,
 }
 
+/// How long a machine lives.
+#[derive(Args)]
+pub struct KeepArgs {
+    /// Start in the background and print the machine's identifier; see logs, console, stop
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Remove the machine and its disks when it ends
+    #[arg(long)]
+    pub rm: bool,
+    /// Start it again when it ends: no, on-failure, on-failure:N (at most N times) or always;
+    /// with --detach
+    #[arg(long, value_name = "POLICY", default_value_t = Restart::No)]
+    pub restart: Restart,
+    /// Run a machine that is kept
+    #[arg(long, hide = true, value_name = "ID")]
+    pub kept: Option<String>,
+    /// Start that machine again as its policy says
+    #[arg(long, hide = true, requires = "kept")]
+    pub supervise: bool,
+}
+
+/// Who the guest of an image is.
+#[derive(Args)]
+pub struct IdentityArgs {
+    /// Host name in the guest [default: --name, else the image's name]
+    #[arg(long, value_name = "NAME")]
+    pub hostname: Option<String>,
+    /// A user to make in the guest, who may use sudo [default: root alone]
+    #[arg(long, value_name = "NAME")]
+    pub user: Option<String>,
+    /// File whose first line is that user's password, or root's; without one the serial console
+    /// logs root in
+    #[arg(long, value_name = "FILE")]
+    pub password_file: Option<PathBuf>,
+    /// SSH public key that may log in; repeat for more [default: your own in ~/.ssh]
+    #[arg(long, value_name = "FILE")]
+    pub ssh_key: Vec<PathBuf>,
+    /// File to copy into the guest at its first start; repeat for more
+    #[arg(long, value_name = "HOST:GUEST", value_parser = guest_file)]
+    pub file: Vec<(PathBuf, String)>,
+    /// Size of the root disk, if it is to be larger than the image's
+    #[arg(long, value_name = "SIZE", value_parser = quantity::bytes)]
+    pub disk_size: Option<u64>,
+}
+
 #[derive(Args)]
 pub struct PsArgs {
+    /// Machines that have ended too
+    #[arg(short, long)]
+    pub all: bool,
     /// Print identifiers only, one a line
     #[arg(short, long)]
     pub quiet: bool,
@@ -360,6 +445,36 @@ pub struct UpdateArgs {
     /// How the result is printed
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
+}
+
+#[derive(Args)]
+pub struct RmArgs {
+    /// End them first, if they run
+    #[arg(short, long)]
+    pub force: bool,
+    /// Name or identifier, or how it begins
+    #[arg(value_name = "MACHINE", required = true)]
+    pub machines: Vec<String>,
+}
+
+#[derive(Args)]
+pub struct LogsArgs {
+    /// Go on until the machine ends
+    #[arg(short, long)]
+    pub follow: bool,
+    /// What its process said, instead of its console
+    #[arg(long, conflicts_with = "follow")]
+    pub messages: bool,
+    /// Name or identifier, or how it begins
+    #[arg(value_name = "MACHINE")]
+    pub machine: String,
+}
+
+#[derive(Args)]
+pub struct ConsoleArgs {
+    /// Name or identifier, or how it begins
+    #[arg(value_name = "MACHINE")]
+    pub machine: String,
 }
 
 #[derive(Args)]
@@ -555,6 +670,13 @@ fn watchdog(text: &str) -> Result<Watchdog, String> {
     }
 }
 
+fn guest_file(text: &str) -> Result<(PathBuf, String), String> {
+    match text.rsplit_once(':') {
+        Some((from, to)) if !from.is_empty() && to.starts_with('/') => Ok((from.into(), to.to_string())),
+        _ => Err("not HOST:GUEST; write e.g. ./motd:/etc/motd".to_string()),
+    }
+}
+
 fn serial(text: &str) -> Result<board::SerialSpec, String> {
     match (text, text.strip_prefix("file:")) {
         ("stdio", _) => Ok(board::SerialSpec::Stdio),
@@ -588,6 +710,17 @@ mod tests {
             "strata run --network nat -p 2222:22 --publish 5353:53/udp --egress *.debian.org:443/tcp --pcap x.pcap",
             "strata run --network-deny --deny-egress 10.0.0.0/8 --no-host-loopback",
             "strata run --disk a.img --disk b.img,ro,format=raw,serial=x,if=nvme,cache=direct",
+            "strata run debian",
+            "strata run -d --name web --restart on-failure:3 debian:trixie --memory 1G",
+            "strata run --rm debian --user me --password-file p --ssh-key k.pub --file a:/etc/a -- id",
+            "strata run -f vm.toml --cpus 2",
+            "strata run -d",
+            "strata ps -a",
+            "strata start web",
+            "strata restart -t 5 web db",
+            "strata rm -f web",
+            "strata logs -f web",
+            "strata console web",
             "strata ps",
             "strata ps -q --format json",
             "strata stats",
@@ -629,6 +762,12 @@ mod tests {
             "strata run --disk a.img,rw",
             "strata run --memory lots",
             "strata run --name ../x",
+            "strata run Debian",
+            "strata run debian --restart sometimes",
+            "strata run debian --file a",
+            "strata run debian --file a:b",
+            "strata rm",
+            "strata console",
             "strata run --perf-map --jitdump",
             "strata update web",
             "strata run --watchdog bark",

@@ -29,7 +29,12 @@ pub struct Sandbox {
 
 impl Sandbox {
     /// Confine this thread, and those it starts, to the files of a machine.
-    pub fn begin(spec: &MachineSpec, registration: Option<&Registration>) -> anyhow::Result<Self> {
+    /// `leaving`: a directory whose files are removed at the end.
+    pub fn begin(
+        spec: &MachineSpec,
+        registration: Option<&Registration>,
+        leaving: Option<&Path>,
+    ) -> anyhow::Result<Self> {
         let networks = || spec.nets.iter().map(|n| &n.backend);
         let connect = networks().any(|b| matches!(b, NetBackend::Nat(_)));
         let tap = networks().any(|b| matches!(b, NetBackend::Tap(_)));
@@ -45,7 +50,12 @@ impl Sandbox {
             read: vec![MEMORY.into()],
             devices: vec![KVM.into()],
             update: registration.map(Registration::guard_path).into_iter().collect(),
-            remove: registration.map(|r| r.directory().to_path_buf()).into_iter().collect(),
+            remove: registration
+                .map(Registration::directory)
+                .into_iter()
+                .chain(leaving)
+                .map(Path::to_path_buf)
+                .collect(),
             ..Files::default()
         };
         let images = [&spec.boot.kernel, &spec.boot.initrd, &spec.boot.firmware];

@@ -88,7 +88,7 @@ pub fn carry_input(board: &Arc<Board>, port: usize, terminal: bool) {
 
 /// Offer bytes until the port has taken all: a guest that does not read holds
 /// back its own input, nothing else.
-fn send(board: &Board, port: usize, mut bytes: &[u8]) {
+pub fn send(board: &Board, port: usize, mut bytes: &[u8]) {
     while !bytes.is_empty() {
         bytes = &bytes[board.serial_input(port, bytes).min(bytes.len())..];
         if !bytes.is_empty() {

@@ -9,6 +9,7 @@ use guest_client::GuestError;
 use image_build::BuildError;
 use image_store::StoreError;
 use lifecycle::VmError;
+use machine_store::KeepError;
 use vm_api::RegistryError;
 
 /// Something wrong with the command line or an input file.
@@ -24,10 +25,17 @@ fn is_input(error: &anyhow::Error) -> bool {
             || matches!(e.downcast_ref::<VmError>(), Some(VmError::Board(b)) if b.is_input())
             || e.downcast_ref::<RegistryError>().is_some_and(names_a_machine)
             || e.downcast_ref::<GuestError>().is_some_and(|g| g.kind().is_some())
+            || e.downcast_ref::<KeepError>().is_some_and(names_a_kept_machine)
             || e.downcast_ref::<BuildError>().is_some_and(names_an_image)
             || e.downcast_ref::<StoreError>().is_some_and(names_no_image)
             || matches!(e.downcast_ref::<SeedError>(), Some(SeedError::Identity(_)))
     })
+}
+
+/// The kept machine named is at fault.
+fn names_a_kept_machine(error: &KeepError) -> bool {
+    use KeepError as E;
+    matches!(error, E::NameTaken { .. } | E::Unknown(_) | E::Ambiguous(..) | E::Runs(_))
 }
 
 /// What an image is to be made of is at fault.

@@ -41,7 +41,7 @@ pub fn built_in(command: &[String], append: Option<&str>, progress: bool) -> any
 
 /// One shell command that runs exactly these words. A single word is taken as a
 /// whole command line, as `sh -c` takes it.
-fn shell_words(words: &[String]) -> String {
+pub fn shell_words(words: &[String]) -> String {
     let [single] = words else {
         let quoted: Vec<_> = words.iter().map(|w| format!("'{}'", w.replace('\'', r"'\''"))).collect();
         return quoted.join(" ");

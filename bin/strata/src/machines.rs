@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use anyhow::Context;
 use board::bytes_text;
+use machine_store::{Kept, MachineStore};
 use serde_json::json;
 use vm_api::{Action, CallError, Client, Ending, Found, MachineInfo, Registry, RegistryError, Reply, State};
 
 use crate::cli::{EngineArgs, Format, InspectArgs, MachinesArgs, PsArgs, StatsArgs, StopArgs};
-use crate::figures;
+use crate::{figures, kept, life};
 
 /// How long a machine may take to say who it is before the list goes on without it.
 const GREETING: Duration = Duration::from_secs(2);
@@ -59,17 +60,40 @@ pub fn ps(args: &PsArgs) -> anyhow::Result<u8> {
             _ => list.push(silent(&found)),
         }
     }
+    let ended = if args.all { ended(&list)? } else { Vec::new() };
     let mut out = std::io::stdout().lock();
     match args.format {
-        _ if args.quiet => list.iter().try_for_each(|m| writeln!(out, "{}", m.id))?,
-        Format::Json => writeln!(out, "{}", serde_json::to_string(&list)?)?,
-        Format::Text => table(&mut out, &list)?,
+        _ if args.quiet => {
+            let ids = list.iter().map(|m| &m.id).chain(ended.iter().map(|k| &k.record.id));
+            ids.into_iter().try_for_each(|id| writeln!(out, "{id}"))?;
+        }
+        Format::Json => {
+            let running = list.iter().map(|m| json!(m));
+            let all: Vec<_> = running.chain(ended.iter().map(ended_json)).collect();
+            writeln!(out, "{}", serde_json::to_string(&all)?)?;
+        }
+        Format::Text => table(&mut out, &list, &ended)?,
     }
     Ok(0)
 }
 
-fn table(out: &mut dyn Write, list: &[MachineInfo]) -> std::io::Result<()> {
-    let rows: Vec<[String; 8]> = list
+/// Kept machines that are not among those that run.
+fn ended(running: &[MachineInfo]) -> anyhow::Result<Vec<Kept>> {
+    let mut list = MachineStore::open()?.list()?;
+    list.retain(|kept| !running.iter().any(|m| m.id == kept.record.id));
+    Ok(list)
+}
+
+fn ended_json(kept: &Kept) -> serde_json::Value {
+    let record = &kept.record;
+    json!({
+        "id": record.id, "name": record.name, "state": State::Stopped, "image": record.image,
+        "created": record.created, "end": kept.end, "directory": kept.directory(),
+    })
+}
+
+fn table(out: &mut dyn Write, list: &[MachineInfo], ended: &[Kept]) -> std::io::Result<()> {
+    let mut rows: Vec<[String; 8]> = list
         .iter()
         .map(|m| {
             let known = |text: String| if m.state == State::Unresponsive { "-".to_string() } else { text };
@@ -85,6 +109,11 @@ fn table(out: &mut dyn Write, list: &[MachineInfo]) -> std::io::Result<()> {
             ]
         })
         .collect();
+    let none = || "-".to_string();
+    rows.extend(ended.iter().map(|kept| {
+        let name = kept.record.name.as_ref().map_or_else(none, ToString::to_string);
+        [kept.record.id.to_string(), name, none(), none(), none(), life::ended_word(kept), none(), none()]
+    }));
     let heads = ["ID", "NAME", "ENGINE", "VCPUS", "MEMORY", "STATE", "UP", "PID"].map(str::to_string);
     figures::table(out, &[&[heads][..], &rows].concat())
 }
@@ -170,15 +199,21 @@ pub fn resume(args: &MachinesArgs) -> anyhow::Result<u8> {
 
 /// `strata stop`.
 pub fn stop(args: &StopArgs) -> anyhow::Result<u8> {
+    args.machines.iter().for_each(|name| kept::mean_to_stop(name));
     each(&args.machines, |found| end(found, args.timeout))
 }
 
 /// `strata kill`.
 pub fn kill(args: &MachinesArgs) -> anyhow::Result<u8> {
+    args.machines.iter().for_each(|name| kept::mean_to_stop(name));
     each(&args.machines, |found| end(found, Duration::ZERO))
 }
 
-fn end(found: &Found, grace: Duration) -> anyhow::Result<String> {
+/// End a machine, by its power button if it is given time.
+///
+/// # Errors
+/// When its process survives everything.
+pub fn end(found: &Found, grace: Duration) -> anyhow::Result<String> {
     let ending = found.end(grace)?;
     // What a process that was killed leaves behind.
     Registry::all()?;
@@ -239,7 +274,7 @@ mod tests {
             pid: 77,
         };
         let mut out = Vec::new();
-        table(&mut out, &[info(Some("a-long-name"), State::Running), info(None, State::Unresponsive)])
+        table(&mut out, &[info(Some("a-long-name"), State::Running), info(None, State::Unresponsive)], &[])
             .unwrap();
         let expect = "\
 ID        NAME         ENGINE  VCPUS  MEMORY   STATE         UP      PID

@@ -8,6 +8,10 @@
 //! | `exec` | `strata exec` |
 //! | `shares` | folders of the host for a guest |
 //! | `copy` | `strata cp` |
+//! | `kept` | machines that outlast their process |
+//! | `life` | start, restart, rm |
+//! | `attach` | console, logs |
+//! | `definition` | machines defined in a file |
 //! | `figures` | statistics for people |
 //! | `network` | network flags |
 //! | `confine` | the sandbox of a run |
@@ -21,10 +25,12 @@
 //! | `progress` | long work, shown |
 //! | `failure` | how errors are told |
 
+mod attach;
 mod cli;
 mod confine;
 mod console;
 mod copy;
+mod definition;
 mod disk_option;
 mod doctor;
 mod exec;
@@ -32,6 +38,8 @@ mod failure;
 mod figures;
 mod guest;
 mod images;
+mod kept;
+mod life;
 mod lockstep;
 mod machines;
 mod network;
@@ -64,6 +72,11 @@ fn main() -> ExitCode {
         Command::Pause(args) => machines::pause(&args),
         Command::Resume(args) => machines::resume(&args),
         Command::Stop(args) => machines::stop(&args),
+        Command::Start(args) => life::start(&args),
+        Command::Restart(args) => life::restart(&args),
+        Command::Rm(args) => life::remove(&args),
+        Command::Logs(args) => attach::logs(&args),
+        Command::Console(args) => attach::console(&args),
         Command::Kill(args) => machines::kill(&args),
         Command::Inspect(args) => machines::inspect(&args),
         Command::Image(args) => images::command(args.command),

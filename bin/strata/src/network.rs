@@ -48,7 +48,8 @@ impl FromStr for Network {
 #[derive(Args)]
 pub struct NetworkArgs {
     /// Network card: nat (user-mode, needs no privilege), none, or tap:NAME[,queues=N], an interface
-    /// of the host; repeat for more [default: nat with any of the flags below, else none]
+    /// of the host; repeat for more [default: nat with IMAGE or any
+    /// of the flags below, else none]
     #[arg(long, value_name = "KIND")]
     network: Vec<Network>,
     /// Let a port of the host lead to one of the guest, e.g. 2222:22, 0.0.0.0:8080:80 or
@@ -83,11 +84,12 @@ pub struct NetworkArgs {
 }
 
 impl NetworkArgs {
-    /// The cards of a machine with this name.
-    pub fn cards(&self, name: Option<String>) -> anyhow::Result<Vec<NetSpec>> {
+    /// The cards of a machine with this name. `usual`: one that is expected to reach
+    /// the world unless told otherwise.
+    pub fn cards(&self, name: Option<String>, usual: bool) -> anyhow::Result<Vec<NetSpec>> {
         let shaped =
             !self.publish.is_empty() || self.has_policy() || self.mtu.is_some() || !self.dns.is_empty();
-        let implied = shaped || self.mac.is_some() || self.pcap.is_some();
+        let implied = usual || shaped || self.mac.is_some() || self.pcap.is_some();
         let kinds: &[Network] = match self.network.as_slice() {
             [] if implied => &[Network::Nat],
             kinds => kinds,
@@ -167,7 +169,7 @@ mod tests {
 
     fn cards(line: &str) -> anyhow::Result<Vec<NetSpec>> {
         let words = std::iter::once("x").chain(line.split_whitespace());
-        Line::try_parse_from(words)?.network.cards(None)
+        Line::try_parse_from(words)?.network.cards(None, false)
     }
 
     #[test]

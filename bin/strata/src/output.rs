@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use anyhow::Context;
 use board::{EventPoster, MachineEvent, SerialSpec};
 use chipset::{BufferedOutput, SerialOutput};
+use machine_store::ConsoleLog;
+use vm_process::ConsoleHub;
 
 use crate::failure::InputError;
 use crate::phases::{Phase, Phases};
@@ -168,21 +170,35 @@ impl Terminal {
     }
 }
 
+/// Who else sees the console.
+pub struct Listeners {
+    /// Clients of the control socket.
+    pub hub: Arc<ConsoleHub>,
+    /// The log of a machine that is kept.
+    pub log: Option<ConsoleLog>,
+}
+
 /// One serial port's output.
 pub struct Output {
     sink: Sink,
     watch: Option<Watch>,
+    listeners: Option<Listeners>,
 }
 
 impl Output {
     /// Open what a specification names.
-    pub fn open(spec: &SerialSpec, terminal: &Terminal, watch: Option<Watch>) -> anyhow::Result<Self> {
+    pub fn open(
+        spec: &SerialSpec,
+        terminal: &Terminal,
+        watch: Option<Watch>,
+        listeners: Option<Listeners>,
+    ) -> anyhow::Result<Self> {
         let sink = match spec {
             SerialSpec::Stdio => Sink::Terminal(terminal.clone()),
             SerialSpec::Null => Sink::Null,
             SerialSpec::File(path) => Sink::File(create(path)?),
         };
-        Ok(Output { sink, watch })
+        Ok(Output { sink, watch, listeners })
     }
 }
 
@@ -199,6 +215,11 @@ impl SerialOutput for Output {
     fn put(&mut self, bytes: &[u8]) {
         if let Some(watch) = &mut self.watch {
             bytes.iter().for_each(|b| watch.byte(*b));
+        }
+        if let Some(Listeners { hub, log }) = &mut self.listeners {
+            hub.put(bytes);
+            // A full disk takes no more; the console goes on.
+            let _ = log.as_mut().map(|log| log.put(bytes));
         }
         // A reader that went away does not stop the guest.
         let _ = match &mut self.sink {

@@ -10,29 +10,76 @@ use anyhow::Context;
 use board::{Board, BoardIo, BootSpec, MachineSpec, MachineType, SerialSpec, TimeSource, VsockSpec};
 use host_sys::{RawTerminal, TerminationSignals};
 use lifecycle::{EnginePlan, Outcome, Policy, Recorder, Symbols, Vm};
+use machine_store::{Held, MachineStore, Restart};
 use serde_json::json;
 use vm_api::{Registration, Registry, RegistryError, RuntimeDir, Server};
-use vm_process::{Identity, Owner, Switch};
+use vm_process::{Console, ConsoleHub, Identity, Owner, Switch};
 
 use crate::cli::{Format, Machine, MachineArgs, RunArgs, Time};
 use crate::confine::Sandbox;
 use crate::failure::InputError;
-use crate::output::{Markers, Output, Terminal, Watch};
+use crate::kept::{self, Keeping};
+use crate::output::{Listeners, Markers, Output, Terminal, Watch};
 use crate::phases::{Phase, Phases};
-use crate::{console, guest, shares};
+use crate::{console, definition, guest, shares};
+
+/// `strata run`: a machine of this process, or one that outlasts it.
+pub fn command(args: RunArgs, start: Instant) -> anyhow::Result<u8> {
+    if let Some(id) = &args.keep.kept {
+        // Nobody types at it from here, and the terminal's hang-up is not its end.
+        rustix::process::setsid().context("cannot leave the terminal")?;
+        return if args.keep.supervise { kept::supervise(id) } else { run_kept(id, start) };
+    }
+    let (args, words) = definition::complete(args)?;
+    if args.keep.restart != Restart::No && !args.keep.detach {
+        return Err(InputError("--restart needs a process that waits; add --detach".to_string()).into());
+    }
+    if !kept::wanted(&args) {
+        return run(args, None, start);
+    }
+    // A wrong specification is told before anything is made.
+    specification(&args)?.validate().map_err(board::BoardError::from)?;
+    let held = kept::make(&args, words)?;
+    if !args.keep.detach {
+        return run(args, Some(held), start);
+    }
+    let (store, made) = (MachineStore::open()?, held.kept.clone());
+    match kept::start(held)? {
+        Ok(id) => writeln!(std::io::stdout(), "{id}").map(|()| 0).map_err(Into::into),
+        Err(status) => {
+            // One that never ran is nobody's; it may have gone by itself.
+            let _ = store.remove(&made);
+            Ok(status)
+        }
+    }
+}
+
+/// Run a machine that is kept, as a process of its own.
+fn run_kept(id: &str, start: Instant) -> anyhow::Result<u8> {
+    let held = MachineStore::open()?.find(id)?.hold()?;
+    definition::enter(&held.kept.record.directory)?;
+    let args = definition::parse(&held.kept.record.arguments)
+        .map_err(|e| InputError(format!("the machine's arguments are not understood: {e}; make it again")))?;
+    let directory = held.kept.directory().to_path_buf();
+    run(RunArgs { keep: crate::cli::KeepArgs { detach: true, ..args.keep }, ..args }, Some(held), start)
+        .inspect_err(|error| kept::note(&directory, error))
+}
 
 /// Run a machine to its end; answers the exit status.
-pub fn command(args: RunArgs, start: Instant) -> anyhow::Result<u8> {
+fn run(args: RunArgs, held: Option<Held>, start: Instant) -> anyhow::Result<u8> {
     let phases = Arc::new(Phases::new(start));
     let signals = TerminationSignals::block().context("cannot block termination signals")?;
     let mut spec = specification(&args)?;
+    if let Some(held) = &held {
+        kept::apply(held, &args, &mut spec)?;
+    }
     // A wrong specification is told before anything is fetched or probed.
     spec.validate().map_err(board::BoardError::from)?;
     let recorder = recorder(&args)?;
-    let socket = register(&args)?;
+    let socket = register(&args, held.as_ref())?;
     let built_in = spec.boot.kernel.is_none() && spec.boot.firmware.is_none();
     if built_in {
-        let shown = args.format == Format::Text;
+        let shown = args.format == Format::Text && !args.keep.detach;
         let found = guest::built_in(&args.command, args.machine.append.as_deref(), shown)?;
         spec.boot = BootSpec { protocol: spec.boot.protocol, ..found };
     }
@@ -44,14 +91,25 @@ pub fn command(args: RunArgs, start: Instant) -> anyhow::Result<u8> {
     let switches = switches(&args, virtual_time);
     spec.tsc_khz = plan.clock.as_ref().map(|c| c.tsc_khz());
     phases.mark(Phase::Engine);
+    let keeping = held.map(Keeping::open).transpose()?;
+    let mut ready = keeping.as_ref().filter(|_| args.keep.detach).map(Keeping::redirect).transpose()?;
+    let log = keeping.as_ref().map(Keeping::log).transpose()?;
+    let leaving = keeping.as_ref().and_then(Keeping::leaves);
     let networks = board::open_networks(&spec).context("cannot open the network")?;
     let vsock = vsock(&args, &mut spec, socket.as_ref().map(|s| &s.0))?;
-    let sandbox =
-        if args.no_sandbox { None } else { Some(Sandbox::begin(&spec, socket.as_ref().map(|s| &s.0))?) };
+    let sandbox = if args.no_sandbox {
+        None
+    } else {
+        Some(Sandbox::begin(&spec, socket.as_ref().map(|s| &s.0), leaving)?)
+    };
     let guest_status = Arc::new(OnceLock::new());
     let terminal = Terminal::start()?;
+    let hub = Arc::new(ConsoleHub::default());
     let io = BoardIo { networks, vsock, clock: plan.clock.clone(), ..BoardIo::new() };
-    let board = build(spec, io, &args, &phases, &terminal, built_in.then(|| guest_status.clone()))?;
+    // Guests of images say what the built-in one says.
+    let told = (built_in || args.image.is_some()).then(|| guest_status.clone());
+    let console = Listeners { hub: hub.clone(), log };
+    let board = build(spec, io, &args, &phases, &terminal, told, console)?;
     phases.mark(Phase::Machine);
     let vm = plan.launch(&board, Policy { reboot: !args.no_reboot }).context("cannot make the machine")?;
     announce(&args, &plan, socket.as_ref().map(|s| &s.0));
@@ -60,11 +118,15 @@ pub fn command(args: RunArgs, start: Instant) -> anyhow::Result<u8> {
     if args.format == Format::Text {
         owner.on_switch(|name, took| eprintln!("strata: continued on engine {name} ({took:.1?})"));
     }
-    let _door = socket.map(|s| open_door(s, &mut owner)).transpose()?;
-    let raw = start_console(&board)?;
+    let id = socket.as_ref().map(|s| s.0.id().to_string()).unwrap_or_default();
+    let _door = socket.map(|s| open_door(s, &mut owner, hub)).transpose()?;
+    let raw = if args.keep.detach { None } else { start_console(&board)? };
     watch_signals(signals, &board)?;
     if let Some(sandbox) = sandbox {
         sandbox.seal(!switches.is_empty())?;
+    }
+    if let Some(ready) = &mut ready {
+        ready.tell(&id);
     }
     phases.mark(Phase::FirstInstruction);
     let outcome = owner.run(switches, args.timeout);
@@ -74,7 +136,13 @@ pub fn command(args: RunArgs, start: Instant) -> anyhow::Result<u8> {
     report(&args, &plan, &phases, owner.vm(), &outcome, built_in)?;
     // A command's own status speaks for a run that ended as it should.
     let command = guest_status.get().copied().filter(|_| matches!(outcome, Outcome::PowerOff));
-    Ok(command.unwrap_or(outcome.status()))
+    let status = command.unwrap_or(outcome.status());
+    if let Some(keeping) = keeping {
+        // Its disks are closed first.
+        drop(owner);
+        keeping.close(outcome.word(), status);
+    }
+    Ok(status)
 }
 
 /// What the user should know of the engine and the machine's name.
@@ -95,11 +163,12 @@ fn announce(args: &RunArgs, plan: &EnginePlan, registration: Option<&Registratio
 
 /// Take the machine up in the runtime directory. A host where that is not
 /// possible still runs it, unless it was given a name to be found by.
-fn register(args: &RunArgs) -> anyhow::Result<Option<(Registration, UnixListener)>> {
+fn register(args: &RunArgs, held: Option<&Held>) -> anyhow::Result<Option<(Registration, UnixListener)>> {
+    let id = held.map(|held| &held.kept.record.id);
     let place = RuntimeDir::make().map_err(RegistryError::from);
-    match place.and_then(|place| Registry::new(place).register(args.name.clone())) {
+    match place.and_then(|place| Registry::new(place).register_as(id, args.name.clone())) {
         Ok(socket) => Ok(Some(socket)),
-        Err(e) if args.name.is_some() => Err(e.into()),
+        Err(e) if args.name.is_some() || args.keep.detach => Err(e.into()),
         Err(e) => {
             if args.format == Format::Text {
                 eprintln!("strata: `strata ps` will not find this machine: {e}");
@@ -142,9 +211,17 @@ impl Drop for Door {
 }
 
 /// Serve the machine's control socket.
-fn open_door(socket: (Registration, UnixListener), owner: &mut Owner) -> anyhow::Result<Door> {
+fn open_door(
+    socket: (Registration, UnixListener),
+    owner: &mut Owner,
+    hub: Arc<ConsoleHub>,
+) -> anyhow::Result<Door> {
     let (registration, listener) = socket;
-    let (desk, requests) = vm_process::desk(owner.vm().board().events().clone());
+    let board = owner.vm().board().clone();
+    let (mut desk, requests) = vm_process::desk(board.events().clone());
+    if let Some(port) = terminal_port(&board) {
+        desk = desk.with_console(Console::new(hub, move |bytes| console::send(&board, port, bytes)));
+    }
     owner.serve(Identity { id: registration.id().clone(), name: registration.name().cloned() }, requests);
     let server = vm_api::serve(listener, Arc::new(desk)).context("cannot start the control thread")?;
     Ok(Door { server, _registration: registration })
@@ -212,7 +289,7 @@ fn specification(args: &RunArgs) -> anyhow::Result<MachineSpec> {
     spec.watchdog = args.watchdog;
     spec.balloon = (!args.no_balloon).then(board::BalloonSpec::default);
     spec.rng = args.rng.then(board::RngSpec::default);
-    spec.nets = args.network.cards(args.name.as_ref().map(ToString::to_string))?;
+    spec.nets = args.network.cards(args.name.as_ref().map(ToString::to_string), args.image.is_some())?;
     if !args.serial.is_empty() {
         spec.serial = args.serial.clone();
     }
@@ -226,23 +303,29 @@ fn build(
     phases: &Arc<Phases>,
     terminal: &Terminal,
     guest_status: Option<Arc<OnceLock<u8>>>,
+    listeners: Listeners,
 ) -> anyhow::Result<Arc<Board>> {
+    let mut listeners = Some(listeners);
     let mut markers =
         guest_status.map(|receiver| Markers { ready: guest::READY, status: guest::STATUS, receiver });
     for (i, serial) in spec.serial.iter().enumerate() {
         // COM1 is the console.
         let watch = (i == 0)
             .then(|| Watch::new(phases.clone(), io.events.clone(), !args.ignore_panic, markers.take()));
-        io.serial.push(Box::new(Output::open(serial, terminal, watch)?));
+        let listeners = listeners.take_if(|_| *serial == SerialSpec::Stdio);
+        io.serial.push(Box::new(Output::open(serial, terminal, watch, listeners)?));
     }
     Ok(Board::build(spec, io)?)
 }
 
+/// The serial port on standard input and output.
+fn terminal_port(board: &Board) -> Option<usize> {
+    board.spec().serial.iter().position(|s| *s == SerialSpec::Stdio)
+}
+
 /// Connect standard input to the port that wants it.
 fn start_console(board: &Arc<Board>) -> anyhow::Result<Option<RawTerminal>> {
-    let Some(port) = board.spec().serial.iter().position(|s| *s == SerialSpec::Stdio) else {
-        return Ok(None);
-    };
+    let Some(port) = terminal_port(board) else { return Ok(None) };
     let terminal = RawTerminal::enter().context("cannot set the terminal to raw mode")?;
     let (board, raw) = (board.clone(), terminal.is_some());
     // Ends with the process: a read of standard input cannot be called back.

@@ -1,0 +1,434 @@
+//! Machines that outlast their process: made of images, detached, started again.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::Context;
+use board::{BootSpec, DiskSpec, MachineSpec};
+use first_boot::{GuestFile, Identity, PasswordHash};
+use image_build::{DEFAULT_SIZE, Debian};
+use image_store::{DiskFormat, FirstBoot, Image, ImageName, StoreError};
+use machine_store::{ConsoleLog, End, Held, MachineStore, Record, Restart};
+
+use crate::cli::{IdentityArgs, RunArgs};
+use crate::failure::InputError;
+use crate::{definition, images};
+
+/// What a detached machine's process says, where nobody listens.
+pub const MESSAGES: &str = "messages.log";
+/// Asks the supervisor not to start the machine again.
+const STOP: &str = "stop";
+/// The image, as it was when the machine was made.
+const IMAGE: &str = "image.json";
+const KERNEL: &str = "kernel";
+const INITRD: &str = "initrd";
+const SEED: &str = "seed.img";
+/// Begins the line with which a detached process says that its machine runs.
+const READY: &str = "strata-ready ";
+/// Files that go with a machine that goes when it ends.
+const FILES: [&str; 14] = [
+    MESSAGES,
+    STOP,
+    IMAGE,
+    KERNEL,
+    INITRD,
+    SEED,
+    "disk.raw",
+    "disk.qcow2",
+    "machine.json",
+    "end.json",
+    "console.0.log",
+    "console.1.log",
+    "new",
+    "lock",
+];
+/// Where the shortest pause before a restart begins, and the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
+
+/// Whether a run is of a machine that outlasts it.
+pub fn wanted(args: &RunArgs) -> bool {
+    args.image.is_some() || args.keep.detach
+}
+
+/// Make the machine that a command line describes.
+///
+/// # Errors
+/// When its image or its files cannot be had; nothing is left then.
+pub fn make(args: &RunArgs, words: Vec<String>) -> anyhow::Result<Held> {
+    let image = args.image.as_ref().map(image).transpose()?;
+    let mut record = Record::new(words, definition::directory()?);
+    record.name = args.name.clone();
+    record.image = args.image.as_ref().map(ToString::to_string);
+    record.remove_at_end = args.keep.rm;
+    record.restart = args.keep.restart;
+    let held = MachineStore::open()?.create(record)?;
+    let furnished = image.map_or(Ok(()), |image| furnish(&held, &image, args));
+    if let Err(error) = furnished {
+        // The error itself is the one to tell.
+        let _ = fs::remove_dir_all(held.kept.directory());
+        return Err(error);
+    }
+    Ok(held)
+}
+
+/// The image of a name; Debian is built when it is not there.
+fn image(name: &ImageName) -> anyhow::Result<Image> {
+    match images::store()?.find(name) {
+        Err(StoreError::Unknown(_)) if name.name() == "debian" => {
+            let suite = Some(name.tag()).filter(|t| *t != "latest").map(str::to_string);
+            eprintln!("strata: image {name} is built now, once; it takes a minute or two");
+            images::build_shown(&Debian {
+                name: name.clone(),
+                suite,
+                mirror: None,
+                size: DEFAULT_SIZE,
+                packages: Vec::new(),
+                replace: false,
+            })
+        }
+        found => Ok(found?),
+    }
+}
+
+fn disk_name(format: DiskFormat) -> String {
+    format!("disk.{}", format.word())
+}
+
+/// Give a machine its disks and kernel.
+fn furnish(held: &Held, image: &Image, args: &RunArgs) -> anyhow::Result<()> {
+    let (store, directory) = (images::store()?, held.kept.directory());
+    let size = args.identity.disk_size;
+    if let Some(size) = size {
+        let smaller = size < image.disk.virtual_size;
+        if smaller || image.disk.format != DiskFormat::Raw {
+            let what = if smaller { "is smaller than the image's disk" } else { "is for raw disks only" };
+            let text = format!("--disk-size {} MiB {what}; leave it out, or give a larger one", size >> 20);
+            return Err(InputError(text).into());
+        }
+    }
+    store.copy(&image.disk.blob, &directory.join(disk_name(image.disk.format)), size)?;
+    if let Some(kernel) = &image.kernel {
+        store.lend(kernel, &directory.join(KERNEL))?;
+    }
+    if let Some(initrd) = &image.initrd {
+        store.lend(initrd, &directory.join(INITRD))?;
+    }
+    let seed = identity(held, args)?.seed().context("cannot make the machine's seed disk")?;
+    write_private(&directory.join(SEED), &seed)?;
+    write_private(&directory.join(IMAGE), &serde_json::to_vec(image)?)
+}
+
+fn write_private(path: &Path, content: &[u8]) -> anyhow::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let written = File::options()
+        .create_new(true)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+        .and_then(|mut file| file.write_all(content));
+    written.with_context(|| format!("cannot write {}; make room there", path.display()))
+}
+
+/// Who the guest is, by the command line.
+fn identity(held: &Held, args: &RunArgs) -> anyhow::Result<Identity> {
+    let IdentityArgs { hostname, user, password_file, ssh_key, file, disk_size: _ } = &args.identity;
+    let record = &held.kept.record;
+    let named = record.name.as_ref().map(|n| n.to_string().replace('_', "-"));
+    let image = args.image.as_ref().map(|i| i.name().replace(['_', '.'], "-"));
+    let password = password_file.as_ref().map(|path| read_text(path, "password file")).transpose()?;
+    let keys = if ssh_key.is_empty() { own_keys() } else { ssh_key.clone() };
+    let mut lines = Vec::new();
+    for path in keys {
+        let text = read_text(&path, "SSH public key")?;
+        lines.extend(
+            text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')).map(String::from),
+        );
+    }
+    Ok(Identity {
+        instance: record.id.to_string(),
+        hostname: hostname.clone().or(named).or(image).unwrap_or_else(|| "strata".to_string()),
+        user: user.clone(),
+        password: password.map(|p| PasswordHash::of(p.lines().next().unwrap_or_default())),
+        keys: lines,
+        files: file.iter().map(|(from, to)| guest_file(from, to)).collect::<Result<_, _>>()?,
+        command: (!args.command.is_empty()).then(|| crate::guest::shell_words(&args.command)),
+    })
+}
+
+fn read_text(path: &Path, what: &str) -> anyhow::Result<String> {
+    fs::read_to_string(path).with_context(|| {
+        InputError(format!("cannot read the {what} {}; give a text file that you may read", path.display()))
+    })
+}
+
+/// The user's own public keys: who starts a machine may log in to it.
+fn own_keys() -> Vec<PathBuf> {
+    let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
+    let names = ["id_ed25519.pub", "id_ecdsa.pub", "id_rsa.pub"];
+    names.iter().map(|name| home.join(".ssh").join(name)).filter(|path| path.is_file()).collect()
+}
+
+fn guest_file(from: &Path, to: &str) -> anyhow::Result<GuestFile> {
+    use std::os::unix::fs::MetadataExt;
+    let told = || {
+        let from = from.display();
+        InputError(format!(
+            "cannot read {from} for the guest; give a file of at most 64 MiB that you may read"
+        ))
+    };
+    let about = fs::metadata(from).with_context(told)?;
+    if !about.is_file() || about.len() > first_boot::MAX_FILES {
+        return Err(told().into());
+    }
+    Ok(GuestFile {
+        path: to.to_string(),
+        mode: about.mode() & 0o777,
+        content: fs::read(from).with_context(told)?,
+    })
+}
+
+/// Let a machine start from its own disks and kernel, unless told otherwise.
+///
+/// # Errors
+/// When what was made with it is gone.
+pub fn apply(held: &Held, args: &RunArgs, spec: &mut MachineSpec) -> anyhow::Result<()> {
+    let directory = held.kept.directory();
+    if args.image.is_none() {
+        return Ok(());
+    }
+    let told = || format!("{} is damaged; remove the machine and make it again", directory.display());
+    let image: Image =
+        serde_json::from_slice(&fs::read(directory.join(IMAGE)).with_context(told)?).with_context(told)?;
+    if spec.boot.kernel.is_none() && spec.boot.firmware.is_none() {
+        if image.kernel.is_none() {
+            let name = &image.name;
+            return Err(InputError(format!(
+                "image {name} has no kernel beside its disk; give --firmware, or --kernel and --initrd, \
+                 or import it again with those"
+            ))
+            .into());
+        }
+        let cmdline = args.machine.append.clone().unwrap_or_else(|| image.cmdline.clone());
+        spec.boot = BootSpec {
+            kernel: Some(directory.join(KERNEL)),
+            initrd: image.initrd.as_ref().map(|_| directory.join(INITRD)),
+            cmdline: match image.first_boot {
+                FirstBoot::Strata => format!("{cmdline} strata.seed"),
+                FirstBoot::NoCloud => format!("{cmdline} ds=nocloud"),
+            },
+            ..std::mem::take(&mut spec.boot)
+        };
+    }
+    let mut root = DiskSpec::new(directory.join(disk_name(image.disk.format)));
+    root.format = Some(match image.disk.format {
+        DiskFormat::Raw => disk::ImageFormat::Raw,
+        DiskFormat::Qcow2 => disk::ImageFormat::Qcow2,
+    });
+    root.serial = Some("root".to_string());
+    let mut seed = DiskSpec::new(directory.join(SEED));
+    seed.format = Some(disk::ImageFormat::Raw);
+    seed.read_only = true;
+    seed.serial = Some("seed".to_string());
+    // First, as the image's command line expects its root.
+    spec.disks.splice(0..0, [root, seed]);
+    Ok(())
+}
+
+/// A kept machine while this process runs it: what has to be open before the
+/// sandbox closes.
+pub struct Keeping {
+    held: Held,
+    end: File,
+}
+
+impl Keeping {
+    /// Open it.
+    ///
+    /// # Errors
+    /// When the host refuses a file.
+    pub fn open(held: Held) -> anyhow::Result<Keeping> {
+        let end = held.kept.end_file()?;
+        Ok(Keeping { held, end })
+    }
+
+    fn directory(&self) -> &Path {
+        self.held.kept.directory()
+    }
+
+    /// Its console's log.
+    ///
+    /// # Errors
+    /// When the host refuses the files.
+    pub fn log(&self) -> anyhow::Result<ConsoleLog> {
+        ConsoleLog::open(self.directory())
+            .with_context(|| format!("cannot keep a log in {}; make room there", self.directory().display()))
+    }
+
+    /// The directory that goes with it.
+    pub fn leaves(&self) -> Option<&Path> {
+        self.held.kept.record.remove_at_end.then(|| self.directory())
+    }
+
+    /// Messages go to a file from now on.
+    ///
+    /// # Errors
+    /// When the host refuses it.
+    pub fn redirect(&self) -> anyhow::Result<Ready> {
+        Ready::redirect(self.directory())
+    }
+
+    /// Write how it ended, and remove it if it was to go.
+    pub fn close(mut self, outcome: &str, status: u8) {
+        let ended = serde_json::to_vec(&End::now(outcome, status)).unwrap_or_default();
+        // Nobody to tell: the machine counts as lost, as one whose process was killed.
+        let _ = self.end.write_all(&ended);
+        if let Some(directory) = self.leaves() {
+            for name in FILES {
+                let _ = fs::remove_file(directory.join(name));
+            }
+            // What is left goes when somebody looks next.
+            let _ = fs::remove_dir(directory);
+        }
+    }
+}
+
+/// Note why a machine that nobody watches did not run.
+pub fn note(directory: &Path, error: &anyhow::Error) {
+    // The parent is told as well, if it still listens.
+    if let Ok(mut file) = File::options().create(true).append(true).open(directory.join(MESSAGES)) {
+        let _ = writeln!(file, "error: {error:#}");
+    }
+}
+
+/// Tells a waiting parent that the machine runs.
+pub struct Ready(Option<File>);
+
+impl Ready {
+    /// Keep standard error for the parent; from now on messages go to a file.
+    ///
+    /// # Errors
+    /// When the host refuses the file.
+    fn redirect(directory: &Path) -> anyhow::Result<Ready> {
+        let path = directory.join(MESSAGES);
+        let told = || format!("cannot write {}; make room there", path.display());
+        let messages = File::options().create(true).append(true).open(&path).with_context(told)?;
+        let parent = rustix::io::dup(rustix::stdio::stderr()).with_context(told)?;
+        rustix::stdio::dup2_stderr(&messages).with_context(told)?;
+        Ok(Ready(Some(parent.into())))
+    }
+
+    /// The machine runs.
+    pub fn tell(&mut self, id: &str) {
+        if let Some(mut parent) = self.0.take() {
+            // A parent that went away needs no word.
+            let _ = writeln!(parent, "{READY}{id}");
+        }
+    }
+}
+
+impl Drop for Ready {
+    fn drop(&mut self) {
+        // An error on the way is told to the parent too.
+        if let Some(parent) = self.0.take() {
+            let _ = rustix::stdio::dup2_stderr(&parent);
+        }
+    }
+}
+
+/// The process of a kept machine.
+fn process(id: &str, supervise: bool) -> anyhow::Result<Command> {
+    let own =
+        std::env::current_exe().context("cannot find the strata command itself; start it by its path")?;
+    let mut command = Command::new(own);
+    command.args(["run", "--kept", id]);
+    if supervise {
+        command.arg("--supervise");
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    Ok(command)
+}
+
+/// Start a kept machine in a process of its own, and wait until it runs; its
+/// identifier, or the status it ended with before.
+///
+/// # Errors
+/// When the process does not start.
+pub fn start(held: Held) -> anyhow::Result<Result<String, u8>> {
+    let (id, restart) = (held.kept.record.id.to_string(), held.kept.record.restart);
+    let _ = fs::remove_file(held.kept.directory().join(STOP));
+    drop(held);
+    let mut child = process(&id, restart != Restart::No)?
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("cannot start a process for the machine")?;
+    if follow(&mut child) {
+        return Ok(Ok(id));
+    }
+    let status = child.wait().context("cannot wait for the machine's process")?;
+    Ok(Err(status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(1)))
+}
+
+/// Pass on what a process says until its machine runs; false when it ended before.
+fn follow(child: &mut Child) -> bool {
+    let Some(messages) = child.stderr.take() else { return false };
+    for line in BufReader::new(messages).split(b'\n') {
+        let Ok(line) = line else { break };
+        if line.starts_with(READY.as_bytes()) {
+            return true;
+        }
+        eprintln!("{}", String::from_utf8_lossy(&line));
+    }
+    false
+}
+
+/// Run a machine's process again and again, as its policy says.
+///
+/// # Errors
+/// When a process does not start.
+pub fn supervise(id: &str) -> anyhow::Result<u8> {
+    let store = MachineStore::open()?;
+    let mut before = 0;
+    loop {
+        let status = process(id, false)?.status().context("cannot start a process for the machine")?;
+        let status = status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(1);
+        let Ok(kept) = store.find(id) else { return Ok(status) };
+        if kept.directory().join(STOP).exists() || !kept.record.restart.again(status, before) {
+            return Ok(status);
+        }
+        std::thread::sleep(PAUSES.0.saturating_mul(1 << before.min(7)).min(PAUSES.1));
+        before += 1;
+        if kept.directory().join(STOP).exists() {
+            return Ok(status);
+        }
+    }
+}
+
+/// Tell a machine's supervisor, if there is one, that its end is meant.
+pub fn mean_to_stop(wanted: &str) {
+    if let Ok(kept) = MachineStore::open().and_then(|store| store.find(wanted)) {
+        let _ = File::create(kept.directory().join(STOP));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_for_the_guest_keep_their_mode_and_are_files() {
+        use std::os::unix::fs::PermissionsExt;
+        let path = std::env::temp_dir().join(format!("strata-file-{}", std::process::id()));
+        fs::write(&path, "x").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o750)).unwrap();
+        let file = guest_file(&path, "/opt/x").unwrap();
+        assert_eq!((file.path.as_str(), file.mode, &file.content[..]), ("/opt/x", 0o750, &b"x"[..]));
+        fs::remove_file(&path).unwrap();
+        for bad in [path.as_path(), Path::new("/"), Path::new("/dev/null")] {
+            let e = guest_file(bad, "/x").unwrap_err();
+            assert!(e.chain().any(|c| c.is::<InputError>()), "{e}");
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Machines that outlast a command: detached, logged, reached, started again,
+//! removed; the built program from outside, with firmware of a few instructions
+//! as the guest.
+
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+const PATIENCE: Duration = Duration::from_secs(120);
+/// The size of the firmware, which ends at 4 GiB.
+const SIZE: usize = 4096;
+
+/// Says "hi", echoes what it receives, and powers off when the button was pressed:
+/// `mov dx,3f8; mov al,'h'; out dx,al; mov al,'i'; out dx,al; mov al,10; out dx,al;
+/// again: mov dx,3fd; in al,dx; test al,1; jz button; mov dx,3f8; in al,dx; out dx,al;
+/// button: mov dx,600; in ax,dx; test ax,100; jz again; mov dx,604; mov ax,3c00; out dx,ax; jmp $`
+const POLITE: &[u8] = &[
+    0xba, 0xf8, 0x03, 0xb0, b'h', 0xee, 0xb0, b'i', 0xee, 0xb0, b'\n', 0xee, 0xba, 0xfd, 0x03, 0xec, 0xa8,
+    0x01, 0x74, 0x05, 0xba, 0xf8, 0x03, 0xec, 0xee, 0xba, 0x00, 0x06, 0xed, 0xa9, 0x00, 0x01, 0x74, 0xea,
+    0xba, 0x04, 0x06, 0xb8, 0x00, 0x3c, 0xef, 0xeb, 0xfe,
+];
+/// Says "x" and powers off.
+const SHORT: &[u8] =
+    &[0xba, 0xf8, 0x03, 0xb0, b'x', 0xee, 0xba, 0x04, 0x06, 0xb8, 0x00, 0x3c, 0xef, 0xeb, 0xfe];
+
+/// A place of one test's own.
+struct Host(PathBuf);
+
+impl Host {
+    fn new(name: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("strata-life-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).expect("the temporary directory is writable");
+        for (name, code) in [("polite", POLITE), ("short", SHORT)] {
+            let mut image = code.to_vec();
+            image.resize(SIZE, 0xf4);
+            // The reset vector, f000:fff0, jumps to f000:f000.
+            image[SIZE - 16..SIZE - 13].copy_from_slice(&[0xe9, 0x0d, 0xf0]);
+            std::fs::write(dir.join(name), image).expect("writable");
+        }
+        Host(dir)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_strata"));
+        command
+            .args(arguments)
+            .current_dir(&self.0)
+            .env("STRATA_RUNTIME_DIR", self.0.join("run"))
+            .env("STRATA_STATE", self.0.join("state"))
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn strata(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().expect("the built command starts")
+    }
+
+    /// Run, expect a status, and answer what was printed.
+    fn check(&self, arguments: &[&str], status: i32) -> String {
+        let out = self.strata(arguments);
+        let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(status), "{arguments:?}: {text}");
+        assert!(!text.contains("panicked at"), "{arguments:?}: {text}");
+        text
+    }
+
+    /// Start a machine in the background; its identifier.
+    fn detach(&self, firmware: &str, more: &[&str]) -> String {
+        let line =
+            ["run", "-d", "--memory", "2M", "--engine", "interp", "--timeout", "5m", "--firmware", firmware];
+        let text = self.check(&[&line[..], more].concat(), 0);
+        assert_eq!(text.trim().len(), 8, "an identifier and nothing else: {text}");
+        text.trim().to_string()
+    }
+
+    fn all(&self) -> Vec<Value> {
+        let text = self.check(&["ps", "-a", "--format", "json"], 0);
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
+    }
+
+    fn wait_for(&self, what: &str, is: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !is() {
+            assert!(start.elapsed() < PATIENCE, "not: {what}: {:?}", self.all());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // A test that failed leaves no machine.
+        let ids = self.strata(&["ps", "-aq"]).stdout;
+        let ids = String::from_utf8_lossy(&ids).into_owned();
+        for id in ids.lines() {
+            self.strata(&["rm", "-f", id]);
+        }
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn a_detached_machine_is_logged_stopped_started_and_removed() {
+    let host = Host::new("detach");
+    let id = host.detach("polite", &["--name", "web"]);
+    host.wait_for("it speaks", || host.check(&["logs", "web"], 0).contains("hi"));
+    assert!(host.check(&["rm", "web"], 2).contains("strata stop web"));
+    assert!(host.check(&["run", "-d", "--name", "web", "--firmware", "polite"], 2).contains("\"web\""));
+    assert!(host.check(&["stop", "web"], 0).contains("powered off"));
+    let list = host.all();
+    assert_eq!((list.len(), &list[0]["id"], &list[0]["state"]), (1, &id.as_str().into(), &"stopped".into()));
+    assert_eq!((&list[0]["end"]["outcome"], &list[0]["end"]["status"]), (&"power-off".into(), &0.into()));
+    assert!(host.check(&["ps", "-a"], 0).contains("power-off (0)"));
+    assert_eq!(host.check(&["ps", "-q"], 0), "");
+
+    host.check(&["start", "web"], 0);
+    assert_eq!(host.all()[0]["state"], "running");
+    assert_eq!(host.all()[0]["id"], id.as_str());
+    assert!(host.check(&["start", "web"], 2).contains("runs"));
+    host.wait_for("it speaks again", || host.check(&["logs", "web"], 0).matches("hi").count() == 2);
+    host.check(&["restart", "web"], 0);
+    host.wait_for("it speaks once more", || host.check(&["logs", &id[..5]], 0).matches("hi").count() == 3);
+    host.check(&["rm", "-f", "web"], 0);
+    assert!(host.all().is_empty());
+    assert!(host.check(&["logs", "web"], 2).contains("strata ps -a"));
+}
+
+#[test]
+fn the_console_of_a_detached_machine_can_be_had() {
+    let host = Host::new("console");
+    host.detach("polite", &["--name", "con"]);
+    let mut console = host
+        .command(&["console", "con"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let mut input = console.stdin.take().expect("piped");
+    let mut output = console.stdout.take().expect("piped");
+    input.write_all(b"typed here\n").expect("it listens");
+    let mut seen = Vec::new();
+    while !String::from_utf8_lossy(&seen).contains("typed here") {
+        let mut byte = [0];
+        assert_eq!(output.read(&mut byte).expect("readable"), 1, "{}", String::from_utf8_lossy(&seen));
+        seen.push(byte[0]);
+    }
+    assert!(seen.starts_with(b"hi\n"), "what was shown before comes first");
+    host.check(&["stop", "con"], 0);
+    assert!(console.wait().expect("it ends with the machine").success());
+    assert!(host.check(&["logs", "con"], 0).contains("typed here"));
+}
+
+#[test]
+fn a_machine_that_is_to_go_goes_with_all_it_had() {
+    let host = Host::new("rm");
+    let id = host.detach("polite", &["--rm"]);
+    let directory = host.0.join("state/machines").join(&id);
+    assert!(directory.exists());
+    assert!(host.check(&["restart", &id], 1).contains("--rm"));
+    host.check(&["kill", &id], 0);
+    host.wait_for("it is gone", || !directory.exists());
+    assert!(host.all().is_empty());
+}
+
+#[test]
+fn a_policy_starts_a_machine_again_until_it_is_stopped() {
+    let host = Host::new("policy");
+    let id = host.detach("short", &["--restart", "always"]);
+    host.wait_for("three lives", || host.check(&["logs", &id], 0).matches('x').count() >= 3);
+    host.strata(&["rm", "-f", &id]);
+    host.wait_for("it is gone", || host.strata(&["rm", "-f", &id]).status.code() == Some(2));
+    assert!(host.check(&["run", "--restart", "always", "--firmware", "short"], 2).contains("--detach"));
+}
+
+#[test]
+fn what_cannot_start_is_told_and_leaves_nothing() {
+    let host = Host::new("refuse");
+    for (line, seen) in [
+        (&["run", "-d", "--kernel", "none"][..], "none"),
+        (&["run", "-d", "--firmware", "polite", "--memory", "1M"], "1 MiB"),
+        (&["run", "no-such-image"], "no-such-image"),
+        (&["run", "-f", "none.toml"], "none.toml"),
+        (&["logs", "nobody"], "nobody"),
+        (&["start", "nobody"], "nobody"),
+        (&["console", "nobody"], "nobody"),
+    ] {
+        assert!(host.check(line, 2).contains(seen), "{line:?}");
+        assert!(host.all().is_empty(), "{line:?}");
+    }
+}
+
+#[test]
+fn a_file_defines_a_machine_and_the_command_line_goes_before_it() {
+    let host = Host::new("file");
+    std::fs::write(
+        host.0.join("vm.toml"),
+        "firmware = 'polite'\nmemory = '4M'\nengine = 'interp'\nname = 'one'\n",
+    )
+    .expect("writable");
+    host.check(&["run", "-d", "-f", "vm.toml", "--memory", "2M"], 0);
+    let list = host.all();
+    assert_eq!((&list[0]["name"], &list[0]["memory"]), (&"one".into(), &(2u64 << 20).into()));
+    host.check(&["kill", "one"], 0);
+    // What it was made of counts, not what the file says now.
+    std::fs::write(host.0.join("vm.toml"), "nonsense").expect("writable");
+    host.check(&["start", "one"], 0);
+    assert_eq!(host.all()[0]["memory"], 2u64 << 20);
+}
