@@ -19,17 +19,19 @@ pub struct InputError(pub String);
 
 /// The user's input is at fault, not Strata or the host.
 fn is_input(error: &anyhow::Error) -> bool {
-    error.chain().any(|e| {
-        e.is::<InputError>()
-            || e.downcast_ref::<BoardError>().is_some_and(BoardError::is_input)
-            || matches!(e.downcast_ref::<VmError>(), Some(VmError::Board(b)) if b.is_input())
-            || e.downcast_ref::<RegistryError>().is_some_and(names_a_machine)
-            || e.downcast_ref::<GuestError>().is_some_and(|g| g.kind().is_some())
-            || e.downcast_ref::<KeepError>().is_some_and(names_a_kept_machine)
-            || e.downcast_ref::<BuildError>().is_some_and(names_an_image)
-            || e.downcast_ref::<StoreError>().is_some_and(names_no_image)
-            || matches!(e.downcast_ref::<SeedError>(), Some(SeedError::Identity(_)))
-    })
+    // As a context it is no link of the chain of its own.
+    error.downcast_ref::<InputError>().is_some()
+        || error.chain().any(|e| {
+            e.is::<InputError>()
+                || e.downcast_ref::<BoardError>().is_some_and(BoardError::is_input)
+                || matches!(e.downcast_ref::<VmError>(), Some(VmError::Board(b)) if b.is_input())
+                || e.downcast_ref::<RegistryError>().is_some_and(names_a_machine)
+                || e.downcast_ref::<GuestError>().is_some_and(|g| g.kind().is_some())
+                || e.downcast_ref::<KeepError>().is_some_and(names_a_kept_machine)
+                || e.downcast_ref::<BuildError>().is_some_and(names_an_image)
+                || e.downcast_ref::<StoreError>().is_some_and(names_no_image)
+                || matches!(e.downcast_ref::<SeedError>(), Some(SeedError::Identity(_)))
+        })
 }
 
 /// The kept machine named is at fault.

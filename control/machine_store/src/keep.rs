@@ -162,7 +162,9 @@ impl MachineStore {
             let entry = entry.map_err(failed("read", &self.0))?;
             let Some(Ok(id)) = entry.file_name().to_str().map(str::parse::<MachineId>) else { continue };
             let Some(kept) = Kept::read(entry.path(), &id) else { continue };
-            if kept.record.remove_at_end && !kept.runs {
+            // One that has not run yet waits for its process.
+            let ran = kept.directory.join(END).exists();
+            if kept.record.remove_at_end && ran && !kept.runs {
                 // Another time, if not now.
                 let _ = fs::remove_dir_all(&kept.directory);
             } else {
@@ -345,6 +347,10 @@ mod tests {
         let store = scratch.store();
         let held = store.create(Record { remove_at_end: true, ..record(None) }).unwrap();
         let directory = held.kept.directory().to_path_buf();
+        drop(held);
+        let kept = store.list().unwrap().remove(0);
+        let held = kept.hold().unwrap();
+        kept.end_file().unwrap();
         assert_eq!(store.list().unwrap().len(), 1);
         drop(held);
         assert!(store.list().unwrap().is_empty() && !directory.exists());
