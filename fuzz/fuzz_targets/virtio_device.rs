@@ -1,0 +1,215 @@
+//! Any driver against each virtio device: registers, rings and doorbells of the
+//! fuzzer's making never panic, and a reset brings the device back. A new device
+//! adds an arm to [`device`].
+#![no_main]
+
+use std::sync::Arc;
+
+use arbitrary::{Arbitrary, Result, Unstructured};
+use device_model::{IrqLine, MsiMessage, MsiSink};
+use guest_memory::{GuestMemory, RamOffset};
+use libfuzzer_sys::fuzz_target;
+use pci::{BarAccess, PciFunction};
+use saved_state::Saved;
+use virtio_balloon::Balloon;
+use virtio_console::{Console, Port, PortOutput};
+use virtio_core::{VirtioDevice, VirtioPci, VirtioPciConfig, features};
+use virtio_rng::{Rng, Source};
+
+const MEMORY: u64 = 1 << 18;
+const NOTIFY: u64 = 0x3000;
+/// Rings of queue n are in this many bytes from n times it on.
+const RINGS: u64 = 0x4000;
+/// Descriptors of every queue that [`Step::SetUp`] makes.
+const SIZE: u16 = 16;
+/// A chain as long as the fuzzer likes would only cost time: lengths and addresses
+/// are near the memory's, seldom beyond.
+const SPACE: u64 = MEMORY + 0x4000;
+
+#[derive(Debug, Arbitrary)]
+enum Step {
+    /// Negotiate and enable all queues, as an honest driver does.
+    SetUp {
+        features: u8,
+    },
+    /// Store a descriptor, in either format.
+    Descriptor {
+        queue: u8,
+        index: u8,
+        address: u32,
+        len: u16,
+        third: u16,
+        fourth: u16,
+    },
+    /// Make a head available and ring.
+    Offer {
+        queue: u8,
+        head: u16,
+        count: u8,
+    },
+    /// Store anything anywhere.
+    Store {
+        at: u32,
+        value: u64,
+    },
+    Write {
+        at: u16,
+        size: u8,
+        value: u64,
+    },
+    Read {
+        at: u16,
+        size: u8,
+    },
+    Config {
+        at: u8,
+        value: u32,
+    },
+    /// Save, restore, go on.
+    Replace,
+    Reset,
+}
+
+struct Nowhere;
+impl MsiSink for Nowhere {
+    fn send_msi(&self, _: MsiMessage) {}
+}
+impl PortOutput for Nowhere {
+    fn write(&mut self, _: &[u8]) {}
+}
+
+/// A device of each kind.
+fn device(kind: u8) -> Box<dyn VirtioDevice> {
+    match kind % 3 {
+        0 => Box::new(Rng::new(Source::Seeded(1), 1 << 20)),
+        1 => Box::new(Balloon::new(true)),
+        _ => {
+            let port = |name: &str, console| Port { name: name.into(), console, output: Box::new(Nowhere) };
+            let console = Console::new(vec![port("", true), port("agent", false)]);
+            let handle = console.handle();
+            handle.input(0, b"typed");
+            handle.input(1, &[7; 5000]);
+            Box::new(console)
+        }
+    }
+}
+
+struct Machine {
+    memory: GuestMemory,
+    function: VirtioPci,
+    bar: Arc<dyn BarAccess>,
+    queues: u16,
+    packed: bool,
+}
+
+impl Machine {
+    fn new(kind: u8) -> Self {
+        let memory = GuestMemory::flat(MEMORY).expect("memory for a small machine");
+        let device = device(kind);
+        let queues = device.queue_sizes().len() as u16;
+        let intx = IrqLine::unconnected();
+        let config =
+            VirtioPciConfig { device, memory: memory.clone(), msi: Arc::new(Nowhere), intx, inline: true };
+        let function = VirtioPci::new(config);
+        let bar = function.bar_access().expect("a BAR of its own");
+        Machine { memory, function, bar, queues, packed: false }
+    }
+
+    fn write(&self, at: u64, size: u8, value: u64) {
+        self.bar.write(0, at, size, value);
+    }
+
+    fn set_up(&mut self, wanted: u8) {
+        self.write(0x14, 1, 0);
+        self.write(0x14, 1, 3);
+        self.packed = wanted & 1 != 0;
+        let mut accepted = features::VERSION_1 | u64::from(wanted >> 3);
+        for (bit, feature) in
+            [features::RING_PACKED, features::EVENT_IDX, features::INDIRECT_DESC].into_iter().enumerate()
+        {
+            accepted |= if wanted >> bit & 1 != 0 { feature } else { 0 };
+        }
+        for select in [0, 1] {
+            // What is not offered would be refused.
+            self.write(0x00, 4, select);
+            let offered = self.bar.read(0, 0x04, 4);
+            self.write(0x08, 4, select);
+            self.write(0x0c, 4, accepted >> (32 * select) & offered);
+        }
+        self.write(0x14, 1, 0xb);
+        for queue in 0..self.queues {
+            let base = u64::from(queue) * RINGS;
+            // The last round's rings are gone.
+            self.memory.fill(RamOffset(base), 0u8, 0x3000);
+            self.write(0x16, 2, queue.into());
+            self.write(0x18, 2, SIZE.min(self.bar.read(0, 0x18, 2) as u16).into());
+            for (at, address) in [(0x20, base), (0x28, base + 0x1000), (0x30, base + 0x2000)] {
+                self.write(at, 8, address);
+            }
+            self.write(0x1c, 2, 1);
+        }
+        self.write(0x14, 1, 0xf);
+    }
+
+    fn base(&self, queue: u8) -> u64 {
+        u64::from(u16::from(queue) % self.queues) * RINGS
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::SetUp { features } => self.set_up(features),
+            Step::Descriptor { queue, index, address, len, third, fourth } => {
+                let at = self.base(queue) + 16 * u64::from(index % 32);
+                self.memory.write(RamOffset(at), u64::from(address) % SPACE);
+                self.memory.write(RamOffset(at + 8), u32::from(len));
+                self.memory.write(RamOffset(at + 12), third);
+                self.memory.write(RamOffset(at + 14), fourth);
+            }
+            Step::Offer { queue, head, count } => {
+                let base = self.base(queue) + 0x1000;
+                if !self.packed {
+                    let index: u16 = self.memory.read(RamOffset(base + 2));
+                    for n in 0..u16::from(count % 20) {
+                        let slot = u64::from(index.wrapping_add(n) % SIZE);
+                        self.memory.write(RamOffset(base + 4 + 2 * slot), head.wrapping_add(n));
+                    }
+                    self.memory.write(RamOffset(base + 2), index.wrapping_add((count % 20).into()));
+                }
+                self.write(NOTIFY + 4 * u64::from(u16::from(queue) % self.queues), 2, 0);
+            }
+            Step::Store { at, value } => {
+                _ = self.memory.write(RamOffset(u64::from(at) % (MEMORY - 8)), value)
+            }
+            Step::Write { at, size, value } => self.write(u64::from(at) & 0x7ff8, 1 << (size % 4), value),
+            Step::Read { at, size } => _ = self.bar.read(0, u64::from(at) & 0x7ff8, 1 << (size % 4)),
+            Step::Config { at, value } => self.function.config_write(u16::from(at & 0xfc), 4, value),
+            Step::Replace => {
+                let mut handle = self.function.handle();
+                handle.quiesce();
+                let state = handle.save();
+                assert_eq!(handle.restore(&state), Ok(()), "its own state");
+                assert_eq!(handle.save(), state);
+                handle.resume();
+            }
+            Step::Reset => self.function.reset(),
+        }
+    }
+}
+
+fn run(data: &[u8]) -> Result<()> {
+    let mut input = Unstructured::new(data);
+    let mut machine = Machine::new(input.arbitrary()?);
+    machine.set_up(input.arbitrary()?);
+    while !input.is_empty() {
+        let step = input.arbitrary()?;
+        machine.step(step);
+    }
+    machine.set_up(6);
+    assert_eq!(machine.bar.read(0, 0x14, 1), 0xf, "a reset brings the device back");
+    Ok(())
+}
+
+fuzz_target!(|data: &[u8]| {
+    // Input that ends within a step is no input.
+    let _ = run(data);
+});
