@@ -31,16 +31,53 @@ impl Cpu {
     }
 }
 
-/// VMCALL and VMMCALL: hypercalls of the paravirtual interface that the model's
-/// hypervisor leaves announce. None is needed for what they announce; the answer
-/// says so (Linux `Documentation/virt/kvm/x86/hypercalls.rst`).
+/// VMCALL and VMMCALL: hypercalls of the paravirtual interface (Linux
+/// `Documentation/virt/kvm/x86/hypercalls.rst`). Interrupts to several processors
+/// are sent, as KVM does whether or not CPUID announces it; none of the others is
+/// needed for what the model's hypervisor leaves announce, and the answer says so.
 pub(super) fn hypercall(cpu: &mut Cpu, _: &Insn) -> Step {
     const NOT_PERMITTED: i64 = -1;
     const UNKNOWN: i64 = -1000;
-    let answer = if cpu.cpl == 0 { UNKNOWN } else { NOT_PERMITTED };
+    const SEND_IPI: u64 = 10;
     let size = if cpu.long64() { 8 } else { 4 };
+    let number = if size == 8 { cpu.regs[reg::RAX] } else { cpu.regs[reg::RAX] & 0xffff_ffff };
+    let answer = match number {
+        _ if cpu.cpl != 0 => NOT_PERMITTED,
+        SEND_IPI => send_interrupts(cpu, size),
+        _ => UNKNOWN,
+    };
     cpu.set_register(reg::RAX as u8, size, answer as u64);
     Ok(())
+}
+
+/// Send an interrupt to each processor whose bit is set in RCX:RBX, counted from
+/// the APIC ID in RDX; RSI is the low half of the interrupt command register.
+fn send_interrupts(cpu: &Cpu, size: u8) -> i64 {
+    const INVALID: i64 = -22;
+    /// Destination mode and shorthand, which the bits stand for.
+    const DESTINATION: u64 = 1 << 11 | 3 << 18;
+    const ICR_LOW: u64 = 0x300;
+    const ICR_HIGH: u64 = 0x310;
+    let bits = 8 * u64::from(size);
+    let value = |r: usize| if size == 8 { cpu.regs[r] } else { cpu.regs[r] & 0xffff_ffff };
+    let (map, first, command) =
+        (u128::from(value(reg::RCX)) << bits | u128::from(value(reg::RBX)), value(reg::RDX), value(reg::RSI));
+    if command & DESTINATION != 0 {
+        return INVALID;
+    }
+    let command = command & 0xffff_ffff;
+    let ids = (0..2 * bits).filter(|n| map >> n & 1 != 0).filter_map(|n| first.checked_add(n));
+    let mut sent = 0;
+    // APIC IDs are the processors' numbers.
+    for id in ids.filter(|&id| id < u64::from(cpu.topology.cpus)) {
+        if cpu.bus.platform_msr_write(cpu.index, msr_index::X2APIC_ICR, id << 32 | command).is_none() {
+            let base = cpu.bus.platform_msr_read(cpu.index, msr_index::APIC_BASE).unwrap_or(0) & !0xfff;
+            cpu.bus.mmio_write(cpu.index, base + ICR_HIGH, 4, id << 24);
+            cpu.bus.mmio_write(cpu.index, base + ICR_LOW, 4, command);
+        }
+        sent += 1;
+    }
+    sent
 }
 
 fn time_stamp_to_registers(cpu: &mut Cpu) -> Step {
