@@ -38,12 +38,12 @@ const APPLETS: [&str; 24] = [
 ];
 
 /// Mounts what scripts need and runs the one in `/jobs` that the kernel's command
-/// line names with `WORK=`.
+/// line names with `JOB=`.
 const INIT: &str = "#!/bin/sh
 mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 mount -t sysfs sys /sys
-sh /jobs/$WORK
+sh /jobs/$JOB
 sync
 poweroff -f
 ";
@@ -110,7 +110,7 @@ impl RootDisk {
     pub fn command_line(script: &str) -> String {
         format!(
             "console=ttyS0 root=/dev/nvme0n1 rootfstype=ext4 rw init=/sbin/init quiet panic=-1 \
-             mitigations=off cryptomgr.notests WORK={script}"
+             mitigations=off cryptomgr.notests JOB={script}"
         )
     }
 }

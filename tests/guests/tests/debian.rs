@@ -78,7 +78,8 @@ fn logs_in_and_powers_off(engine: &str) {
     running.type_in(&format!("{PASSWORD}\n")).expect("it listens");
     running.wait_for("root@box:~# ").expect("a shell");
     // What is typed is echoed, so the answer is put together in the guest.
-    let question = "echo is=$(systemctl is-system-running --wait) failed=$(systemctl --failed --no-legend | wc -l)\n";
+    let question =
+        "echo is=$(systemctl is-system-running --wait) failed=$(systemctl --failed --no-legend | wc -l)\n";
     running.type_in(question).expect("it listens");
     running.wait_for("is=running failed=0").expect("no unit has failed");
     println!("{engine}: healthy after {:.1?}", running.elapsed());
@@ -109,7 +110,14 @@ fn a_debian_runs_a_command_and_takes_files() {
     let Some(host) = Host::new("command") else { return };
     std::fs::write(host.0.join("note"), "from the host").expect("writable");
     let file = format!("{}:/opt/a/note", host.path("note"));
-    let line = ["--file", &file, "--user", "me", "--", "test \"$(id -un):$(cat /opt/a/note)\" = 'me:from the host' && sudo test -w / && exit 42"];
+    let line = [
+        "--file",
+        &file,
+        "--user",
+        "me",
+        "--",
+        "test \"$(id -un):$(cat /opt/a/note)\" = 'me:from the host' && sudo test -w / && exit 42",
+    ];
     let finished = host.guest("jit").with(&line).run().expect("the guest ends");
     assert_eq!(finished.status, Some(42), "{}", finished.text);
 }
