@@ -17,10 +17,10 @@ pub(crate) const PACKAGE: &str = "strata-guest";
 const CONTROL: &str = concat!(
     "Package: strata-guest\nVersion: ",
     env!("CARGO_PKG_VERSION"),
-    "\nArchitecture: all\nSection: admin\nPriority: optional\n",
+    "\nArchitecture: amd64\nSection: admin\nPriority: optional\n",
     "Maintainer: Strata <strata@localhost>\nProvides: linux-initramfs-tool\n",
     "Description: First start and consoles of a Strata guest\n",
-    " Takes identity and files from the seed disk, and serves the serial consoles.\n",
+    " Takes identity and files from the seed disk, serves the serial consoles, and\n runs what `strata exec` and `strata cp` ask for.\n",
 );
 
 /// Path in the guest, mode, content.
@@ -61,6 +61,15 @@ pub(crate) fn make(directory: &Path) -> Result<PathBuf, BuildError> {
         let link = wants.join(unit);
         symlink(format!("../{unit}"), &link).map_err(failed("create", &link))?;
     }
+    let agent = tree.join(guest_agent::PATH);
+    write_bytes(&agent, 0o755, guest_agent::bytes())?;
+    write(&tree.join(guest_agent::UNIT_PATH), 0o644, guest_agent::systemd_unit())?;
+    let (link, target) = guest_agent::UNIT_LINK;
+    let link = tree.join(link);
+    if let Some(wants) = link.parent() {
+        fs::create_dir_all(wants).map_err(failed("create", wants))?;
+    }
+    symlink(target, &link).map_err(failed("create", &link))?;
     let file = directory.join(format!("{PACKAGE}.deb"));
     let mut build = Command::new("dpkg-deb");
     build.args(["--root-owner-group", "--build"]).arg(&tree).arg(&file);
@@ -69,6 +78,10 @@ pub(crate) fn make(directory: &Path) -> Result<PathBuf, BuildError> {
 }
 
 fn write(path: &Path, mode: u32, content: &str) -> Result<(), BuildError> {
+    write_bytes(path, mode, content.as_bytes())
+}
+
+fn write_bytes(path: &Path, mode: u32, content: &[u8]) -> Result<(), BuildError> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(failed("create", parent))?;
     }
@@ -112,6 +125,8 @@ mod tests {
             assert!(list.contains(&format!("./{path}\n")), "{path}: {list}");
         }
         assert!(list.contains("systemd-networkd.service -> ../systemd-networkd.service"), "{list}");
+        assert!(list.contains(&format!("./{}\n", guest_agent::PATH)), "{list}");
+        assert!(list.contains("strata-agent.service -> ../strata-agent.service"), "{list}");
         assert!(list.contains("root/root"), "{list}");
         fs::remove_dir_all(&directory).unwrap();
     }
