@@ -73,6 +73,8 @@ unsafe extern "C" {
     fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int;
     #[link_name = "poll"]
     fn poll_many(fds: *mut Poll, count: c_ulong, timeout: c_int) -> c_int;
+    #[link_name = "signal"]
+    fn set_signal(signal: c_int, handler: usize) -> usize;
     fn setgroups(count: usize, list: *const c_uint) -> c_int;
     fn waitpid(pid: c_int, status: *mut c_int, options: c_int) -> c_int;
     #[link_name = "mount"]
@@ -194,8 +196,16 @@ pub struct Credentials {
 /// The process is to lead a session of its own, with its standard input as the
 /// controlling terminal if it is one, and to become this user.
 pub fn prepare(command: &mut Command, terminal: bool, credentials: Option<Credentials>) {
+    /// SIGHUP, SIGINT, SIGQUIT, SIGTERM.
+    const ENDING: [c_int; 4] = [1, 2, 3, 15];
+    const DEFAULT: usize = 0;
     let become_them = move || {
         checked(setsid())?;
+        // What whoever started the agent wanted ignored is no wish of the command's user.
+        for signal in ENDING {
+            // SAFETY: the default action, no handler of ours.
+            unsafe { set_signal(signal, DEFAULT) };
+        }
         if terminal {
             // SAFETY: TIOCSCTTY takes an integer in the place of the pointer.
             checked(unsafe { ioctl(0, TIOCSCTTY, std::ptr::null_mut()) })?;
