@@ -269,7 +269,7 @@ fn tap_inside() {
     let port = serve("192.0.2.1:0", length);
     let command = format!(
         "ip link set eth0 up; ip a add 192.0.2.2/24 dev eth0; ping -c 2 192.0.2.1 > /dev/null && echo pinged; \
-         wget -qO- http://192.0.2.1:{port}/ | md5sum; grep -c virtio0-input /proc/interrupts | sed 's/^/inputs: /'"
+         wget -qO- http://192.0.2.1:{port}/ | md5sum; grep -c virtio.*-input /proc/interrupts | sed 's/^/inputs: /'"
     );
     let arguments = ["--network", "tap:tap0,queues=2", "--cpus", "2"];
     let Some(guest) = guest("jit", &arguments, &command) else { return };
