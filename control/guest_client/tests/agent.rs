@@ -23,7 +23,17 @@ impl Machine {
         let program = folder.join("agent");
         std::fs::write(&program, guest_agent::bytes()).unwrap();
         std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
-        let agent = Command::new(&program).arg("unix").arg(folder.join("a")).spawn().unwrap();
+        // A process that another test is just starting may hold the file as this one wrote it.
+        let start = || Command::new(&program).arg("unix").arg(folder.join("a")).spawn();
+        let agent = (0..1000)
+            .find_map(|_| match start() {
+                Err(e) if e.kind() == std::io::ErrorKind::ExecutableFileBusy => {
+                    std::thread::sleep(Duration::from_millis(1));
+                    None
+                }
+                started => Some(started.unwrap()),
+            })
+            .unwrap();
         let listener = UnixListener::bind(folder.join("v")).unwrap();
         let to = folder.join("a");
         std::thread::spawn(move || {
