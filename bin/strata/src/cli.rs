@@ -707,7 +707,7 @@ mod tests {
             "strata run --cpu x86-64-v3,-avx2 --format json -- uname -a",
             "strata run --name web-1 --engine jit --perf-map --guest-symbols System.map",
             "strata run --jitdump",
-            "strata run --network nat -p 2222:22 --publish 5353:53/udp --egress *.debian.org:443/tcp --pcap x.pcap",
+            "strata run --network nat -p 2222:22 --publish 5353:53/udp --egress *.example.org:443/tcp --pcap x.pcap",
             "strata run --network-deny --deny-egress 10.0.0.0/8 --no-host-loopback",
             "strata run --disk a.img --disk b.img,ro,format=raw,serial=x,if=nvme,cache=direct",
             "strata run debian",

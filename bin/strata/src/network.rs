@@ -57,7 +57,7 @@ pub struct NetworkArgs {
     #[arg(short, long, value_name = "[ADDRESS:]HOST:GUEST[/udp]")]
     publish: Vec<PortForward>,
     /// Let the guest connect here and to nowhere else but other --egress: a name, *.name, address or
-    /// prefix, with a port and /tcp, /udp or /icmp if wanted, e.g. *.debian.org:443/tcp
+    /// prefix, with a port and /tcp, /udp or /icmp if wanted, e.g. *.example.org:443/tcp
     #[arg(long, value_name = "RULE")]
     egress: Vec<Rule>,
     /// Never let the guest connect here, whatever --egress says
@@ -182,7 +182,7 @@ mod tests {
         assert_eq!(cards("--network none").unwrap(), []);
         assert_eq!(nat("--network nat"), NatSpec::default());
         assert_eq!(nat("-p 2222:22").forwards.len(), 1);
-        let policy = nat("--egress *.debian.org:443 --deny-egress 10.0.0.0/8").policy;
+        let policy = nat("--egress *.example.org:443 --deny-egress 10.0.0.0/8").policy;
         assert!(policy.deny_by_default && policy.allow.len() == 1 && policy.deny.len() == 1);
         assert!(nat("--network-deny").policy.deny_by_default);
         assert!(!nat("--deny-egress *:25").policy.deny_by_default);

@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn questions_and_answers_are_read() {
-        assert_eq!(question(&query("Deb.Debian.org")).as_deref(), Some("deb.debian.org"));
+        assert_eq!(question(&query("Www.Example.org")).as_deref(), Some("www.example.org"));
         // A CNAME, then addresses whose owners are compressed.
         let m = response(
             "a.example",

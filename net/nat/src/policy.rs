@@ -45,7 +45,7 @@ enum Hosts {
 
 /// One rule: `HOST[:PORT[-PORT]][/tcp|/udp|/icmp]`.
 ///
-/// HOST is a name (`deb.debian.org`), all names below one (`*.debian.org`), an
+/// HOST is a name (`www.example.org`), all names below one (`*.example.org`), an
 /// address, a prefix (`192.168.0.0/16`) or `*`; IPv6 is written in brackets when
 /// a port follows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,7 +62,7 @@ pub struct Rule {
 /// A rule that cannot be read.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
-    "\"{text}\" is no rule: {what}; write HOST[:PORT[-PORT]][/tcp|/udp|/icmp], e.g. *.debian.org:443/tcp, 10.0.0.0/8 or [fd00::1]:53/udp"
+    "\"{text}\" is no rule: {what}; write HOST[:PORT[-PORT]][/tcp|/udp|/icmp], e.g. *.example.org:443/tcp, 10.0.0.0/8 or [fd00::1]:53/udp"
 )]
 pub struct RuleError {
     text: String,
@@ -339,11 +339,11 @@ mod tests {
         check("[fd00::1]:53/udp", "fd00::1", 53, Udp, &[], true);
         check("[fd00::1]:53/udp", "fd00::2", 53, Udp, &[], false);
         check("[fd00::]", "fd00::", 53, Udp, &[], true);
-        check("Debian.ORG.:80", "1.2.3.4", 80, Tcp, &["debian.org"], true);
-        check("debian.org", "1.2.3.4", 80, Tcp, &["deb.debian.org"], false);
-        check("*.debian.org", "1.2.3.4", 80, Tcp, &["x", "deb.debian.org"], true);
-        check("*.debian.org", "1.2.3.4", 80, Tcp, &["debian.org"], false);
-        check("*.debian.org", "1.2.3.4", 80, Tcp, &["notdebian.org"], false);
+        check("Example.ORG.:80", "1.2.3.4", 80, Tcp, &["example.org"], true);
+        check("example.org", "1.2.3.4", 80, Tcp, &["www.example.org"], false);
+        check("*.example.org", "1.2.3.4", 80, Tcp, &["x", "www.example.org"], true);
+        check("*.example.org", "1.2.3.4", 80, Tcp, &["example.org"], false);
+        check("*.example.org", "1.2.3.4", 80, Tcp, &["notexample.org"], false);
     }
 
     #[test]
@@ -358,8 +358,8 @@ mod tests {
     #[test]
     fn names_may_be_asked_for_when_a_rule_could_use_them() {
         let closed =
-            Policy { deny_by_default: true, allow: vec![rule("*.debian.org:443/tcp")], deny: vec![] };
-        assert_eq!(closed.judge_name("deb.Debian.org."), Ok(()));
+            Policy { deny_by_default: true, allow: vec![rule("*.example.org:443/tcp")], deny: vec![] };
+        assert_eq!(closed.judge_name("www.Example.org."), Ok(()));
         assert_eq!(closed.judge_name("secret.example.net"), Err(Reason::Default));
         let open = Policy { deny: vec![rule("example.net"), rule("*:25")], ..Policy::default() };
         assert!(open.judge_name("example.net").is_err());
@@ -383,7 +383,7 @@ mod tests {
             "x/8",
         ] {
             let e = text.parse::<Rule>().map(|_| ()).expect_err(text).to_string();
-            assert!(e.contains("*.debian.org:443/tcp"), "{e}");
+            assert!(e.contains("*.example.org:443/tcp"), "{e}");
         }
     }
 }
