@@ -18,7 +18,7 @@ use crate::boot::{self, BootError, ImageError, Images};
 use crate::devices::{self, Attachment, Context, Handles, SharedDevice};
 use crate::disks::DiskSpec;
 use crate::events::{EventPoster, EventQueue};
-use crate::interrupts::LocalInterruptSwitch;
+use crate::interrupts::{HeldInterrupts, LocalInterruptSwitch};
 use crate::memory;
 use crate::pci_routes::PciRoutes;
 use crate::pvclock::ParavirtualClock;
@@ -424,6 +424,13 @@ impl Board {
     /// The local APICs in use.
     pub fn local_interrupts(&self) -> Arc<dyn LocalInterrupts> {
         self.interrupts.current()
+    }
+
+    /// Hold devices' interrupts while the local APICs' states move to a new owner;
+    /// they are sent when the answer is dropped.
+    #[must_use]
+    pub fn hold_interrupts(&self) -> HeldInterrupts {
+        self.interrupts.hold()
     }
 
     /// Use an engine's own local APICs; `None`: the platform's.

@@ -48,6 +48,7 @@ pub use boot::{BootError, ImageError, MAX_IMAGE};
 pub use disks::{DiskInterface, DiskSpec, MAX_DISK_SERIAL, MAX_DISKS};
 pub use events::{EventPoster, EventQueue, MachineEvent};
 pub use hotplug::{HotplugError, Resources};
+pub use interrupts::HeldInterrupts;
 pub use memory::{HIGH_RAM_START, LOW_RAM_LIMIT, MIN_PIECE};
 pub use network::{NatSpec, NetBackend, NetSpec, NetworkError, Ports, TapSpec, open_networks};
 pub use spec::{

@@ -304,6 +304,8 @@ impl Vm {
 
     fn move_to(&mut self, engine: Arc<dyn Engine>) -> Result<(), VmError> {
         let board = self.shared.board.clone();
+        // Devices' threads go on: what they send now belongs to the new owner.
+        let _held = board.hold_interrupts();
         let state = self.export()?;
         let mut vcpus = create_vcpus(&board, engine.as_ref())?;
         let locals = engine.local_interrupts().unwrap_or_else(|| board.platform_interrupts());
