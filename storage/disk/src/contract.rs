@@ -127,6 +127,17 @@ pub trait Disk: Send + Sync {
         Ok(false)
     }
 
+    /// How many bytes from `offset` are known to be zeroes without reading them. 0:
+    /// that is not known. Copies ask it, so that a large disk with little in it is
+    /// copied as fast as a small one.
+    ///
+    /// # Errors
+    /// [`DiskError`].
+    fn known_zeroes(&self, offset: u64) -> Result<u64, DiskError> {
+        let _ = offset;
+        Ok(0)
+    }
+
     /// Make everything written so far durable.
     ///
     /// # Errors

@@ -14,6 +14,12 @@ pub fn copy(from: &dyn Disk, to: &dyn Disk, mut progress: impl FnMut(u64)) -> Re
     let mut buffer = vec![0; BOUNCE];
     let mut done = 0;
     while done < size {
+        let zeroes = from.known_zeroes(done)?.min(size - done);
+        if zeroes > 0 {
+            done += zeroes;
+            progress(done);
+            continue;
+        }
         let n = (size - done).min(BOUNCE as u64);
         let piece = &mut buffer[..n as usize];
         from.read(done, piece)?;

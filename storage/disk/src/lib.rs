@@ -1,7 +1,8 @@
 //! A guest's disk, whatever keeps it.
 //!
 //! Devices hold a `dyn` [`Disk`] and know no format. Formats implement it: raw images
-//! here ([`RawDisk`]), others in crates of their own. [`probe`] tells formats by
+//! here ([`RawDisk`]), others in crates of their own, those that are only read by way
+//! of a [`BlockMap`]. [`probe`] tells formats by
 //! their magic numbers, [`ImageLock`] keeps a second writer out, also one of
 //! QEMU's programs.
 //!
@@ -16,6 +17,7 @@ mod error;
 mod lock;
 mod probe;
 mod raw;
+mod read_only;
 
 pub use bounce::BOUNCE;
 pub use contract::{CacheMode, Disk, Geometry, ResizeListener, Segment, total_len};
@@ -24,3 +26,4 @@ pub use error::{DiskError, OpenError};
 pub use lock::{Access, ImageLock};
 pub use probe::{ImageFormat, PROBE_LEN, probe, probe_file};
 pub use raw::{RawDisk, RawOptions};
+pub use read_only::{BlockMap, Place, ReadOnlyDisk};

@@ -353,6 +353,23 @@ impl Disk for RawDisk {
         Ok(is_copy)
     }
 
+    fn known_zeroes(&self, offset: u64) -> Result<u64, DiskError> {
+        let size = self.geometry().size;
+        if !self.is_file || offset >= size {
+            return Ok(0);
+        }
+        let data = match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(data) => data,
+            // No data up to the end.
+            Err(Errno::NXIO) => size,
+            // The file system tells no holes.
+            Err(e) if is_unsupported(e) => offset,
+            Err(e) => return Err(e.into()),
+        };
+        // Whole blocks, as accesses are.
+        Ok((data.min(size) - offset) / u64::from(self.logical_block) * u64::from(self.logical_block))
+    }
+
     fn flush(&self) -> Result<(), DiskError> {
         match self.cache {
             CacheMode::Unsafe => Ok(()),
