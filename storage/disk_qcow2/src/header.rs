@@ -20,6 +20,10 @@ const BACKING_FORMAT: u32 = 0xe279_2aca;
 /// Most extensions looked at.
 const MAX_EXTENSIONS: usize = 64;
 
+/// Features that are read and not written.
+const ZSTD: &str = "zstd compression";
+const EXTENDED_L2: &str = "extended L2 entries";
+
 /// Incompatible feature bits, in version 3.
 mod incompatible {
     pub const DIRTY: u64 = 1;
@@ -44,6 +48,11 @@ pub enum HeaderError {
     /// A feature that is not read.
     #[error("needs {0}, which is not supported; convert it with: qemu-img convert -O qcow2 IMAGE NEW")]
     Feature(&'static str),
+    /// A feature that is read and not written.
+    #[error(
+        "needs {0}, which is only read; attach it with ro, or convert it with: strata image convert IMAGE NEW"
+    )]
+    OnlyRead(&'static str),
     /// Feature bits nobody knows.
     #[error("needs unknown features {0:#x}; convert it with the qemu-img that made it")]
     UnknownFeatures(u64),
@@ -62,17 +71,78 @@ pub enum HeaderError {
     },
 }
 
+/// How clusters are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// Deflate, without zlib's header.
+    Deflate,
+    /// Zstandard.
+    Zstd,
+}
+
+/// A first-level table: where it is in the file, and its entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct L1Table {
+    /// First byte.
+    pub at: u64,
+    /// Entries of 8 bytes.
+    pub entries: u64,
+}
+
+impl L1Table {
+    /// Refuse one that is too large, too small for the disk, or not in the file.
+    pub(crate) fn check(self, layout: Layout, size: u64, file_len: u64) -> Result<(), HeaderError> {
+        let L1Table { at, entries } = self;
+        check(entries * 8 <= MAX_L1_BYTES, "L1 table entries", entries, "up to 4194304")?;
+        let needed = size.div_ceil(layout.l2_span());
+        check(entries >= needed, "L1 table entries", entries, "enough for the disk's size")?;
+        let inside = at.checked_add(entries * 8).is_some_and(|end| end <= file_len);
+        let fits = entries == 0 || at_cluster(at, layout.cluster()) && inside;
+        check(fits, "L1 table offset", at, "clusters inside the file")
+    }
+}
+
+/// How clusters and their tables are laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layout {
+    /// Cluster size as a power of two: 9 to 21.
+    pub cluster_bits: u32,
+    /// Second-level entries have 16 bytes and tell of 32 parts of a cluster each.
+    pub extended_l2: bool,
+}
+
+impl Layout {
+    /// Bytes of a cluster.
+    pub fn cluster(self) -> u64 {
+        1 << self.cluster_bits
+    }
+    /// Bytes of a second-level entry.
+    pub(crate) fn l2_entry(self) -> u64 {
+        if self.extended_l2 { 16 } else { 8 }
+    }
+    /// Bytes of the disk that a second-level table, which is a cluster, tells of.
+    pub(crate) fn l2_span(self) -> u64 {
+        self.cluster() * (self.cluster() / self.l2_entry())
+    }
+}
+
 /// What a header says, once it is known to be sane.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
     /// 2 or 3.
     pub version: u32,
-    /// Cluster size as a power of two: 9 to 21.
-    pub cluster_bits: u32,
+    /// Clusters and tables.
+    pub layout: Layout,
+    /// How clusters are compressed, if any are.
+    pub compression: Compression,
     /// Capacity in bytes.
     pub size: u64,
+    /// The disk's first-level table.
+    pub l1: L1Table,
     /// Count of internal snapshots.
     pub snapshots: u32,
+    /// Where the snapshots' table is in the file.
+    pub snapshots_at: u64,
     /// The file below, as named, and its format, if named.
     pub backing: Option<(String, Option<String>)>,
 }
@@ -128,26 +198,47 @@ impl Header {
         }
         let snapshots = f.word(60)?;
         check(snapshots <= MAX_SNAPSHOTS, "snapshots", snapshots.into(), "up to 65536")?;
-        let header_len = if version == 3 { features(&f, write)? } else { V2_LEN as u64 };
-        tables(&f, cluster_bits, size, file_len)?;
+        let mut layout = Layout { cluster_bits, extended_l2: false };
+        let (mut compression, mut header_len) = (Compression::Deflate, V2_LEN as u64);
+        if version == 3 {
+            (layout.extended_l2, compression, header_len) = features(&f, write)?;
+        }
+        check(!layout.extended_l2 || cluster_bits >= 14, "cluster bits", cluster_bits.into(), "14 to 21")?;
+        let l1 = L1Table { at: f.long(40)?, entries: f.word(36)?.into() };
+        l1.check(layout, size, file_len)?;
+        refcounts(&f, layout.cluster(), file_len)?;
+        let snapshots_at = f.long(64)?;
+        let fits = snapshots == 0 || at_cluster(snapshots_at, layout.cluster()) && snapshots_at < file_len;
+        check(fits, "snapshot table offset", snapshots_at, "clusters inside the file")?;
         check(header_len <= 1 << cluster_bits, "header length", header_len, "up to a cluster")?;
         f.bytes(0, header_len)?;
         let format = backing_format(&f, header_len, 1 << cluster_bits)?;
         let backing = backing_name(&f, 1 << cluster_bits)?.map(|name| (name, format));
-        Ok(Header { version, cluster_bits, size, snapshots, backing })
+        Ok(Header { version, layout, compression, size, l1, snapshots, snapshots_at, backing })
+    }
+
+    /// What it needs that is read and not written, if anything.
+    pub fn only_read(&self) -> Option<&'static str> {
+        match (self.layout.extended_l2, self.compression) {
+            (true, _) => Some(EXTENDED_L2),
+            (false, Compression::Zstd) => Some(ZSTD),
+            (false, Compression::Deflate) => None,
+        }
     }
 }
 
-/// Version 3's fields; the header's length.
-fn features(f: &Fields<'_>, write: bool) -> Result<u64, HeaderError> {
+/// Version 3's fields: extended second-level entries, compression, the header's length.
+fn features(f: &Fields<'_>, write: bool) -> Result<(bool, Compression, u64), HeaderError> {
     let bits = f.long(72)?;
     if bits & incompatible::DATA_FILE != 0 {
         return Err(HeaderError::Feature("an external data file"));
     }
-    if bits & incompatible::EXTENDED_L2 != 0 {
-        return Err(HeaderError::Feature("extended L2 entries"));
+    let extended_l2 = bits & incompatible::EXTENDED_L2 != 0;
+    if write && extended_l2 {
+        return Err(HeaderError::OnlyRead(EXTENDED_L2));
     }
-    let known = incompatible::DIRTY | incompatible::CORRUPT | incompatible::COMPRESSION;
+    let known =
+        incompatible::DIRTY | incompatible::CORRUPT | incompatible::COMPRESSION | incompatible::EXTENDED_L2;
     if bits & !known != 0 {
         return Err(HeaderError::UnknownFeatures(bits & !known));
     }
@@ -161,33 +252,20 @@ fn features(f: &Fields<'_>, write: bool) -> Result<u64, HeaderError> {
     check(order <= 6, "refcount order", order.into(), "0 to 6")?;
     let len = f.word(100)?;
     check(len as usize >= V3_LEN && len % 8 == 0, "header length", len.into(), "multiples of 8 from 104")?;
+    let mut compression = Compression::Deflate;
     if bits & incompatible::COMPRESSION != 0 {
-        match f.bytes(104, 1)?.first() {
-            Some(1) => return Err(HeaderError::Feature("zstd compression")),
-            other => {
-                check(
-                    false,
-                    "compression type",
-                    other.copied().unwrap_or(0).into(),
-                    "1 with its feature bit",
-                )?;
-            }
+        let method = f.bytes(104, 1)?.first().copied().unwrap_or(0);
+        check(method == 1, "compression type", method.into(), "1 with its feature bit")?;
+        if write {
+            return Err(HeaderError::OnlyRead(ZSTD));
         }
+        compression = Compression::Zstd;
     }
-    Ok(len.into())
+    Ok((extended_l2, compression, len.into()))
 }
 
-/// The places and sizes of tables: inside the file and below their caps.
-fn tables(f: &Fields<'_>, cluster_bits: u32, size: u64, file_len: u64) -> Result<(), HeaderError> {
-    let cluster = 1u64 << cluster_bits;
-    let (l1_entries, l1_at) = (u64::from(f.word(36)?), f.long(40)?);
-    check(l1_entries * 8 <= MAX_L1_BYTES, "L1 table entries", l1_entries, "up to 4194304")?;
-    // An L2 table is a cluster of 8-byte entries.
-    let needed = size.div_ceil(cluster * (cluster / 8));
-    check(l1_entries >= needed, "L1 table entries", l1_entries, "enough for the disk's size")?;
-    let inside = |at: u64, len: u64| at.checked_add(len).is_some_and(|end| end <= file_len);
-    let l1_fits = l1_entries == 0 || at_cluster(l1_at, cluster) && inside(l1_at, l1_entries * 8);
-    check(l1_fits, "L1 table offset", l1_at, "clusters inside the file")?;
+/// The refcount table: inside the file and below its cap.
+fn refcounts(f: &Fields<'_>, cluster: u64, file_len: u64) -> Result<(), HeaderError> {
     let (table_at, clusters) = (f.long(48)?, u64::from(f.word(56)?));
     let table_len = clusters * cluster;
     check(table_len <= MAX_REFCOUNT_TABLE_BYTES, "refcount table clusters", clusters, "up to 8 MiB")?;

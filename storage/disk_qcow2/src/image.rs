@@ -11,6 +11,8 @@ use imago::raw::Raw;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, Storage, StorageOpenOptions};
 
 use crate::chain::{Backing, ChainLink, backing_chain};
+use crate::header::HeaderError;
+use crate::reader::open_to_read;
 
 /// The unit guests know.
 const SECTOR: u32 = 512;
@@ -66,6 +68,22 @@ fn open_link(
     Ok(FormatAccess::new(builder.open(gate).map_err(fail)?))
 }
 
+/// The first of a chain that the library does not read, and what it needs.
+fn only_read(chain: &[ChainLink]) -> Option<(&ChainLink, &'static str)> {
+    chain.iter().find_map(|link| Some((link, link.header.as_ref()?.only_read()?)))
+}
+
+/// Open an image with the files it stands on as a machine's disk, by whatever reads it.
+///
+/// # Errors
+/// [`OpenError`].
+pub fn open(path: &Path, options: Qcow2Options) -> Result<Arc<dyn Disk>, OpenError> {
+    if options.read_only && only_read(&backing_chain(path, false, options.backing)?).is_some() {
+        return Ok(Arc::from(open_to_read(path, options.backing, None)?));
+    }
+    Ok(Arc::new(Qcow2Disk::open(path, options)?))
+}
+
 impl Qcow2Disk {
     /// Open an image with the files it stands on, and lock all of them.
     ///
@@ -74,6 +92,9 @@ impl Qcow2Disk {
     pub fn open(path: &Path, options: Qcow2Options) -> Result<Self, OpenError> {
         let Qcow2Options { read_only, cache, backing } = options;
         let chain = backing_chain(path, !read_only, backing)?;
+        if let Some((link, feature)) = only_read(&chain) {
+            return Err(OpenError::refused(&link.path, HeaderError::OnlyRead(feature).to_string()));
+        }
         let mut locks = Vec::new();
         let mut below = None;
         for (depth, link) in chain.iter().enumerate().rev() {
@@ -85,7 +106,7 @@ impl Qcow2Disk {
         let image =
             below.and_then(Arc::into_inner).ok_or_else(|| OpenError::refused(path, "it has no parts"))?;
         let header = chain.first().and_then(|link| link.header.clone());
-        let bits = header.map_or(16, |h| h.cluster_bits);
+        let bits = header.map_or(16, |h| h.layout.cluster_bits);
         let size = image.size();
         if size % u64::from(SECTOR) != 0 {
             return Err(OpenError::Size { path: path.to_path_buf(), size, block: SECTOR });

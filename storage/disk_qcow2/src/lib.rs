@@ -4,6 +4,9 @@
 //! is judged before that sees it ([`Header::parse`]), files it names are opened
 //! only through a gate ([`Backing`]), and its I/O becomes a [`disk::Disk`].
 //!
+//! What that does not read, and nobody has to write, is read here ([`open_to_read`]):
+//! clusters compressed by zstd, extended L2 entries, internal snapshots.
+//!
 //! Written metadata are ordered so that a process that ends at any moment leaves
 //! an image without contradictions; at worst clusters are allocated that nothing
 //! uses, which `qemu-img check -r leaks` gives back.
@@ -12,8 +15,14 @@ mod chain;
 mod create;
 mod header;
 mod image;
+mod reader;
+mod snapshots;
 
 pub use chain::{Backing, ChainLink, MAX_CHAIN, backing_chain};
 pub use create::create;
-pub use header::{Header, HeaderError, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, MAX_SNAPSHOTS};
-pub use image::{Qcow2Disk, Qcow2Options};
+pub use header::{
+    Compression, Header, HeaderError, L1Table, Layout, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, MAX_SNAPSHOTS,
+};
+pub use image::{Qcow2Disk, Qcow2Options, open};
+pub use reader::open_to_read;
+pub use snapshots::{MAX_SNAPSHOT_TABLE_BYTES, Snapshot, snapshots};

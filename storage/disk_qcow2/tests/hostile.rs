@@ -30,7 +30,10 @@ fn parse(h: &[u8]) -> Result<Header, HeaderError> {
 #[test]
 fn a_good_header_is_read() {
     let header = parse(&good()).expect("a good one");
-    assert_eq!((header.version, header.cluster_bits, header.size, header.backing), (3, 16, 1 << 30, None));
+    assert_eq!(
+        (header.version, header.layout.cluster_bits, header.size, header.backing),
+        (3, 16, 1 << 30, None)
+    );
     let mut named = good();
     named[8..16].copy_from_slice(&200u64.to_be_bytes());
     named[16..20].copy_from_slice(&8u32.to_be_bytes());

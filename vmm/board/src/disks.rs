@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use disk::{CacheMode, Disk, ImageFormat, OpenError, RawDisk, RawOptions};
-use disk_qcow2::{Backing, Qcow2Disk, Qcow2Options};
+use disk_qcow2::{Backing, Qcow2Options};
 use nvme::{Nvme, NvmeConfig};
 use serde::{Deserialize, Serialize};
 use virtio_block::{Block, BlockConfig};
@@ -79,7 +79,7 @@ impl DiskSpec {
                 path: self.path.clone(),
                 seen: other.name(),
                 wanted: "a raw or qcow2 image",
-                remedy: "convert it with: qemu-img convert -O qcow2 IMAGE NEW",
+                remedy: "convert it with: strata image convert IMAGE NEW",
             }),
         }
     }
@@ -111,7 +111,7 @@ impl DiskSpec {
         Ok(match self.known_format()? {
             ImageFormat::Qcow2 => {
                 let options = Qcow2Options { read_only, cache, backing: self.gate() };
-                Arc::new(Qcow2Disk::open(&self.path, options)?)
+                disk_qcow2::open(&self.path, options)?
             }
             _ => {
                 let options = RawOptions { read_only, cache, guessed: self.format.is_none() };
