@@ -28,8 +28,9 @@ pub const MAX_SIZE: u64 = 16 << 40;
 
 /// What is installed beside Debian's essential packages: a system people can log
 /// in to, reach, and install more in.
-const PACKAGES: [&str; 18] = [
+const PACKAGES: [&str; 19] = [
     "linux-image-cloud-amd64",
+    "e2fsprogs",
     "systemd-sysv",
     "systemd-resolved",
     "udev",

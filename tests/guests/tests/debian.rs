@@ -122,7 +122,7 @@ fn a_debian_boots_to_a_healthy_system_on_interp() {
 
 #[test]
 #[ignore = "builds and boots a Debian"]
-fn a_debian_runs_a_command_and_takes_files() {
+fn a_debian_runs_a_command_takes_files_and_fills_its_disk() {
     let Some(host) = Host::new("command") else { return };
     std::fs::write(host.0.join("note"), "from the host").expect("writable");
     let file = format!("{}:/opt/a/note", host.path("note"));
@@ -131,8 +131,10 @@ fn a_debian_runs_a_command_and_takes_files() {
         &file,
         "--user",
         "me",
+        "--disk-size",
+        "6G",
         "--",
-        "test \"$(id -un):$(cat /opt/a/note)\" = 'me:from the host' && sudo test -w / && exit 42",
+        "test \"$(df --output=size -B1M / | tail -1)\" -gt 5500 && test \"$(id -un):$(cat /opt/a/note)\" = 'me:from the host' && sudo test -w / && exit 42",
     ];
     let finished = host.guest("jit").with(&line).run().expect("the guest ends");
     assert_eq!(finished.status, Some(42), "{}", finished.text);
