@@ -44,7 +44,7 @@ fuzz_target!(|data: &[u8]| {
     let disk: Arc<dyn Disk> =
         Arc::new(RawDisk::open(path.as_ref(), RawOptions::default()).expect("a good image"));
     let memory = GuestMemory::flat(1 << 20).expect("memory");
-    let config = NvmeConfig { serial: "fuzz".to_string(), disk, inline: true };
+    let config = NvmeConfig { serial: "fuzz".to_string(), disk, inline: true, on_full: None };
     let mut nvme = Nvme::new(config, memory.clone(), Arc::new(Nowhere));
     let bar = nvme.bar_access().expect("a BAR");
     start(&*bar);

@@ -20,7 +20,7 @@ fuzz_target!(|data: &[u8]| {
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     let disk: Arc<dyn Disk> =
         Arc::new(RawDisk::open(path.as_ref(), RawOptions::default()).expect("a good image"));
-    let device = Block::new(BlockConfig { disk, serial: "fuzz".to_string(), queues: 1 });
+    let device = Block::new(BlockConfig { disk, serial: "fuzz".to_string(), queues: 1, on_full: None });
     let features = if features & 1 == 0 { u64::MAX } else { !(1 << 34 | 0x7f << 8) };
     let mut bench = Bench::new(device, BenchConfig { features, inline: true });
     for step in steps.chunks_exact(24) {

@@ -39,6 +39,7 @@ fn silent(found: &Found) -> MachineInfo {
         id: found.id.clone(),
         name: found.name.clone(),
         state: State::Unresponsive,
+        waits_for: None,
         engine: String::new(),
         engine_reason: String::new(),
         vcpus: 0,
@@ -103,7 +104,10 @@ fn table(out: &mut dyn Write, list: &[MachineInfo], ended: &[Kept]) -> std::io::
                 known(m.engine.clone()),
                 known(m.vcpus.to_string()),
                 known(bytes_text(m.memory)),
-                m.state.word().to_string(),
+                match &m.waits_for {
+                    None => m.state.word().to_string(),
+                    Some(_) => format!("{} (disk full)", m.state.word()),
+                },
                 figures::duration(Duration::from_millis(m.uptime_ms)),
                 m.pid.to_string(),
             ]
@@ -265,6 +269,7 @@ mod tests {
             id: "0badcafe".parse().unwrap(),
             name: name.map(|n| n.parse().unwrap()),
             state,
+            waits_for: None,
             engine: "interp".into(),
             engine_reason: String::new(),
             vcpus: 2,

@@ -117,6 +117,7 @@ fn run(args: RunArgs, held: Option<Held>, start: Instant) -> anyhow::Result<u8> 
     let mut owner = Owner::new(vm, &plan, start);
     if args.format == Format::Text {
         owner.on_switch(|name, took| eprintln!("strata: continued on engine {name} ({took:.1?})"));
+        owner.on_wait(|what| eprintln!("strata: paused: the machine waits for {what}"));
     }
     let id = socket.as_ref().map(|s| s.0.id().to_string()).unwrap_or_default();
     let _door = socket.map(|s| open_door(s, &mut owner, hub)).transpose()?;

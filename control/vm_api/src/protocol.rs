@@ -171,6 +171,9 @@ pub struct MachineInfo {
     pub name: Option<MachineName>,
     /// Where it is in its life.
     pub state: State,
+    /// What it waits for by itself, in one line: room on the host for a disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<String>,
     /// The engine that executes it.
     pub engine: String,
     /// Why that engine, in one line.

@@ -38,6 +38,10 @@ pub struct Owner {
     began: Instant,
     /// Told when the machine continued on another engine, and how long the guest stood.
     on_switch: Told,
+    /// Told what the machine begins to wait for.
+    on_wait: Box<dyn FnMut(&str) + Send>,
+    /// What was last told.
+    waits_for: Option<String>,
 }
 
 /// Receives an engine's name and a duration.
@@ -52,7 +56,16 @@ impl Owner {
     /// process took it up.
     pub fn new(vm: Vm, plan: &EnginePlan, began: Instant) -> Self {
         let (engine_reason, recorder) = (plan.reason.clone(), plan.recorder.clone());
-        Owner { vm, served: None, engine_reason, recorder, began, on_switch: Box::new(|_, _| {}) }
+        Owner {
+            vm,
+            served: None,
+            engine_reason,
+            recorder,
+            began,
+            on_switch: Box::new(|_, _| {}),
+            on_wait: Box::new(|_| {}),
+            waits_for: None,
+        }
     }
 
     /// Serve requests that come to a desk, as this machine.
@@ -63,6 +76,12 @@ impl Owner {
     /// Call `told` after each change of engine.
     pub fn on_switch(&mut self, told: impl FnMut(&str, Duration) + Send + 'static) {
         self.on_switch = Box::new(told);
+    }
+
+    /// Call `told` when the machine is paused because it waits for something of the
+    /// host's, with what that is.
+    pub fn on_wait(&mut self, told: impl FnMut(&str) + Send + 'static) {
+        self.on_wait = Box::new(told);
     }
 
     /// The machine.
@@ -93,12 +112,31 @@ impl Owner {
             if let Some(outcome) = self.vm.watch(next.map(|t| start + t))? {
                 return Ok(outcome);
             }
+            self.tell_wait();
             self.attend();
             if let Some(switch) = switches.pop_if(|s| s.after <= start.elapsed()) {
                 self.switch(switch.plan)?;
             } else if switches.is_empty() && timeout.is_some_and(|t| t <= start.elapsed()) {
                 return Ok(Outcome::Timeout);
             }
+        }
+    }
+
+    /// What the machine waits for, if it is the host's.
+    fn waits_for(&self) -> Option<String> {
+        let full = self.vm.full_disk()?;
+        let spec = self.vm.board().spec().disks.get(full.disk);
+        let path = spec.map(|d| d.path.display().to_string()).unwrap_or_default();
+        Some(format!("room on the host for disk {} ({path}): free some, and it goes on by itself", full.disk))
+    }
+
+    fn tell_wait(&mut self) {
+        let now = self.waits_for();
+        if self.waits_for != now {
+            if let Some(what) = &now {
+                (self.on_wait)(what);
+            }
+            self.waits_for = now;
         }
     }
 
@@ -200,6 +238,7 @@ impl Owner {
                 Stage::Paused => State::Paused,
                 Stage::Stopped => State::Stopped,
             },
+            waits_for: self.waits_for(),
             engine: self.vm.engine().name().to_string(),
             engine_reason: self.engine_reason.clone(),
             vcpus: resources.cpus,

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use guest_memory::GuestMemory;
+use serde::{Deserialize, Serialize};
 
 use crate::command::Command;
-use crate::completion::CompletionQueue;
+use crate::completion::{CompletionQueue, CompletionState};
 use crate::controller::Controller;
 use crate::identify;
 use crate::prp;
@@ -17,7 +18,7 @@ use crate::{MAX_IO_QUEUES, MAX_QUEUE_ENTRIES};
 type Answer = Result<Option<u32>, Status>;
 
 /// Features a driver may set, as it last set them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Features {
     arbitration: u32,
     temperature: [u32; 2],
@@ -116,7 +117,7 @@ impl Controller {
         }
         let vector = (flags & 2 != 0).then_some(vector);
         let (memory, interrupts) = (self.namespace.memory.clone(), self.interrupts.clone());
-        let queue = CompletionQueue::new(place, vector, memory, interrupts);
+        let queue = CompletionQueue::new(CompletionState::fresh(place, vector), memory, interrupts);
         self.completions[slot] = Some(Arc::new(queue));
         Ok(Some(0))
     }
@@ -144,9 +145,10 @@ impl Controller {
         let completions = (c.dword(11) >> 16) as usize;
         let completions = completions.checked_sub(1).and_then(|i| self.completions.get(i)?.clone());
         let completions = completions.ok_or(Status::CQ_INVALID)?;
-        let (namespace, memory) = (self.namespace.clone(), self.namespace.memory.clone());
-        let queue = Submission::new(slot as u16 + 1, place, completions, namespace, memory);
-        let running = RunningQueue::start(queue, self.inline).map_err(|_| Status::INTERNAL)?;
+        let namespace = self.namespace.clone();
+        let queue = Submission::new(slot as u16 + 1, place, (0, 0), completions, namespace);
+        let running = RunningQueue::new(queue, self.inline);
+        running.go().map_err(|_| Status::INTERNAL)?;
         self.submissions[slot] = Some(Arc::new(running));
         Ok(Some(0))
     }

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use guest_memory::GuestMemory;
+use serde::{Deserialize, Serialize};
 
 use crate::interrupts::Interrupts;
 use crate::spec::{CQE_SIZE, Status};
@@ -30,6 +31,24 @@ struct State {
     starved: bool,
 }
 
+/// A completion queue as plain values, taken while nothing is promised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompletionState {
+    pub base: u64,
+    pub entries: u16,
+    pub vector: Option<u16>,
+    pub tail: u16,
+    pub head: u16,
+    pub phase: bool,
+}
+
+impl CompletionState {
+    /// A fresh queue at a place.
+    pub fn fresh((base, entries): (u64, u16), vector: Option<u16>) -> Self {
+        CompletionState { base, entries, vector, tail: 0, head: 0, phase: true }
+    }
+}
+
 /// A completion queue. Several submission queues may share it.
 pub struct CompletionQueue {
     // Static configuration.
@@ -47,13 +66,9 @@ pub struct CompletionQueue {
 }
 
 impl CompletionQueue {
-    pub fn new(
-        (base, entries): (u64, u16),
-        vector: Option<u16>,
-        memory: GuestMemory,
-        interrupts: Interrupts,
-    ) -> Self {
-        let state = State { tail: 0, head: 0, phase: true, promised: 0, starved: false };
+    pub fn new(state: CompletionState, memory: GuestMemory, interrupts: Interrupts) -> Self {
+        let CompletionState { base, entries, vector, tail, head, phase } = state;
+        let state = State { tail, head, phase, promised: 0, starved: false };
         CompletionQueue {
             base,
             entries,
@@ -62,6 +77,22 @@ impl CompletionQueue {
             interrupts,
             users: Mutex::default(),
             state: Mutex::new(state),
+        }
+    }
+
+    /// Its state. Submission queues stand still: nothing is promised, and they look
+    /// for room anew when they go on.
+    pub fn save(&self) -> CompletionState {
+        let CompletionQueue { base, entries, vector, memory: _, interrupts: _, users: _, state: _ } = self;
+        let s = self.lock();
+        let State { tail, head, phase, promised: _, starved: _ } = &*s;
+        CompletionState {
+            base: *base,
+            entries: *entries,
+            vector: *vector,
+            tail: *tail,
+            head: *head,
+            phase: *phase,
         }
     }
 

@@ -8,7 +8,7 @@ use crate::MAX_IO_QUEUES;
 use crate::MAX_QUEUE_ENTRIES;
 use crate::admin::{Features, queue_place};
 use crate::command::Command;
-use crate::completion::{Completion, CompletionQueue};
+use crate::completion::{Completion, CompletionQueue, CompletionState};
 use crate::events::Events;
 use crate::interrupts::Interrupts;
 use crate::io::Namespace;
@@ -16,12 +16,12 @@ use crate::spec::{CQE_SIZE, SQE_SIZE, Status, VERSION, cc, csts, register};
 use crate::submission::RunningQueue;
 
 /// The admin submission queue, served where its doorbell is rung.
-struct AdminQueue {
-    base: u64,
-    entries: u16,
-    head: u16,
-    tail: u16,
-    completions: Arc<CompletionQueue>,
+pub struct AdminQueue {
+    pub base: u64,
+    pub entries: u16,
+    pub head: u16,
+    pub tail: u16,
+    pub completions: Arc<CompletionQueue>,
 }
 
 /// The controller behind its registers.
@@ -35,14 +35,16 @@ pub struct Controller {
     pub interrupts: Interrupts,
     pub events: Events,
     /// Flushes before a shutdown is complete.
-    shutdown: Option<JoinHandle<()>>,
+    pub shutdown: Option<JoinHandle<()>>,
+    /// Nothing is executed for the moment.
+    pub still: bool,
     // Volatile state.
-    configuration: u32,
-    status: Arc<AtomicU32>,
-    admin_attributes: u32,
-    admin_submission: u64,
-    admin_completion: u64,
-    admin: Option<AdminQueue>,
+    pub configuration: u32,
+    pub status: Arc<AtomicU32>,
+    pub admin_attributes: u32,
+    pub admin_submission: u64,
+    pub admin_completion: u64,
+    pub admin: Option<AdminQueue>,
     pub features: Features,
     /// By identifier, less 1.
     pub submissions: Vec<Option<Arc<RunningQueue>>>,
@@ -70,6 +72,7 @@ impl Controller {
             interrupts,
             events,
             shutdown: None,
+            still: false,
             configuration: 0,
             status: Arc::default(),
             admin_attributes: 0,
@@ -163,7 +166,11 @@ impl Controller {
         if self.configuration & cc::MODES != 0 {
             return self.fail();
         }
-        let queue = CompletionQueue::new(place, Some(0), memory.clone(), self.interrupts.clone());
+        let queue = CompletionQueue::new(
+            CompletionState::fresh(place, Some(0)),
+            memory.clone(),
+            self.interrupts.clone(),
+        );
         let completions = Arc::new(queue);
         self.events.begin(completions.clone());
         self.admin = Some(AdminQueue { base, entries, head: 0, tail: 0, completions });
@@ -177,16 +184,45 @@ impl Controller {
 
     /// Controller reset (7.3.2): queues are gone; where the admin queues are stays.
     fn disable(&mut self) {
-        if let Some(flushing) = self.shutdown.take() {
-            // A panic there has been reported.
-            let _ = flushing.join();
-        }
+        self.join_shutdown();
+        self.still = false;
         self.events.end();
         self.submissions.iter_mut().filter_map(Option::take).for_each(|q| q.end());
         self.completions.iter_mut().for_each(|q| *q = None);
         self.admin = None;
         self.features = Features::default();
         self.status.store(0, Ordering::Release);
+    }
+
+    fn join_shutdown(&mut self) {
+        if let Some(flushing) = self.shutdown.take() {
+            // A panic there has been reported.
+            let _ = flushing.join();
+        }
+    }
+
+    /// Make the controller stand still: afterwards no thread of it touches guest
+    /// memory or the disk.
+    pub fn quiesce(&mut self) {
+        self.join_shutdown();
+        self.events.stand_still();
+        self.submissions.iter().flatten().for_each(|q| q.end());
+        self.still = true;
+    }
+
+    /// Let it go on, with what it has held first.
+    pub fn resume(&mut self) {
+        if !std::mem::take(&mut self.still) {
+            return;
+        }
+        self.events.go();
+        if self.submissions.iter().flatten().any(|q| q.go().is_err()) {
+            // The host refuses a thread: the driver's time limit tells it.
+            self.fail();
+        }
+        if self.status.load(Ordering::Acquire) & csts::SHUTDOWN == csts::SHUTDOWN_PROCESSING {
+            self.shut_down();
+        }
     }
 
     /// Make everything durable, then say so (7.6.2). That may take long: not here.
@@ -198,9 +234,10 @@ impl Controller {
         };
         set(&status, csts::SHUTDOWN_PROCESSING);
         let flush = move || {
-            // The driver cannot be told of a failure here; writes that failed were.
-            let _ = namespace.disk.flush();
-            set(&status, csts::SHUTDOWN_COMPLETE);
+            // Where there is no room it is tried again when the controller goes on.
+            if namespace.flush() {
+                set(&status, csts::SHUTDOWN_COMPLETE);
+            }
         };
         if inline || self.shutdown.is_some() {
             return flush();

@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
+
 use crate::MAX_EVENT_REQUESTS;
 use crate::completion::{Completion, CompletionQueue};
 use crate::spec::Status;
@@ -22,6 +24,19 @@ struct State {
     changed: bool,
     /// Told; to be told again only after the log page has been read.
     told: bool,
+    /// Nothing is told for the moment.
+    still: bool,
+}
+
+/// What waits, as plain values.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventsState {
+    pub requests: Vec<u16>,
+    pub enabled: bool,
+    pub changed: bool,
+    pub told: bool,
+    /// The admin submission queue's head.
+    pub head: u16,
 }
 
 /// Requests that wait for events, and events that wait for requests. Called from
@@ -42,6 +57,44 @@ impl Events {
     /// The controller has been disabled: nothing is posted any more.
     pub fn end(&self) {
         *self.lock() = State::default();
+    }
+
+    /// Tell nothing until [`Events::go`].
+    pub fn stand_still(&self) {
+        self.lock().still = true;
+    }
+
+    /// Tell what has happened meanwhile.
+    pub fn go(&self) {
+        let mut s = self.lock();
+        s.still = false;
+        deliver(&mut s);
+    }
+
+    /// What waits.
+    pub fn save(&self) -> EventsState {
+        let s = self.lock();
+        let State { admin, requests, enabled, changed, told, still: _ } = &*s;
+        EventsState {
+            requests: requests.clone(),
+            enabled: *enabled,
+            changed: *changed,
+            told: *told,
+            head: admin.as_ref().map_or(0, |a| a.1),
+        }
+    }
+
+    /// Put it back, standing still. `admin`: the admin queues' completions, if enabled.
+    pub fn restore(&self, state: &EventsState, admin: Option<Arc<CompletionQueue>>) {
+        let EventsState { requests, enabled, changed, told, head } = state;
+        *self.lock() = State {
+            admin: admin.map(|a| (a, *head)),
+            requests: requests.clone(),
+            enabled: *enabled,
+            changed: *changed,
+            told: *told,
+            still: true,
+        };
     }
 
     /// Where the admin submission queue's head is.
@@ -94,7 +147,7 @@ impl Events {
 
 fn deliver(s: &mut State) {
     let Some((queue, head)) = &s.admin else { return };
-    if !s.enabled || !s.changed || s.told || s.requests.is_empty() || !queue.promise() {
+    if s.still || !s.enabled || !s.changed || s.told || s.requests.is_empty() || !queue.promise() {
         return;
     }
     let cid = s.requests.remove(0);

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use device_model::MsiSink;
-use disk::Disk;
+use disk::{Disk, FullListener};
 use guest_memory::GuestMemory;
 use pci::{BarAccess, BarKind, ConfigSpace, Identity, MsixTable, PciFunction};
 
@@ -12,6 +12,7 @@ use crate::controller::Controller;
 use crate::identify::{SERIAL_LEN, VENDOR};
 use crate::interrupts::Interrupts;
 use crate::io::Namespace;
+use crate::saved::NvmeHandle;
 
 const IDENTITY: Identity = Identity {
     vendor: VENDOR,
@@ -36,16 +37,18 @@ pub struct NvmeConfig {
     /// Start no threads: execute commands where doorbells are rung, so that a run in
     /// virtual time repeats.
     pub inline: bool,
+    /// Told when commands wait for room on the host. `None`: they fail.
+    pub on_full: Option<FullListener>,
 }
 
 /// What the BAR leads to, without the bus's lock.
-struct Registers {
-    interrupts: Interrupts,
+pub(crate) struct Registers {
+    pub(crate) interrupts: Interrupts,
     controller: Mutex<Controller>,
 }
 
 impl Registers {
-    fn controller(&self) -> MutexGuard<'_, Controller> {
+    pub(crate) fn controller(&self) -> MutexGuard<'_, Controller> {
         self.controller.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -82,15 +85,20 @@ pub struct Nvme {
 impl Nvme {
     /// A controller whose driver's memory is `memory` and whose interrupts go to `msi`.
     pub fn new(config: NvmeConfig, memory: GuestMemory, msi: Arc<dyn MsiSink>) -> Self {
-        let NvmeConfig { mut serial, disk, inline } = config;
+        let NvmeConfig { mut serial, disk, inline, on_full } = config;
         serial.retain(|c| c.is_ascii_graphic() || c == ' ');
         serial.truncate(SERIAL_LEN);
         let mut config = ConfigSpace::new(IDENTITY).with_bar(0, BarKind::Memory64, BAR_SIZE);
         let table = MsixTable::add(&mut config, 0, MAX_IO_QUEUES + 1, MSIX_TABLE, MSIX_PENDING);
         let interrupts = Interrupts::new(table, msi);
-        let namespace = Arc::new(Namespace::new(disk, memory));
+        let namespace = Arc::new(Namespace::new(disk, memory, on_full));
         let controller = Mutex::new(Controller::new(serial, inline, namespace, interrupts.clone()));
         Nvme { config, registers: Arc::new(Registers { interrupts, controller }) }
+    }
+
+    /// A handle for the machine's owner.
+    pub fn handle(&self) -> NvmeHandle {
+        NvmeHandle::new(self.registers.clone())
     }
 }
 

@@ -3,7 +3,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use device_model::{MsiMessage, MsiSink};
-use pci::{ConfigSpace, MsixTable};
+use pci::{ConfigSpace, MsixState, MsixTable};
+use saved_state::{Saved, StateError};
 
 /// The function's interrupt vectors. Clones are the same.
 #[derive(Clone)]
@@ -56,6 +57,19 @@ impl Interrupts {
         let covered = released.is_some();
         self.send(released.into_iter().flatten());
         covered
+    }
+
+    /// The table's state.
+    pub fn save(&self) -> MsixState {
+        self.lock().save()
+    }
+
+    /// Put it back.
+    ///
+    /// # Errors
+    /// When it is not this table's; nothing has changed then.
+    pub fn restore(&self, state: &MsixState) -> Result<(), StateError> {
+        self.lock().restore(state)
     }
 
     /// The state after power-up.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use disk::{Disk, DiskError};
+use disk::{Disk, DiskError, FullListener};
 use guest_memory::GuestMemory;
 use rate_log::RateLog;
 
@@ -21,6 +21,17 @@ pub enum Patience {
     Full,
 }
 
+/// What became of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is done, or has failed.
+    Done(Completion),
+    /// It would have to wait, and nothing has happened.
+    Wait,
+    /// The host has no room for what it writes. It can be executed again.
+    Full,
+}
+
 /// Force unit access, in dword 12 of a write.
 const FUA: u32 = 1 << 30;
 /// Deallocate, in dword 12 of write zeroes.
@@ -34,22 +45,44 @@ const RANGE: usize = 16;
 pub struct Namespace {
     pub disk: Arc<dyn Disk>,
     pub memory: GuestMemory,
+    /// Told when commands wait for room on the host. `None`: they fail.
+    on_full: Option<FullListener>,
     log: RateLog,
 }
 
 impl Namespace {
-    pub fn new(disk: Arc<dyn Disk>, memory: GuestMemory) -> Self {
-        Namespace { disk, memory, log: RateLog::new("nvme") }
+    pub fn new(disk: Arc<dyn Disk>, memory: GuestMemory, on_full: Option<FullListener>) -> Self {
+        Namespace { disk, memory, on_full, log: RateLog::new("nvme") }
     }
 
-    /// Execute a command. None: it would have to wait, and nothing has happened.
-    pub fn execute(&self, command: &Command, patience: Patience) -> Option<Completion> {
+    /// Something waits for room on the host: tell the machine's owner. False if
+    /// nobody wants to hear of it.
+    pub fn tell_full(&self) -> bool {
+        if let Some(told) = &self.on_full {
+            told();
+        }
+        self.on_full.is_some()
+    }
+
+    /// Make everything durable. False: there is no room for it on the host, which
+    /// the machine's owner has been told.
+    pub fn flush(&self) -> bool {
+        match self.disk.flush() {
+            Err(DiskError::NoSpace) => !self.tell_full(),
+            // The driver is told of errors of its own commands; here none waits.
+            Ok(()) | Err(_) => true,
+        }
+    }
+
+    /// Execute a command.
+    pub fn execute(&self, command: &Command, patience: Patience) -> Outcome {
         let status = match self.dispatch(command, patience) {
             Ok(true) => Status::SUCCESS,
-            Ok(false) => return None,
+            Ok(false) => return Outcome::Wait,
+            Err(Status::CAPACITY) if self.on_full.is_some() => return Outcome::Full,
             Err(status) => status,
         };
-        Some(Completion { cid: command.cid, status, result: 0 })
+        Outcome::Done(Completion { cid: command.cid, status, result: 0 })
     }
 
     /// False: it would have to wait.

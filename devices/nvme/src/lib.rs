@@ -16,6 +16,10 @@
 //! | `io` | I/O commands |
 //! | `prp` | where a command's data are |
 //! | `interrupts` | MSI-X from any thread |
+//! | `saved` | standing still, saved state |
+//!
+//! A command for which the host has no room stays in its queue; the machine's owner,
+//! who is told, makes the controller stand still and go on.
 //!
 //! Left out: scatter-gather lists, several namespaces, namespace management,
 //! firmware, protection information, controller memory buffers. A driver that
@@ -34,10 +38,12 @@ mod identify;
 mod interrupts;
 mod io;
 mod prp;
+mod saved;
 mod spec;
 mod submission;
 
 pub use function::{Nvme, NvmeConfig};
+pub use saved::{NvmeHandle, NvmeState};
 
 /// Most I/O submission queues, and as many completion queues: one a vCPU up to
 /// here, with a thread for each.

@@ -2,14 +2,14 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::{JoinHandle, Thread};
 
 use guest_memory::GuestMemory;
 
 use crate::command::Command;
 use crate::completion::CompletionQueue;
-use crate::io::{Namespace, Patience};
+use crate::io::{Namespace, Outcome, Patience};
 use crate::spec::SQE_SIZE;
 
 /// Completions after which the driver hears of them, though more commands wait:
@@ -26,9 +26,11 @@ pub struct Submission {
     pub completions: Arc<CompletionQueue>,
     namespace: Arc<Namespace>,
     memory: GuestMemory,
-    thread: OnceLock<Thread>,
+    thread: Mutex<Option<Thread>>,
     stop: AtomicBool,
     // Volatile state.
+    /// The next command waits for room on the host, until the queue goes on.
+    held: AtomicBool,
     /// The driver's, as last rung.
     tail: AtomicU16,
     /// Whoever holds it takes commands.
@@ -39,10 +41,11 @@ impl Submission {
     pub fn new(
         id: u16,
         (base, entries): (u64, u16),
+        (head, tail): (u16, u16),
         completions: Arc<CompletionQueue>,
         namespace: Arc<Namespace>,
-        memory: GuestMemory,
     ) -> Arc<Self> {
+        let memory = namespace.memory.clone();
         let queue = Arc::new(Submission {
             id,
             base,
@@ -50,10 +53,11 @@ impl Submission {
             completions,
             namespace,
             memory,
-            thread: OnceLock::new(),
-            stop: AtomicBool::new(false),
-            tail: AtomicU16::new(0),
-            head: Mutex::new(0),
+            thread: Mutex::default(),
+            stop: AtomicBool::new(true),
+            held: AtomicBool::new(false),
+            tail: AtomicU16::new(tail),
+            head: Mutex::new(head),
         });
         queue.completions.add_user(&queue);
         queue
@@ -61,9 +65,24 @@ impl Submission {
 
     /// There may be something to do.
     pub fn wake(&self) {
-        if let Some(thread) = self.thread.get() {
+        if let Some(thread) = &*self.thread.lock().unwrap_or_else(PoisonError::into_inner) {
             thread.unpark();
         }
+    }
+
+    /// Its place: base address and entries.
+    pub fn place(&self) -> (u64, u16) {
+        (self.base, self.entries)
+    }
+
+    /// Head and tail; they belong together while the queue stands still.
+    pub fn position(&self) -> (u16, u16) {
+        let head = *self.head.lock().unwrap_or_else(PoisonError::into_inner);
+        (head, self.tail.load(Ordering::Acquire))
+    }
+
+    fn must_not_work(&self) -> bool {
+        self.stop.load(Ordering::Acquire) || self.held.load(Ordering::Acquire)
     }
 
     fn fetch(&self, head: u16) -> Option<Command> {
@@ -72,20 +91,26 @@ impl Submission {
         Some(Command::parse(&entry))
     }
 
-    /// Take commands until there are no more, the completion queue is full, or, with
-    /// [`Patience::None`], one would have to wait. True if there are no more.
+    /// Take commands until there are no more, the completion queue is full, one is
+    /// held, or, with [`Patience::None`], one would have to wait. True if there is
+    /// nothing more to do for now.
     fn work(&self, mut head: MutexGuard<'_, u16>, patience: Patience) -> bool {
         let mut unsignalled = 0;
         let empty = loop {
-            if *head == self.tail.load(Ordering::Acquire) || self.stop.load(Ordering::Acquire) {
+            if *head == self.tail.load(Ordering::Acquire) || self.must_not_work() {
                 break true;
             }
             if !self.completions.promise() {
                 break false;
             }
-            let done = self.fetch(*head).and_then(|c| self.namespace.execute(&c, patience));
-            let Some(completion) = done else {
+            let outcome = self.fetch(*head).map_or(Outcome::Wait, |c| self.namespace.execute(&c, patience));
+            let Outcome::Done(completion) = outcome else {
                 self.completions.withdraw();
+                if outcome == Outcome::Full {
+                    self.held.store(true, Ordering::Release);
+                    self.namespace.tell_full();
+                    break true;
+                }
                 break false;
             };
             *head = (*head + 1) % self.entries;
@@ -110,7 +135,7 @@ impl Submission {
     }
 }
 
-/// A submission queue at work.
+/// A submission queue at work, or standing still.
 pub struct RunningQueue {
     queue: Arc<Submission>,
     /// Commands are executed where the doorbell is rung.
@@ -119,20 +144,36 @@ pub struct RunningQueue {
 }
 
 impl RunningQueue {
-    /// Begin. `inline`: without a thread, so that a run in virtual time repeats.
+    /// A queue that stands still. `inline`: without a thread, so that a run in
+    /// virtual time repeats.
+    pub fn new(queue: Arc<Submission>, inline: bool) -> Self {
+        RunningQueue { queue, inline, thread: Mutex::default() }
+    }
+
+    /// The queue.
+    pub fn queue(&self) -> &Submission {
+        &self.queue
+    }
+
+    /// Go on, first with what was rung meanwhile or is held.
     ///
     /// # Errors
     /// When the host refuses a thread.
-    pub fn start(queue: Arc<Submission>, inline: bool) -> io::Result<Self> {
-        if inline {
-            return Ok(RunningQueue { queue, inline, thread: Mutex::default() });
+    pub fn go(&self) -> io::Result<()> {
+        let queue = &self.queue;
+        queue.held.store(false, Ordering::Release);
+        queue.stop.store(false, Ordering::Release);
+        if self.inline {
+            self.resume();
+            return Ok(());
         }
         let own = queue.clone();
-        let thread =
-            std::thread::Builder::new().name(format!("nvme-{}", queue.id)).spawn(move || own.serve())?;
-        // Nothing has been rung before: the thread cannot have missed anything.
-        let _ = queue.thread.set(thread.thread().clone());
-        Ok(RunningQueue { queue, inline, thread: Mutex::new(Some(thread)) })
+        let name = format!("nvme-{}", queue.id);
+        let thread = std::thread::Builder::new().name(name).spawn(move || own.serve())?;
+        // It looks at everything first: a doorbell before this is not missed.
+        *queue.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread.thread().clone());
+        *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        Ok(())
     }
 
     /// The driver has added commands up to `tail`; nothing happens if there is no such
@@ -166,8 +207,8 @@ impl RunningQueue {
 }
 
 impl RunningQueue {
-    /// End. When this returns nothing of the queue touches guest memory, though it
-    /// may still be rung.
+    /// Stand still, or end. When this returns nothing of the queue touches guest
+    /// memory, though it may still be rung.
     pub fn end(&self) {
         let queue = &*self.queue;
         queue.stop.store(true, Ordering::Release);

@@ -1,7 +1,9 @@
 //! The block device (virtio 1.2, section 5.2) over a [`disk::Disk`].
 //!
 //! Each queue has a worker: it takes all requests there are, executes them
-//! straight between the disk and guest memory, and interrupts the driver once.
+//! straight between the disk and guest memory, and interrupts the driver once. A
+//! request for which the host has no room stays in its queue until the machine's
+//! owner, who is told, has made the device stand still and go on.
 //!
 //! | module | what |
 //! | --- | --- |
@@ -15,15 +17,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use disk::Disk;
+use disk::{Disk, FullListener};
 use rate_log::RateLog;
 use saved_state::StateError;
 use virtio_core::{
-    ActivateError, Activation, DeviceType, Doorbell, Handler, Interrupt, Queue, VirtioDevice, Worker,
+    ActivateError, Activation, Chain, DeviceType, Doorbell, Handler, Interrupt, Queue, VirtioDevice, Worker,
 };
 
 use config::{Features, MAX_SEGMENTS};
-use request::Target;
+use request::{Full, Target};
 
 /// Descriptors of a queue: a request of the largest count of segments fits.
 pub const QUEUE_SIZE: u16 = 256;
@@ -44,6 +46,8 @@ pub struct BlockConfig {
     pub serial: String,
     /// Queues, 1 to [`MAX_QUEUES`].
     pub queues: u16,
+    /// Told when requests wait for room on the host. `None`: they fail.
+    pub on_full: Option<FullListener>,
 }
 
 /// What all workers share.
@@ -53,6 +57,7 @@ struct Shared {
     interrupt: Mutex<Option<Interrupt>>,
     /// The driver's choice: a write is done when it is durable (5.2.5).
     write_through: Arc<AtomicBool>,
+    on_full: Option<FullListener>,
 }
 
 impl Shared {
@@ -68,15 +73,17 @@ pub struct Block {
     // Runtime glue.
     shared: Arc<Shared>,
     workers: Vec<Option<Worker<Requests>>>,
+    /// The size when the device last stood still: a change since is told when it goes on.
+    left_at: Option<u64>,
 }
 
 impl Block {
     /// A device over a disk.
     pub fn new(config: BlockConfig) -> Self {
-        let BlockConfig { disk, serial, queues } = config;
+        let BlockConfig { disk, serial, queues, on_full } = config;
         let write_through = Arc::new(AtomicBool::new(false));
         let target = Target::new(disk, &serial, write_through.clone(), RateLog::new(NAME));
-        let shared = Arc::new(Shared { target, interrupt: Mutex::default(), write_through });
+        let shared = Arc::new(Shared { target, interrupt: Mutex::default(), write_through, on_full });
         let told = Arc::downgrade(&shared);
         shared.target.disk().on_resize(Box::new(move || {
             let Some(shared) = told.upgrade() else { return };
@@ -85,7 +92,7 @@ impl Block {
             }
         }));
         let queues = queues.clamp(1, MAX_QUEUES);
-        Block { sizes: vec![QUEUE_SIZE; queues.into()], shared, workers: Vec::new() }
+        Block { sizes: vec![QUEUE_SIZE; queues.into()], shared, workers: Vec::new(), left_at: None }
     }
 
     fn offered(&self) -> Features {
@@ -97,13 +104,34 @@ impl Block {
 struct Requests {
     queue: Queue,
     shared: Arc<Shared>,
+    /// The next request waits for room on the host, until the device goes on.
+    held: bool,
+}
+
+impl Requests {
+    /// Put a request back until the host has room. It and what follows are
+    /// executed when the device goes on after it stood still.
+    fn hold(&mut self, chain: Chain, told: &FullListener) {
+        self.queue.put_back(chain);
+        self.held = true;
+        told();
+    }
 }
 
 impl Handler for Requests {
     fn queue(&mut self, _queue: u16) {
         let mut unsignalled = 0;
-        while let Some(chain) = self.queue.pop() {
-            let written = self.shared.target.execute(&chain, self.queue.memory());
+        while !self.held {
+            let Some(chain) = self.queue.pop() else { break };
+            let done = self.shared.target.execute(&chain, self.queue.memory());
+            let written = match (done, self.shared.on_full.clone()) {
+                (Ok(written), _) => written,
+                (Err(Full), Some(told)) => {
+                    self.hold(chain, &told);
+                    break;
+                }
+                (Err(Full), None) => Target::fail(&chain),
+            };
             self.queue.complete(chain, written);
             unsignalled += 1;
             if unsignalled == BATCH {
@@ -148,10 +176,13 @@ impl VirtioDevice for Block {
         if a.features & config::FLUSH == 0 {
             self.shared.write_through.store(true, Ordering::Release);
         }
+        if self.left_at.take().is_some_and(|size| size != self.shared.target.disk().geometry().size) {
+            a.interrupt.config_changed();
+        }
         self.shared.set_interrupt(Some(a.interrupt));
         for (n, queue) in a.queues.into_iter().enumerate() {
             let worker = queue.map(|queue| {
-                let requests = Requests { queue, shared: self.shared.clone() };
+                let requests = Requests { queue, shared: self.shared.clone(), held: false };
                 Worker::start(&format!("block{n}"), 1, a.inline, requests)
                     .map_err(|error| ActivateError::Host { what: "a thread", error })
             });
@@ -170,10 +201,12 @@ impl VirtioDevice for Block {
     }
     fn quiesce(&mut self) -> Vec<Option<Queue>> {
         self.shared.set_interrupt(None);
+        self.left_at = Some(self.shared.target.disk().geometry().size);
         let workers = std::mem::take(&mut self.workers);
         workers.into_iter().map(|w| w.and_then(Worker::stop).map(|requests| requests.queue)).collect()
     }
     fn reset(&mut self) {
+        self.left_at = None;
         self.shared.write_through.store(false, Ordering::Release);
     }
     fn save(&self) -> Vec<u8> {

@@ -38,6 +38,10 @@ enum Status {
     Unsupported = 2,
 }
 
+/// The host has no room for what a request writes; it can be executed again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Full;
+
 /// Where requests go. Shared by all queues.
 pub struct Target {
     disk: Arc<dyn Disk>,
@@ -69,18 +73,28 @@ impl Target {
         self.features.load(Ordering::Acquire) & feature != 0
     }
 
-    /// Execute a request; answers how many bytes were written to its buffers. One
-    /// without room for a status is dropped: there is no way to answer it.
-    pub fn execute(&self, chain: &Chain, memory: &GuestMemory) -> u32 {
+    /// End a request with an error; answers how many bytes were written.
+    pub fn fail(chain: &Chain) -> u32 {
         let mut writer = chain.writer();
         let Some(data) = writer.remaining().checked_sub(1) else { return 0 };
+        writer.skip(data as usize);
+        // There is room: the status's byte was counted.
+        let _ = writer.write_value(Status::IoError as u8);
+        writer.written()
+    }
+
+    /// Execute a request; answers how many bytes were written to its buffers. One
+    /// without room for a status is dropped: there is no way to answer it.
+    ///
+    /// # Errors
+    /// [`Full`]: no status has been written.
+    pub fn execute(&self, chain: &Chain, memory: &GuestMemory) -> Result<u32, Full> {
+        let mut writer = chain.writer();
+        let Some(data) = writer.remaining().checked_sub(1) else { return Ok(0) };
         let mut reader = chain.reader();
         let mut header = [0; HEADER];
         if reader.read_all(&mut header).is_err() {
-            writer.skip(data as usize);
-            // There is room: the status's byte was counted.
-            let _ = writer.write_value(Status::IoError as u8);
-            return writer.written();
+            return Ok(Self::fail(chain));
         }
         let [k0, k1, k2, k3, _, _, _, _, s @ ..] = header;
         let (kind, sector) = (u32::from_le_bytes([k0, k1, k2, k3]), u64::from_le_bytes(s));
@@ -102,14 +116,20 @@ impl Target {
             kind::WRITE_ZEROES if self.may(config::WRITE_ZEROES) => self.ranges(&mut reader, true),
             _ => Ok(Status::Unsupported),
         };
-        let status = result.unwrap_or_else(|e| {
-            self.log.report(|| format!("request of type {kind} at sector {sector}: {e}"));
-            Status::IoError
-        });
+        let status = match result {
+            Ok(status) => status,
+            Err(e) => {
+                self.log.report(|| format!("request of type {kind} at sector {sector}: {e}"));
+                if matches!(e, DiskError::NoSpace) {
+                    return Err(Full);
+                }
+                Status::IoError
+            }
+        };
         let left = writer.remaining().saturating_sub(1);
         writer.skip(left as usize);
         let _ = writer.write_value(status as u8);
-        writer.written()
+        Ok(writer.written())
     }
 
     fn offset(&self, sector: u64) -> Result<u64, DiskError> {

@@ -1,17 +1,111 @@
 //! The device behind the mock driver.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
+use std::time::Duration;
 
-use disk::{Disk, RawDisk, RawOptions};
+use disk::{Disk, DiskError, Geometry, RawDisk, RawOptions};
 use tempfile::NamedTempFile;
 use virtio_block::{Block, BlockConfig};
 use virtio_core::VirtioDevice;
 use virtio_core::mock::{Bench, BenchConfig};
 
 const SIZE: u64 = 4 << 20;
+const PATIENCE: Duration = Duration::from_secs(10);
 const OK: u8 = 0;
 const IO_ERROR: u8 = 1;
 const UNSUPPORTED: u8 = 2;
+
+/// A disk that has no room as long as it is told so.
+struct Full {
+    disk: Arc<dyn Disk>,
+    is_full: AtomicBool,
+}
+
+impl Full {
+    fn check(&self) -> Result<(), DiskError> {
+        if self.is_full.load(Ordering::SeqCst) { Err(DiskError::NoSpace) } else { Ok(()) }
+    }
+}
+
+impl Disk for Full {
+    fn geometry(&self) -> Geometry {
+        self.disk.geometry()
+    }
+    fn read_only(&self) -> bool {
+        false
+    }
+    fn read(&self, offset: u64, to: &mut [u8]) -> Result<(), DiskError> {
+        self.disk.read(offset, to)
+    }
+    fn write(&self, offset: u64, from: &[u8]) -> Result<(), DiskError> {
+        self.check()?;
+        self.disk.write(offset, from)
+    }
+    fn flush(&self) -> Result<(), DiskError> {
+        self.check()?;
+        self.disk.flush()
+    }
+    fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
+        self.disk.discard(offset, len)
+    }
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<(), DiskError> {
+        self.check()?;
+        self.disk.write_zeroes(offset, len, unmap)
+    }
+}
+
+#[test]
+fn requests_wait_for_room_on_the_host() {
+    for (features, inline) in
+        [(u64::MAX, false), (!virtio_core::features::RING_PACKED, false), (u64::MAX, true)]
+    {
+        let f = fixture(RawOptions::default(), BenchConfig::default());
+        let full = Arc::new(Full { disk: f.disk.clone(), is_full: AtomicBool::new(true) });
+        let (tell, told) = channel();
+        let device = || {
+            let tell = tell.clone();
+            Block::new(BlockConfig {
+                disk: full.clone(),
+                serial: String::new(),
+                queues: 1,
+                on_full: Some(Arc::new(move || tell.send(()).unwrap())),
+            })
+        };
+        let mut bench = Bench::new(device(), BenchConfig { features, inline });
+        // A read that needs no room, a write that does, a read behind it.
+        let ids = [
+            bench.post(0, &[&header(0, 0)], &[513]),
+            bench.post(0, &[&header(1, 8), &[7; 512]], &[1]),
+            bench.post(0, &[&header(0, 8)], &[513]),
+        ];
+        bench.device.notify(0);
+        assert_eq!(bench.wait(0).id, ids[0]);
+        told.recv_timeout(PATIENCE).expect("told");
+        bench.device.notify(0);
+        // It goes on while there is no room: held again, by a device with its state.
+        bench.replace(device());
+        told.recv_timeout(PATIENCE).expect("told again");
+        assert_eq!(bench.poll(0), None, "nothing is answered");
+        full.is_full.store(false, Ordering::SeqCst);
+        bench.replace(device());
+        let (write, read) = (bench.wait(0), bench.wait(0));
+        assert_eq!((write.id, &write.data[..]), (ids[1], &[OK][..]));
+        assert_eq!((read.id, &read.data[..]), (ids[2], &[&[7; 512][..], &[OK]].concat()[..]));
+        assert!(told.try_recv().is_err());
+    }
+}
+
+#[test]
+fn a_size_that_changed_while_the_device_stood_still_is_told() {
+    let mut f = fixture(RawOptions::default(), BenchConfig::default());
+    let queues = f.bench.device.quiesce();
+    f.disk.resize(2 * SIZE).unwrap();
+    assert_eq!(f.bench.interrupts.take_config(), 0);
+    f.bench.go_on(queues);
+    assert_eq!(f.bench.interrupts.take_config(), 1);
+}
 
 struct Fixture {
     bench: Bench<Block>,
@@ -20,7 +114,7 @@ struct Fixture {
 }
 
 fn device(disk: &Arc<dyn Disk>) -> Block {
-    Block::new(BlockConfig { disk: disk.clone(), serial: "serial-1".to_string(), queues: 2 })
+    Block::new(BlockConfig { disk: disk.clone(), serial: "serial-1".to_string(), queues: 2, on_full: None })
 }
 
 fn fixture(options: RawOptions, config: BenchConfig) -> Fixture {

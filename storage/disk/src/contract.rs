@@ -1,5 +1,7 @@
 //! What a disk does.
 
+use std::sync::Arc;
+
 use guest_memory::{GuestMemory, RamOffset};
 use serde::{Deserialize, Serialize};
 
@@ -10,6 +12,11 @@ pub type Segment = (RamOffset, usize);
 
 /// Called after a disk's size has changed. It must not call the disk.
 pub type ResizeListener = Box<dyn Fn() + Send + Sync>;
+
+/// Called by a device when a request of its driver waits for room on the host
+/// ([`DiskError::NoSpace`]): the device holds the request, and all behind it in its
+/// queue, until it is made to stand still and go on. It must not call the device.
+pub type FullListener = Arc<dyn Fn() + Send + Sync>;
 
 /// A disk's size and units, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -164,6 +171,12 @@ pub trait Disk: Send + Sync {
     /// whole blocks.
     fn resize(&self, size: u64) -> Result<(), DiskError> {
         Err(DiskError::CannotResize { size, why: "this kind of disk has a fixed size" })
+    }
+
+    /// Bytes that what keeps the disk may still grow by on the host. `None`: nobody
+    /// knows, or it does not grow.
+    fn room(&self) -> Option<u64> {
+        None
     }
 
     /// Call this after each change of size, for as long as the disk lives.

@@ -18,12 +18,14 @@ mod lock;
 mod probe;
 mod raw;
 mod read_only;
+mod room;
 
 pub use bounce::BOUNCE;
-pub use contract::{CacheMode, Disk, Geometry, ResizeListener, Segment, total_len};
+pub use contract::{CacheMode, Disk, FullListener, Geometry, ResizeListener, Segment, total_len};
 pub use copy::copy;
 pub use error::{DiskError, OpenError};
 pub use lock::{Access, ImageLock};
 pub use probe::{ImageFormat, PROBE_LEN, probe, probe_file};
 pub use raw::{RawDisk, RawOptions};
 pub use read_only::{BlockMap, Place, ReadOnlyDisk};
+pub use room::room;

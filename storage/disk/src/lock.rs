@@ -37,9 +37,14 @@ pub enum Access {
 
 /// An image's lock, held until it is dropped.
 #[derive(Debug)]
-pub struct ImageLock(#[expect(dead_code, reason = "the locks live as long as the open file")] File);
+pub struct ImageLock(File);
 
 impl ImageLock {
+    /// Bytes that the image's file system has left, as [`crate::room`].
+    pub fn room(&self) -> Option<u64> {
+        crate::room(&self.0)
+    }
+
     /// Lock an image. On file systems without locks (some network ones) there is
     /// nothing to hold and the image is not protected.
     ///

@@ -424,6 +424,10 @@ impl Disk for RawDisk {
         Ok(())
     }
 
+    fn room(&self) -> Option<u64> {
+        self.is_file.then(|| crate::room(&self.file)).flatten()
+    }
+
     fn on_resize(&self, listener: ResizeListener) {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).push(listener);
     }

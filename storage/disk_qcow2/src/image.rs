@@ -39,7 +39,8 @@ pub struct Qcow2Disk {
     // Runtime glue.
     /// Shared by accesses; alone for discards, which take mappings away.
     image: RwLock<Format>,
-    _locks: Vec<ImageLock>,
+    /// One a file, the image's own last.
+    locks: Vec<ImageLock>,
 }
 
 /// The library's error on opening.
@@ -118,7 +119,7 @@ impl Qcow2Disk {
             physical_block: 4096.min(cluster),
             discard_unit: cluster,
         };
-        Ok(Qcow2Disk { read_only, cache, geometry, image: RwLock::new(image), _locks: locks })
+        Ok(Qcow2Disk { read_only, cache, geometry, image: RwLock::new(image), locks })
     }
 
     fn shared(&self) -> RwLockReadGuard<'_, Format> {
@@ -174,6 +175,10 @@ impl Disk for Qcow2Disk {
             CacheMode::Unsafe => Ok(()),
             _ => image.sync().map_err(disk_error),
         }
+    }
+
+    fn room(&self) -> Option<u64> {
+        self.locks.last()?.room()
     }
 
     fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {

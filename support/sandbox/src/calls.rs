@@ -33,6 +33,7 @@ const ALLOWED: &[i64] = &[
     c::SYS_fstat,
     c::SYS_newfstatat,
     c::SYS_statx,
+    c::SYS_fstatfs,
     c::SYS_fsync,
     c::SYS_fdatasync,
     c::SYS_ftruncate,
@@ -123,7 +124,6 @@ const FILES_HERE: &[i64] = &[];
 const FOLDERS: &[i64] = &[
     c::SYS_openat2,
     c::SYS_getdents64,
-    c::SYS_fstatfs,
     c::SYS_mkdirat,
     c::SYS_mknodat,
     c::SYS_symlinkat,

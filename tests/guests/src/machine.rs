@@ -46,6 +46,7 @@ pub fn stock_guest(flavour: Flavour) -> Option<GuestFiles> {
 pub struct Guest {
     arguments: Vec<String>,
     environment: Vec<(String, PathBuf)>,
+    under: Vec<String>,
     limit: Duration,
 }
 
@@ -67,7 +68,7 @@ impl Guest {
     /// and images are the command's defaults.
     pub fn new(engine: &str) -> Self {
         let arguments = ["--engine", engine, "--cpu", "x86-64-v2"].map(str::to_string).to_vec();
-        Guest { arguments, environment: Vec::new(), limit: LIMIT }
+        Guest { arguments, environment: Vec::new(), under: Vec::new(), limit: LIMIT }
     }
 
     /// More arguments of `strata run`.
@@ -84,6 +85,13 @@ impl Guest {
         self
     }
 
+    /// A program that is given the command and its arguments, after its own.
+    #[must_use]
+    pub fn under(mut self, program: &[&str]) -> Self {
+        self.under = program.iter().map(|a| a.to_string()).collect();
+        self
+    }
+
     /// Another time limit.
     #[must_use]
     pub fn limit(mut self, limit: Duration) -> Self {
@@ -97,7 +105,9 @@ impl Guest {
     /// When there is no command, or it does not start.
     pub fn start(&self) -> Result<Running> {
         let timeout = format!("{}s", self.limit.as_secs());
-        let mut child = Command::new(command_path()?)
+        let mut words = self.under.iter().map(PathBuf::from).chain([command_path()?]);
+        let mut child = Command::new(words.next().unwrap_or_default())
+            .args(words)
             .args(["run", "--timeout", &timeout])
             .args(&self.arguments)
             .envs(self.environment.iter().map(|(name, value)| (name, value)))

@@ -2,12 +2,14 @@
 //! what is left of them when the command is killed.
 
 use std::path::Path;
-use std::time::Duration;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use guest_image::{Flavour, GuestFiles};
-use guests::machine::{Guest, stock_guest};
+use guests::machine::{Guest, LIMIT, command_path, stock_guest};
 use guests::root_disk::{RootDisk, tool};
 use guests::{SOFTWARE_ENGINES, slow_tests};
+use serde_json::Value;
 
 const ROOT_SIZE: u64 = 192 << 20;
 
@@ -135,4 +137,107 @@ fn nothing_synced_is_lost_from_a_raw_image_when_the_command_is_killed() {
 #[ignore = "boots stock kernels"]
 fn nothing_synced_is_lost_from_a_qcow2_image_when_the_command_is_killed() {
     crash_rounds("qcow2");
+}
+
+/// Fills the second disk and says what is there.
+const FILL: &str = "dd if=/dev/nvme2n1 of=/dev/nvme1n1 bs=64k conv=fsync 2>/dev/null && echo written
+echo 3 > /proc/sys/vm/drop_caches
+sha256sum /dev/nvme1n1
+";
+
+/// In name spaces of its own: a small file system at $0 with the image $2 of format
+/// $3, most of it taken until the file $1 appears; then the command. What the image
+/// holds is compared with the file $4 at the end.
+const SMALL_HOST: &str = r#"
+folder=$0 free=$1 image=$2 format=$3 source=$4; shift 4
+mount -t tmpfs -o size=20m none "$folder" || exit 77
+qemu-img create -q -f $format "$image" 8M || exit 98
+head -c 16M /dev/zero > "$folder/filler"
+(for i in $(seq 3000); do [ -e "$free" ] && break; sleep 0.1; done; rm "$folder/filler") > /dev/null 2>&1 &
+"$@" || exit $?
+[ $format = raw ] || qemu-img check -q "$image" || exit 97
+qemu-img compare -q -f raw -F $format "$source" "$image" || exit 96
+"#;
+
+/// What `strata ps` says of a machine that waits for room.
+fn waits_for(name: &str) -> Option<String> {
+    let command = command_path().expect("the command");
+    let output = Command::new(command).args(["ps", "--format", "json"]).output().expect("it runs");
+    let list: Value = serde_json::from_slice(&output.stdout).expect("a list");
+    let machine = list.as_array().expect("a list").iter().find(|m| m["name"] == name)?;
+    let text = machine["waits_for"].as_str()?;
+    assert_eq!(machine["state"], "paused");
+    Some(text.to_string())
+}
+
+fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = found() {
+            return found;
+        }
+        assert!(start.elapsed() < LIMIT, "waited for {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+#[ignore = "boots stock kernels"]
+fn a_full_host_pauses_the_guest_and_nothing_is_lost() {
+    let Some(files) = stock_guest(Flavour::Cloud) else { return };
+    let Some(root) = RootDisk::make(&files, ROOT_SIZE, &[("fill", FILL)]).expect("a root disk") else {
+        return;
+    };
+    let can = Command::new("unshare").args(["-Urm", "true"]).status();
+    if !can.is_ok_and(|status| status.success())
+        || tool("qemu-img", &["--version"]).expect("it runs").is_none()
+    {
+        return println!("skipped: no name spaces for users here");
+    }
+    let data: Vec<u8> = (0..8u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let source = root.beside("source.img");
+    std::fs::write(&source, &data).expect("a file");
+    for format in ["raw", "qcow2"] {
+        let (folder, free) = (root.beside("small"), root.beside(&format!("free-{format}")));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let image = folder.join("image");
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let name = format!("full-{format}-{}", std::process::id());
+        let disks = [
+            disk(&root.image, "format=raw"),
+            disk(&image, &format!("format={format}")),
+            disk(&source, "format=raw,ro"),
+        ];
+        let mut running = machine("jit", &files, &RootDisk::command_line("fill"), &disks)
+            .with(&["--name", &name])
+            .under(&[
+                "unshare",
+                "-Urm",
+                "sh",
+                "-c",
+                SMALL_HOST,
+                &text(&folder),
+                &text(&free),
+                &text(&image),
+                format,
+                &text(&source),
+            ])
+            .start()
+            .expect("it starts");
+        let waits = until("a full disk", || {
+            assert!(!running.has_ended().expect("the host tells"), "it ended");
+            waits_for(&name)
+        });
+        assert!(waits.contains("disk 1") && waits.contains(&text(&image)), "{waits}");
+        // By hand it tries again, in vain; with room it goes on by itself.
+        let resumed = Command::new(command_path().expect("the command")).args(["resume", &name]).output();
+        assert!(resumed.expect("it runs").status.success());
+        until("a disk still full", || waits_for(&name));
+        std::fs::write(&free, "").expect("a file");
+        let finished = running.finish().expect("it ends");
+        assert_eq!(finished.status, Some(0), "{format}:\n{}", finished.text);
+        for text in ["written", "paused: the machine waits for room on the host for disk 1"] {
+            assert!(finished.text.contains(text), "{format} lacks \"{text}\":\n{}", finished.text);
+        }
+    }
 }

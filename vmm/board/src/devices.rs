@@ -16,6 +16,7 @@ use chipset::{
 use device_model::{Clock, Device, IrqLine, MsiSink, PortRange};
 use disk::Disk;
 use guest_memory::GuestMemory;
+use nvme::NvmeHandle;
 use pci::{PciBus, PciBusConfig};
 use virtio_balloon::BalloonHandle;
 use virtio_core::VirtioHandle;
@@ -97,6 +98,8 @@ pub(crate) struct Handles {
     pub(crate) pci: Option<([usize; 2], PciBus)>,
     /// Virtio devices in the order of their slots.
     pub(crate) virtio: Vec<VirtioHandle>,
+    /// NVMe controllers in the order of their slots.
+    pub(crate) nvme: Vec<NvmeHandle>,
     pub(crate) balloon: Option<BalloonHandle>,
 }
 

@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use disk::{CacheMode, Disk, ImageFormat, OpenError, RawDisk, RawOptions};
+use disk::{CacheMode, Disk, FullListener, ImageFormat, OpenError, RawDisk, RawOptions};
 use disk_qcow2::{Backing, Qcow2Options};
 use nvme::{Nvme, NvmeConfig};
 use serde::{Deserialize, Serialize};
 use virtio_block::{Block, BlockConfig};
 
 use crate::devices::{Attachment, Context};
+use crate::events::MachineEvent;
 use crate::spec::TimeSource;
 
 /// The most disks a machine has: each takes a PCI slot.
@@ -121,20 +122,36 @@ impl DiskSpec {
     }
 }
 
-/// The disks of an interface, with their serial numbers.
-fn disks_of(c: &Context<'_>, interface: DiskInterface) -> Vec<(String, Arc<dyn Disk>)> {
+/// A disk to be attached.
+struct Wanted {
+    serial: String,
+    disk: Arc<dyn Disk>,
+    on_full: FullListener,
+}
+
+/// The disks of an interface.
+fn disks_of(c: &Context<'_>, interface: DiskInterface) -> Vec<Wanted> {
     let all = c.spec.disks.iter().zip(&c.disks).enumerate();
     let wanted = all.filter(|(_, (spec, _))| spec.interface == interface);
     wanted
-        .map(|(n, (spec, disk))| (spec.serial.clone().unwrap_or_else(|| format!("disk-{n}")), disk.clone()))
+        .map(|(n, (spec, disk))| {
+            let events = c.events.clone();
+            Wanted {
+                serial: spec.serial.clone().unwrap_or_else(|| format!("disk-{n}")),
+                disk: disk.clone(),
+                on_full: Arc::new(move || events.post(MachineEvent::DiskFull { disk: n })),
+            }
+        })
         .collect()
 }
 
 /// A controller for each NVMe disk. They are on the bus, which the guest finds them by.
 pub(crate) fn nvme_disks(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
-    for (serial, disk) in disks_of(c, DiskInterface::Nvme) {
+    for Wanted { serial, disk, on_full } in disks_of(c, DiskInterface::Nvme) {
         let inline = c.spec.time == TimeSource::Virtual;
-        let function = Nvme::new(NvmeConfig { serial, disk, inline }, c.memory.clone(), c.msi.clone());
+        let config = NvmeConfig { serial, disk, inline, on_full: Some(on_full) };
+        let function = Nvme::new(config, c.memory.clone(), c.msi.clone());
+        c.handles.nvme.push(function.handle());
         let slot = c.take_pci_slot();
         if let Some((_, bus)) = &c.handles.pci {
             bus.add(slot, 0, Box::new(function));
@@ -146,8 +163,8 @@ pub(crate) fn nvme_disks(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
 /// A device for each virtio disk, with a queue for each vCPU.
 pub(crate) fn virtio_blocks(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
     let queues = c.spec.most_cpus().min(virtio_block::MAX_QUEUES.into()) as u16;
-    for (serial, disk) in disks_of(c, DiskInterface::Virtio) {
-        c.plug(Box::new(Block::new(BlockConfig { disk, serial, queues })));
+    for Wanted { serial, disk, on_full } in disks_of(c, DiskInterface::Virtio) {
+        c.plug(Box::new(Block::new(BlockConfig { disk, serial, queues, on_full: Some(on_full) })));
     }
     Vec::new()
 }

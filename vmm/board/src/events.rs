@@ -28,6 +28,12 @@ pub enum MachineEvent {
         /// Its number.
         vcpu: usize,
     },
+    /// A request of the guest waits for room on the host: it is executed again
+    /// when the machine has been paused and resumed.
+    DiskFull {
+        /// The disk's place in the specification.
+        disk: usize,
+    },
     /// The guest has emptied a hot-plug slot.
     Ejected {
         /// Of which kind.

@@ -5,6 +5,7 @@
 
 use std::os::unix::net::UnixListener;
 
+use nvme::NvmeHandle;
 use virtio_balloon::{Balloon, BalloonHandle};
 use virtio_core::{VirtioDevice, VirtioHandle, VirtioPci, VirtioPciConfig};
 use virtio_fs::{FsConfig, VirtioFs};
@@ -112,14 +113,21 @@ impl Board {
         &self.handles.virtio
     }
 
+    /// NVMe controllers, in the order of their slots.
+    pub fn nvme(&self) -> &[NvmeHandle] {
+        &self.handles.nvme
+    }
+
     /// Make every device with threads of its own stand still: guest memory changes
     /// no more once no vCPU runs either.
     pub fn quiesce_devices(&self) {
         self.handles.virtio.iter().for_each(VirtioHandle::quiesce);
+        self.handles.nvme.iter().for_each(NvmeHandle::quiesce);
     }
 
     /// Let them go on.
     pub fn resume_devices(&self) {
         self.handles.virtio.iter().for_each(VirtioHandle::resume);
+        self.handles.nvme.iter().for_each(NvmeHandle::resume);
     }
 }

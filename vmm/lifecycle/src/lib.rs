@@ -10,6 +10,7 @@ mod engines;
 mod exit;
 mod gate;
 mod model;
+mod room;
 mod stage;
 mod stats;
 mod vcpu_thread;
@@ -23,6 +24,7 @@ pub use engines::{
 };
 pub use exit::Outcome;
 pub use model::{DefaultModel, default_model};
+pub use room::FullDisk;
 pub use stage::{Action, IllegalAction, Stage};
 pub use stats::{VcpuStats, VcpuTimes, VmStats};
 pub use vm::{MachineState, Policy, Vm, VmError};

@@ -11,6 +11,7 @@ use x86_state::{ApicState, CpuState};
 
 use crate::exit::Outcome;
 use crate::gate::{Gate, Order};
+use crate::room::{self, FullDisk};
 use crate::stage::{Action, IllegalAction, Stage};
 use crate::stats::{VcpuStats, VmStats};
 use crate::vcpu_thread::{self, Shared, Times};
@@ -65,6 +66,8 @@ pub struct Vm {
     resets: u32,
     /// The console has shown a panic.
     panicked: bool,
+    /// Paused until the host has room.
+    full: Option<FullDisk>,
 }
 
 impl Vm {
@@ -93,6 +96,7 @@ impl Vm {
             timer: None,
             resets: 0,
             panicked: false,
+            full: None,
         })
     }
 
@@ -114,6 +118,11 @@ impl Vm {
     /// What happens when the guest resets.
     pub fn policy(&self) -> Policy {
         self.policy
+    }
+
+    /// The disk whose file system has no room, while the machine is paused for that.
+    pub fn full_disk(&self) -> Option<&FullDisk> {
+        self.full.as_ref()
     }
 
     /// How often the guest has reset.
@@ -161,6 +170,10 @@ impl Vm {
     /// # Errors
     /// When the machine does not run.
     pub fn pause(&mut self) -> Result<(), VmError> {
+        if self.full.take().is_some() {
+            // It stands; from now on until somebody resumes it.
+            return Ok(());
+        }
         let next = self.stage.after(Action::Pause)?;
         self.bring_to_gate();
         self.shared.board.quiesce_devices();
@@ -177,6 +190,7 @@ impl Vm {
     pub fn resume(&mut self) -> Result<(), VmError> {
         let next = self.stage.after(Action::Resume)?;
         self.start_clock()?;
+        self.full = None;
         self.shared.board.resume_devices();
         self.shared.gate.order(Order::Run);
         self.stage = next;
@@ -342,14 +356,19 @@ impl Vm {
 
     /// Watch the machine until it wants to end, or until the deadline has come or
     /// someone posted [`MachineEvent::Attend`] (`None`), serving resets by the
-    /// policy. It is not stopped.
+    /// policy. It is not stopped. A machine that needs room on the host is paused
+    /// ([`Vm::full_disk`]) and resumed when there is; that also answers `None`.
     ///
     /// # Errors
     /// When a reset fails.
     pub fn watch(&mut self, deadline: Option<Instant>) -> Result<Option<Outcome>, VmError> {
         loop {
-            let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
-            let Some(event) = self.shared.board.event_queue().wait(left) else { return Ok(None) };
+            let next = [deadline, self.full.as_ref().map(FullDisk::next)].into_iter().flatten().min();
+            let left = next.map(|d| d.saturating_duration_since(Instant::now()));
+            let Some(event) = self.shared.board.event_queue().wait(left) else {
+                self.look_for_room()?;
+                return Ok(None);
+            };
             let outcome = match event {
                 MachineEvent::PowerOff => Outcome::PowerOff,
                 MachineEvent::Panic => Outcome::Panic,
@@ -360,6 +379,10 @@ impl Vm {
                 MachineEvent::PanicNoticed => {
                     self.panicked = true;
                     continue;
+                }
+                MachineEvent::DiskFull { disk } => {
+                    self.wait_for_room(disk)?;
+                    return Ok(None);
                 }
                 MachineEvent::Ejected { kind, slot } => {
                     self.shared.board.ejected(kind, slot);
@@ -374,6 +397,26 @@ impl Vm {
                 MachineEvent::TripleFault { vcpu } => Outcome::TripleFault { vcpu },
             };
             return Ok(Some(outcome));
+        }
+    }
+
+    /// A disk's file system is full: pause until there is room. A machine that
+    /// somebody has paused tries again when it is resumed.
+    fn wait_for_room(&mut self, disk: usize) -> Result<(), VmError> {
+        if self.stage == Stage::Running {
+            self.pause()?;
+            self.full = Some(FullDisk::new(&self.shared.board, disk));
+            room::forget_events(&self.shared.board);
+        }
+        Ok(())
+    }
+
+    /// Go on if the host has room again.
+    fn look_for_room(&mut self) -> Result<(), VmError> {
+        let due = self.full.as_mut().filter(|full| full.next() <= Instant::now());
+        match due.is_some_and(|full| full.has_room(&self.shared.board)) {
+            true => self.resume(),
+            false => Ok(()),
         }
     }
 

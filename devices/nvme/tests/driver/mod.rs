@@ -1,13 +1,15 @@
 //! The driver's side of a controller, for tests.
+#![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use device_model::{MsiMessage, MsiSink};
-use disk::{Disk, RawDisk, RawOptions};
+use disk::{Disk, FullListener, RawDisk, RawOptions};
 use guest_memory::{GuestMemory, RamOffset};
 use nvme::{Nvme, NvmeConfig};
 use pci::{BarAccess, PciFunction};
+use saved_state::Saved;
 use tempfile::NamedTempFile;
 
 /// Guest memory of a test.
@@ -72,9 +74,19 @@ impl Driver {
         let file = NamedTempFile::new().unwrap();
         file.as_file().set_len(size).unwrap();
         let disk: Arc<dyn Disk> = Arc::new(RawDisk::open(file.path(), options).unwrap());
+        Self::with(disk, file, inline, None)
+    }
+
+    /// A controller on a disk in a file, not enabled.
+    pub fn with(
+        disk: Arc<dyn Disk>,
+        file: NamedTempFile,
+        inline: bool,
+        on_full: Option<FullListener>,
+    ) -> Self {
         let memory = GuestMemory::flat(MEMORY).unwrap();
         let messages = Arc::new(Messages::default());
-        let config = NvmeConfig { serial: "test-1".to_string(), disk: disk.clone(), inline };
+        let config = NvmeConfig { serial: "test-1".to_string(), disk: disk.clone(), inline, on_full };
         let mut nvme = Nvme::new(config, memory.clone(), messages.clone());
         // MSI-X on; vectors 0 and 1 unmasked, with their numbers as data.
         nvme.config_write(0x42, 2, 0x8000);
@@ -86,6 +98,25 @@ impl Driver {
         }
         let pairs = [Pair::new(ADMIN_SQ, ADMIN_CQ), Pair::new(IO_SQ, IO_CQ)];
         Driver { nvme, bar, memory, messages, disk, _file: file, pairs, next_cid: 0x100 }
+    }
+
+    /// Put the state of the controller, which stands still, into a fresh one and go
+    /// on with that, on the same disk and memory.
+    pub fn replace(&mut self, inline: bool, on_full: Option<FullListener>) {
+        let handle = self.nvme.handle();
+        handle.quiesce();
+        let state = handle.save();
+        let disk = self.disk.clone();
+        let config = NvmeConfig { serial: "test-1".to_string(), disk, inline, on_full };
+        let mut fresh = Nvme::new(config, self.memory.clone(), self.messages.clone());
+        let space = self.nvme.config().bytes().to_vec();
+        fresh.config_mut().restore(&space).unwrap();
+        let mut handle = fresh.handle();
+        handle.restore(&state).unwrap();
+        assert_eq!(handle.save(), state, "what was put in comes out");
+        self.nvme = fresh;
+        self.bar = self.nvme.bar_access().unwrap();
+        handle.resume();
     }
 
     pub fn register(&mut self, offset: u64) -> u32 {

@@ -137,6 +137,18 @@ impl<D: VirtioDevice> Bench<D> {
         self.activate(&positions).expect("the device starts again");
     }
 
+    /// Let a device that stands still go on with its queues.
+    ///
+    /// # Panics
+    /// When it refuses.
+    pub fn go_on(&mut self, queues: Vec<Option<Queue>>) {
+        let interrupt = Interrupt::new(self.device.name(), self.interrupts.clone());
+        let (memory, features, inline) = (self.memory.clone(), self.features, self.inline);
+        self.device
+            .activate(Activation { memory, features, queues, interrupt, inline })
+            .expect("the device goes on");
+    }
+
     /// Guest memory for a buffer.
     fn allocate(&mut self, queue: u16, len: u32) -> u64 {
         let (start, used) = &mut self.buffers[usize::from(queue)];
