@@ -50,8 +50,9 @@ pub struct VirtioNet {
     workers: Vec<Worker<Pair>>,
     /// Index of the control queue while active.
     control_index: usize,
-    /// Queues of the last activation.
-    queue_count: usize,
+    /// Queues of the last activation that no worker has: those of pairs that were
+    /// not agreed on. None where a worker has one.
+    unused: Vec<Option<Queue>>,
     // Volatile state.
     control: Arc<Control>,
     /// Neighbours are to be told where the guest is now.
@@ -77,7 +78,7 @@ impl VirtioNet {
             ports,
             workers: Vec::new(),
             control_index: 0,
-            queue_count: 0,
+            unused: Vec::new(),
             control: Arc::new(Control::new(mac, max_pairs)),
             announce: false,
         }
@@ -172,7 +173,6 @@ impl VirtioDevice for VirtioNet {
         // Without multi-queue the control queue is the third (5.1.2).
         let pairs = if has(feature::MQ) { self.ports.len() } else { 1 };
         self.control_index = pairs * 2;
-        self.queue_count = a.queues.len();
         let mut queues: Vec<Option<Queue>> = a.queues;
         let mut take = |index: usize| queues.get_mut(index).and_then(Option::take);
         for (number, port) in std::mem::take(&mut self.ports).into_iter().enumerate() {
@@ -188,6 +188,7 @@ impl VirtioDevice for VirtioNet {
                 .map_err(|error| ActivateError::Host { what: "a thread", error })?;
             self.workers.push(worker);
         }
+        self.unused = queues;
         *lock(&self.control.doorbells) = self.workers.iter().filter_map(|w| w.doorbell(CONTROL)).collect();
         if std::mem::take(&mut self.announce) && has(feature::GUEST_ANNOUNCE) {
             self.control.status.fetch_or(status::ANNOUNCE, Ordering::Relaxed);
@@ -213,7 +214,7 @@ impl VirtioDevice for VirtioNet {
         if self.workers.is_empty() {
             return Vec::new();
         }
-        let mut queues: Vec<Option<Queue>> = (0..self.queue_count).map(|_| None).collect();
+        let mut queues = std::mem::take(&mut self.unused);
         let mut put = |index: usize, queue: Option<Queue>| {
             if let (Some(slot), Some(queue)) = (queues.get_mut(index), queue) {
                 *slot = Some(queue);

@@ -251,3 +251,18 @@ fn a_card_goes_on_from_its_saved_state() {
     assert_eq!(told.lock().unwrap().resets, 1);
     assert!(bench.device.restore(&[1, 2, 3]).is_err());
 }
+
+#[test]
+fn queues_of_pairs_that_were_not_agreed_on_come_back_too() {
+    let (ports, _told): (Vec<_>, Vec<_>) = (0..2).map(|_| Echo::port()).unzip();
+    let config = BenchConfig { features: !MQ, ..BenchConfig::default() };
+    let mut bench = Bench::new(VirtioNet::new(MAC, ports), config);
+    for _ in 0..60 {
+        bench.post(RX, &[], &[1526]);
+    }
+    bench.kick(RX);
+    send(&mut bench, &Offload::NONE, &frame(MAC.0, 70));
+    assert_eq!(bench.wait(RX).data.len(), 82);
+    let queues = bench.device.quiesce();
+    assert_eq!(queues.iter().map(Option::is_some).collect::<Vec<_>>(), [true; 5]);
+}
