@@ -3,18 +3,27 @@
 //! adds an arm to [`device`].
 #![no_main]
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use arbitrary::{Arbitrary, Result, Unstructured};
 use device_model::{IrqLine, MsiMessage, MsiSink};
+use disk::{Disk, RawDisk, RawOptions};
 use guest_memory::{GuestMemory, RamOffset};
 use libfuzzer_sys::fuzz_target;
 use pci::{BarAccess, PciFunction};
+use port::{Capabilities, FrameSink, MAX_FRAME, Offload, Offloads};
 use saved_state::Saved;
 use virtio_balloon::Balloon;
+use virtio_block::{Block, BlockConfig};
 use virtio_console::{Console, Port, PortOutput};
 use virtio_core::{VirtioDevice, VirtioPci, VirtioPciConfig, features};
+use virtio_fs::{FsConfig, VirtioFs};
+use virtio_net::VirtioNet;
 use virtio_rng::{Rng, Source};
+use virtio_vsock::{VirtioVsock, VsockConfig};
 
 const MEMORY: u64 = 1 << 18;
 const NOTIFY: u64 = 0x3000;
@@ -78,11 +87,86 @@ impl PortOutput for Nowhere {
     fn write(&mut self, _: &[u8]) {}
 }
 
+/// A network that sends every frame back as it came.
+struct Echo {
+    frames: VecDeque<(Vec<u8>, Offload)>,
+    ready: OwnedFd,
+}
+
+impl port::Port for Echo {
+    fn capabilities(&self) -> Capabilities {
+        let all = Offloads {
+            checksum: true,
+            tcp4: true,
+            tcp6: true,
+            ecn: true,
+            udp_fragments: true,
+            udp_datagrams: true,
+        };
+        Capabilities { accepts: all, gives: all, mtu: 1500 }
+    }
+
+    fn set_receiver(&mut self, _: Offloads) {}
+
+    fn send(&mut self, frame: &[u8], offload: &Offload) {
+        assert!(frame.len() <= MAX_FRAME);
+        self.frames.push_back((frame.to_vec(), *offload));
+        self.frames.truncate(8);
+    }
+
+    fn receive(&mut self, sink: &mut dyn FrameSink) {
+        while !self.frames.is_empty() && sink.room() {
+            let Some((frame, offload)) = self.frames.pop_front() else { break };
+            sink.take(&[&frame[..frame.len() / 2], &frame[frame.len() / 2..]], &offload);
+        }
+    }
+
+    fn ready_fd(&self) -> BorrowedFd<'_> {
+        self.ready.as_fd()
+    }
+}
+
+fn disk(len: u64) -> Arc<dyn Disk> {
+    let file = rustix::fs::memfd_create("fuzz-disk", rustix::fs::MemfdFlags::CLOEXEC).expect("a file");
+    rustix::fs::ftruncate(&file, len).expect("its size");
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Arc::new(RawDisk::open(path.as_ref(), RawOptions::default()).expect("a good image"))
+}
+
+/// A folder with one file, made once; the guest may only read it.
+fn share() -> &'static Path {
+    static SHARE: OnceLock<PathBuf> = OnceLock::new();
+    SHARE.get_or_init(|| {
+        let share = std::env::temp_dir().join(format!("strata-fuzz-share-{}", std::process::id()));
+        std::fs::create_dir_all(&share).expect("a temporary folder");
+        std::fs::write(share.join("f"), "text").expect("a temporary file");
+        share
+    })
+}
+
 /// A device of each kind.
 fn device(kind: u8) -> Box<dyn VirtioDevice> {
-    match kind % 3 {
+    match kind % 7 {
         0 => Box::new(Rng::new(Source::Seeded(1), 1 << 20)),
         1 => Box::new(Balloon::new(true)),
+        2 => Box::new(Block::new(BlockConfig { disk: disk(1 << 20), serial: "fuzz".to_string(), queues: 2 })),
+        3 => {
+            let echo = || {
+                let flags = rustix::event::EventfdFlags::NONBLOCK | rustix::event::EventfdFlags::CLOEXEC;
+                let ready = rustix::event::eventfd(0, flags).expect("an event counter");
+                Box::new(Echo { frames: VecDeque::new(), ready }) as Box<dyn port::Port>
+            };
+            let mac = "52:54:00:12:34:56".parse().expect("an address");
+            Box::new(VirtioNet::new(mac, vec![echo(), echo()]))
+        }
+        4 => {
+            let config = VsockConfig { cid: 3, listener: None, to_host: None };
+            Box::new(VirtioVsock::new(config).expect("a device"))
+        }
+        5 => {
+            let config = FsConfig { tag: "fuzz", folder: share(), read_only: true };
+            Box::new(VirtioFs::new(config).expect("the folder is there"))
+        }
         _ => {
             let port = |name: &str, console| Port { name: name.into(), console, output: Box::new(Nowhere) };
             let console = Console::new(vec![port("", true), port("agent", false)]);
