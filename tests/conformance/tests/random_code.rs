@@ -294,6 +294,20 @@ fn explain(a: &mut Rig, b: &mut Rig, f: Flavour, seed: u64) -> String {
     format!("seed {seed}: only at the end\n{listing}    {}", differences(&x, &y))
 }
 
+fn canonical(address: u64) -> bool {
+    ((address as i64) << 16 >> 16) as u64 == address
+}
+
+/// A documented deviation: a branch to an address that is not canonical faults at
+/// its target in translated code. Such branches are left out, but a jump into the
+/// middle of an instruction may find one.
+fn excused(end: &CpuState, memory: &[u8]) -> bool {
+    // A frame with the error code of #GP: the address follows.
+    let frame = end.gpr[4] as usize;
+    let pushed = frame.checked_add(8).and_then(|at| memory.get(at..at.checked_add(8)?)?.first_chunk());
+    !canonical(end.rip) || pushed.is_some_and(|bytes| !canonical(u64::from_le_bytes(*bytes)))
+}
+
 /// Run cases of one flavour on all engines.
 fn check(f: Flavour) {
     let number =
@@ -304,7 +318,7 @@ fn check(f: Flavour) {
     let model: CpuModel = "x86-64-v3".parse().expect("the model exists");
     let mut rigs: Vec<Rig> = engines.iter().map(|e| f.rig(&**e, model.clone())).collect();
     let (reference, others) = rigs.split_first_mut().expect("an engine");
-    let mut wrong = Vec::new();
+    let (mut wrong, mut deviating) = (Vec::new(), 0);
     for seed in first..first + cases {
         if verbose {
             println!("seed {seed}\n{}", listing(f, seed));
@@ -312,13 +326,18 @@ fn check(f: Flavour) {
         let (end, memory) = run(reference, f, seed, f.limit());
         for (n, other) in others.iter_mut().enumerate() {
             let (e, m) = run(other, f, seed, f.limit());
-            let same = e == end && m == memory;
-            if !same && wrong.len() < 20 {
+            if e == end && m == memory {
+                continue;
+            }
+            if f.bits == 64 && excused(&e, &m) {
+                deviating += 1;
+            } else if wrong.len() < 20 {
                 wrong.push(format!("{}: {}", engines[n + 1].name(), explain(reference, other, f, seed)));
             }
         }
     }
-    println!("{cases} cases from seed {first} on {} engines", engines.len());
+    println!("{cases} cases from seed {first} on {} engines, {deviating} excused", engines.len());
+    assert!(deviating <= 2 + cases / 1000, "{deviating} branches to addresses that are not canonical");
     assert!(wrong.is_empty(), "{} cases differ\n{}", wrong.len(), wrong.join("\n"));
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use iced_x86::code_asm::CodeAssembler;
-use iced_x86::{Decoder, DecoderOptions, IcedError};
+use iced_x86::{Decoder, DecoderOptions, IcedError, Instruction, Mnemonic, Register};
 
 use super::layout::{self, HIGH, LOW, system, variable};
 use super::{Call, Function, Item, Patch, Program, Return};
@@ -20,9 +20,9 @@ pub struct Emitted {
 }
 
 impl Emitted {
-    /// The instructions, by offset.
-    pub fn listing(&self) -> String {
-        let mut text = String::new();
+    /// The instructions, with their offsets.
+    fn instructions(&self) -> Vec<(usize, Instruction)> {
+        let mut list = Vec::new();
         let mut at = 0;
         while at < self.bytes.len() {
             let n = usize::from(self.lengths[at]);
@@ -30,13 +30,35 @@ impl Emitted {
                 at += 1;
                 continue;
             }
-            let bytes = &self.bytes[at..at + n];
             let ip = self.start & !0xf_ffff | (layout::CODE + at as u64);
-            let i = Decoder::with_ip(64, bytes, ip, DecoderOptions::NONE).decode();
-            let _ = writeln!(text, "    {ip:x}: {i}    {bytes:02x?}");
+            let i = Decoder::with_ip(64, &self.bytes[at..at + n], ip, DecoderOptions::NONE).decode();
+            list.push((at, i));
             at += n;
         }
+        list
+    }
+
+    /// The instructions, by address.
+    pub fn listing(&self) -> String {
+        let mut text = String::new();
+        for (at, i) in self.instructions() {
+            let bytes = &self.bytes[at..at + i.len()];
+            let _ = writeln!(text, "    {:x}: {i}    {bytes:02x?}", i.ip());
+        }
         text
+    }
+
+    /// Where translations are flushed: the instruction and what makes its operand.
+    pub fn flushes(&self) -> Vec<std::ops::Range<usize>> {
+        /// Bytes of the longest such sequence.
+        const LEAD: usize = 40;
+        let flushes = |i: &Instruction| {
+            i.mnemonic() == Mnemonic::Invlpg
+                || matches!(i.op0_register(), Register::CR3 | Register::CR4) && i.mnemonic() == Mnemonic::Mov
+        };
+        let list = self.instructions();
+        let found = list.into_iter().filter(|(_, i)| flushes(i));
+        found.map(|(at, i)| at.saturating_sub(LEAD)..at + i.len()).collect()
     }
 }
 

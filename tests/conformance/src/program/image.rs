@@ -161,12 +161,24 @@ fn data_page(n: u64) -> u64 {
     }
 }
 
+/// Whether a program starts with null selectors in ES, DS, FS and GS, as kernels
+/// of 64 bits run. With ring 0's instead, which SYSRET keeps, an interrupt in ring 3
+/// shows: its IRET makes them null.
+pub fn has_null_data_segments(setup: &Setup) -> bool {
+    setup.seed & 1 == 0
+}
+
 /// The processor at the program's first instruction, in the supervisor.
 pub fn state(setup: &Setup, start: u64, reset: CpuState) -> CpuState {
     let mut r = Random(setup.seed ^ 0x5eed);
     let mut s = reset;
     let data = Segment { selector: layout::KERNEL_SS as u16, base: 0, limit: u32::MAX, access: 0xc093 };
     s.segments = [data; 6];
+    if has_null_data_segments(setup) {
+        for n in [0, 3, 4, 5] {
+            s.segments[n] = Segment { selector: 0, access: 0x1_c093, ..data };
+        }
+    }
     s.segments[1] = Segment { selector: layout::KERNEL_CS as u16, access: 0xa09b, ..data };
     s.segments[4].base = LOW + layout::DATA + 0x100;
     s.gdtr = TableRegister { base: HIGH + layout::GDT, limit: 0x37 };
