@@ -65,6 +65,27 @@ pub fn thin_copy(from: &Path, to: &Path, size: Option<u64>) -> io::Result<CopyMe
     copied
 }
 
+/// A new file of mode 0600 that shares the blocks of another until one is written.
+/// False where the file systems cannot; nothing is left then. `size`: as in [`thin_copy`].
+///
+/// # Errors
+/// When the target exists or the host refuses.
+pub fn share(from: &Path, to: &Path, size: Option<u64>) -> io::Result<bool> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let source = File::open(from)?;
+    let target = File::options().create_new(true).write(true).mode(0o600).open(to)?;
+    let length = source.metadata()?.len();
+    let shared = rustix::fs::ioctl_ficlone(&target, &source).is_ok();
+    let sized = match size.filter(|s| shared && *s > length) {
+        Some(size) => target.set_len(size),
+        None => Ok(()),
+    };
+    if !shared || sized.is_err() {
+        std::fs::remove_file(to)?;
+    }
+    sized.map(|()| shared)
+}
+
 fn fill(source: &File, target: &File, size: Option<u64>) -> io::Result<CopyMethod> {
     let length = source.metadata()?.len();
     let method = match rustix::fs::ioctl_ficlone(target, source) {

@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use crate::copy::{CopyMethod, thin_copy};
+use crate::copy::{CopyMethod, share, thin_copy};
 use crate::digest::Digest;
 use crate::error::{StoreError, failed};
 use crate::intake::{Intake, NewImage, take_disk, take_in};
@@ -265,6 +265,16 @@ impl Store {
     pub fn copy(&self, blob: &Blob, to: &Path, size: Option<u64>) -> Result<CopyMethod, StoreError> {
         let from = self.verified(blob)?;
         thin_copy(&from, to, size).map_err(failed("copy the image to", to))
+    }
+
+    /// A verified blob as a machine's own writable file that takes no room until it is
+    /// written; false, and nothing is made, where the file system cannot share.
+    ///
+    /// # Errors
+    /// As [`Store::copy`].
+    pub fn share(&self, blob: &Blob, to: &Path, size: Option<u64>) -> Result<bool, StoreError> {
+        let from = self.verified(blob)?;
+        share(&from, to, size).map_err(failed("copy the image to", to))
     }
 
     /// A verified blob as a machine's own file to read: the same file under

@@ -59,7 +59,7 @@ pub enum KeepError {
     Runs(String),
 }
 
-fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> KeepError {
+pub(crate) fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> KeepError {
     let path = path.to_path_buf();
     move |source| KeepError::Io { what, path, source }
 }
@@ -111,6 +111,11 @@ impl MachineStore {
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
         made.map_err(failed("create", directory))?;
         Ok(MachineStore(directory.to_path_buf()))
+    }
+
+    /// Where the machines are.
+    pub fn directory(&self) -> &Path {
+        &self.0
     }
 
     fn guard(&self) -> Result<File, KeepError> {
@@ -255,7 +260,7 @@ impl Kept {
 }
 
 /// A file that is locked until it is closed.
-fn locked(path: &Path, operation: FlockOperation) -> io::Result<File> {
+pub(crate) fn locked(path: &Path, operation: FlockOperation) -> io::Result<File> {
     let file = File::options().create(true).truncate(false).write(true).open(path)?;
     loop {
         match flock(&file, operation) {

@@ -9,15 +9,19 @@
 //!     console.0.log      what its console said, in two files that take turns
 //!     console.1.log
 //!     messages.log       what its process said, when nobody listened
+//!     base               link to what its disk stands on
 //!     …                  disks and kernel, for whoever starts it
+//! bases/                 what machines' disks stand on
 //! ```
 //! A machine that was to go when it ends, and whose process died before it could
 //! remove it, is removed by whoever looks next.
 
+mod bases;
 mod keep;
 mod log;
 mod record;
 
+pub use bases::{BASE, Bases};
 pub use keep::{Held, KeepError, Kept, MachineStore, STATE_VARIABLE};
 pub use log::{ConsoleLog, LogReader};
 pub use record::{End, Record, Restart};
