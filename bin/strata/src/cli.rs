@@ -372,6 +372,10 @@ pub struct IdentityArgs {
     /// Size of the root disk, if it is to be larger than the image's
     #[arg(long, value_name = "SIZE", value_parser = quantity::bytes)]
     pub disk_size: Option<u64>,
+    /// Copy the image's disk whole, instead of sharing what the machine does not change: more room
+    /// on the host, no second file to read from
+    #[arg(long)]
+    pub disk_copy: bool,
 }
 
 #[derive(Args)]
@@ -502,10 +506,16 @@ pub enum ImageCommand {
     /// List the images
     #[command(after_help = IMAGE_HELP)]
     Ls(ImageLsArgs),
-    /// Show all that is known of an image, as JSON
+    /// Show all that is known of an image or of a disk image's file, as JSON
     #[command(after_help = IMAGE_HELP)]
-    Inspect(ImageNameArgs),
-    /// Take in a disk that others made: raw or qcow2
+    Inspect(crate::convert::InspectArgs),
+    /// Make a disk image of another: raw or qcow2, of raw, qcow2, VHDX, VDI or VMDK
+    ///
+    /// What an image is, its first bytes say, never its name. The new image is there when it is
+    /// whole, or not at all; zeroes take no room in it.
+    #[command(after_help = crate::convert::HELP)]
+    Convert(crate::convert::ConvertArgs),
+    /// Take in a disk that others made: raw, qcow2, VHDX, VDI or VMDK
     #[command(after_help = IMAGE_IMPORT_HELP)]
     Import(ImageImportArgs),
     /// Write an image's disk to a file
@@ -562,13 +572,6 @@ pub struct ImageLsArgs {
 }
 
 #[derive(Args)]
-pub struct ImageNameArgs {
-    /// The image
-    #[arg(value_name = "NAME[:TAG]")]
-    pub name: ImageName,
-}
-
-#[derive(Args)]
 pub struct ImageNamesArgs {
     /// The images [default: all]
     #[arg(value_name = "NAME[:TAG]")]
@@ -594,7 +597,7 @@ pub struct ImageExportArgs {
 
 #[derive(Args)]
 pub struct ImageImportArgs {
-    /// Disk image, raw or qcow2
+    /// Disk image: raw, qcow2, VHDX, VDI or VMDK
     #[arg(value_name = "DISK")]
     pub disk: PathBuf,
     /// Name of the image
@@ -739,6 +742,10 @@ mod tests {
             "strata image ls --format json",
             "strata image import d.qcow2 --name x --kernel k --initrd i",
             "strata image export debian d.raw",
+            "strata image convert a.vmdk a.qcow2",
+            "strata image convert a b --format raw --snapshot before --backing --force",
+            "strata image inspect debian",
+            "strata image inspect ./a.qcow2",
             "strata image rm a b:1",
             "strata image gc",
             "strata image verify",

@@ -7,6 +7,7 @@ use board::BoardError;
 use first_boot::SeedError;
 use guest_client::GuestError;
 use image_build::BuildError;
+use image_convert::ConvertError;
 use image_store::StoreError;
 use lifecycle::VmError;
 use machine_store::KeepError;
@@ -29,6 +30,7 @@ fn is_input(error: &anyhow::Error) -> bool {
                 || e.downcast_ref::<GuestError>().is_some_and(|g| g.kind().is_some())
                 || e.downcast_ref::<KeepError>().is_some_and(names_a_kept_machine)
                 || e.downcast_ref::<BuildError>().is_some_and(names_an_image)
+                || e.downcast_ref::<ConvertError>().is_some_and(names_a_file)
                 || e.downcast_ref::<StoreError>().is_some_and(names_no_image)
                 || matches!(e.downcast_ref::<SeedError>(), Some(SeedError::Identity(_)))
         })
@@ -46,8 +48,14 @@ fn names_an_image(error: &BuildError) -> bool {
     match error {
         E::Option(_) | E::Disk { .. } => true,
         E::Store(store) => names_no_image(store),
+        E::Convert(convert) => names_a_file(convert),
         _ => false,
     }
+}
+
+/// What is to be converted, or where to, is at fault.
+fn names_a_file(error: &ConvertError) -> bool {
+    matches!(error, ConvertError::Open(_) | ConvertError::Exists(_) | ConvertError::Itself(_))
 }
 
 /// The image named is at fault.

@@ -6,15 +6,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use image_build::{Debian, Import};
 use image_store::{FirstBoot, Image, Store, StoreError, thin_copy};
+use machine_store::MachineStore;
 use serde_json::json;
 
 use crate::cli::{
     Distribution, Format, ImageBuildArgs, ImageCommand, ImageExportArgs, ImageImportArgs, ImageLsArgs,
-    ImageNameArgs, ImageNamesArgs, ImageRmArgs,
+    ImageNamesArgs, ImageRmArgs,
 };
 use crate::failure::InputError;
 use crate::progress::Bars;
-use crate::{figures, guest};
+use crate::{figures, guest, kept};
 
 /// The answer of `verify` to a damaged image.
 const DAMAGED: u8 = 6;
@@ -32,7 +33,8 @@ pub fn command(command: ImageCommand) -> anyhow::Result<u8> {
     match command {
         ImageCommand::Build(args) => build(&args),
         ImageCommand::Ls(args) => list(&args),
-        ImageCommand::Inspect(args) => inspect(&args),
+        ImageCommand::Inspect(args) => crate::convert::inspect(&args),
+        ImageCommand::Convert(args) => crate::convert::command(&args),
         ImageCommand::Import(args) => import(args),
         ImageCommand::Export(args) => export(&args),
         ImageCommand::Verify(args) => verify(&args),
@@ -134,12 +136,6 @@ fn age(created: u64) -> String {
     figures::duration(now.saturating_sub(Duration::from_secs(created)))
 }
 
-fn inspect(args: &ImageNameArgs) -> anyhow::Result<u8> {
-    let image = store()?.find(&args.name)?;
-    writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&image)?)?;
-    Ok(0)
-}
-
 fn export(args: &ImageExportArgs) -> anyhow::Result<u8> {
     let store = store()?;
     let image = store.find(&args.name)?;
@@ -188,11 +184,13 @@ fn remove(args: &ImageRmArgs) -> anyhow::Result<u8> {
     }
     // A damaged image's parts are nobody's to judge; it is told when asked for.
     let _ = store.collect();
+    kept::collect_bases();
     Ok(worst)
 }
 
 fn collect(args: &ImageLsArgs) -> anyhow::Result<u8> {
-    let collected = store()?.collect()?;
+    let mut collected = store()?.collect()?;
+    collected.bytes += MachineStore::open()?.bases().collect()?;
     let mut out = std::io::stdout().lock();
     match args.format {
         Format::Json => {

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -10,8 +11,8 @@ use anyhow::Context;
 use board::{BootSpec, DiskSpec, MachineSpec};
 use first_boot::{GuestFile, Identity, PasswordHash};
 use image_build::{DEFAULT_SIZE, Debian};
-use image_store::{DiskFormat, FirstBoot, Image, ImageName, StoreError};
-use machine_store::{ConsoleLog, End, Held, MachineStore, Record, Restart};
+use image_store::{DiskFormat, FirstBoot, Image, ImageName, Store, StoreError};
+use machine_store::{BASE, ConsoleLog, End, Held, MachineStore, Record, Restart};
 
 use crate::cli::{IdentityArgs, RunArgs};
 use crate::failure::InputError;
@@ -29,7 +30,8 @@ const SEED: &str = "seed.img";
 /// Begins the line with which a detached process says that its machine runs.
 const READY: &str = "strata-ready ";
 /// Files that go with a machine that goes when it ends.
-const FILES: [&str; 14] = [
+const FILES: [&str; 15] = [
+    BASE,
     MESSAGES,
     STOP,
     IMAGE,
@@ -97,19 +99,44 @@ fn disk_name(format: DiskFormat) -> String {
     format!("disk.{}", format.word())
 }
 
+/// Give a machine its disk: one that shares the image's blocks where the file system
+/// can, else one that stands on the image and holds what is changed, else, if that is
+/// asked for, a copy.
+fn give_disk(held: &Held, image: &Image, store: &Store, wanted: &IdentityArgs) -> anyhow::Result<()> {
+    let (disk, directory, size) = (&image.disk, held.kept.directory(), wanted.disk_size);
+    if let Some(size) = size.filter(|size| *size < disk.virtual_size) {
+        let text = format!(
+            "--disk-size {} MiB is smaller than the image's disk; leave it out, or give a larger one",
+            size >> 20
+        );
+        return Err(InputError(text).into());
+    }
+    // A qcow2 image says its disk's size itself, so a larger one stands on it.
+    let is_raw = disk.format == DiskFormat::Raw;
+    let own = directory.join(disk_name(disk.format));
+    let as_it_is = is_raw || size.is_none();
+    if as_it_is && wanted.disk_copy {
+        store.copy(&disk.blob, &own, size)?;
+        return Ok(());
+    }
+    if as_it_is && store.share(&disk.blob, &own, size)? {
+        return Ok(());
+    }
+    MachineStore::open()?.bases().lay(&held.kept, disk.blob.digest.as_str(), |path| {
+        store.lend(&disk.blob, path).map_err(anyhow::Error::from)
+    })?;
+    let format = if is_raw { disk::ImageFormat::Raw } else { disk::ImageFormat::Qcow2 };
+    let overlay = directory.join(disk_name(DiskFormat::Qcow2));
+    disk_qcow2::create(&overlay, size.unwrap_or(disk.virtual_size), Some((BASE, format)))?;
+    // Nobody else looks into a machine's disk.
+    fs::set_permissions(&overlay, fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("cannot protect {}", overlay.display()))
+}
+
 /// Give a machine its disks and kernel.
 fn furnish(held: &Held, image: &Image, args: &RunArgs) -> anyhow::Result<()> {
     let (store, directory) = (images::store()?, held.kept.directory());
-    let size = args.identity.disk_size;
-    if let Some(size) = size {
-        let smaller = size < image.disk.virtual_size;
-        if smaller || image.disk.format != DiskFormat::Raw {
-            let what = if smaller { "is smaller than the image's disk" } else { "is for raw disks only" };
-            let text = format!("--disk-size {} MiB {what}; leave it out, or give a larger one", size >> 20);
-            return Err(InputError(text).into());
-        }
-    }
-    store.copy(&image.disk.blob, &directory.join(disk_name(image.disk.format)), size)?;
+    give_disk(held, image, &store, &args.identity)?;
     if let Some(kernel) = &image.kernel {
         store.lend(kernel, &directory.join(KERNEL))?;
     }
@@ -119,6 +146,12 @@ fn furnish(held: &Held, image: &Image, args: &RunArgs) -> anyhow::Result<()> {
     let seed = identity(held, args)?.seed().context("cannot make the machine's seed disk")?;
     write_private(&directory.join(SEED), &seed)?;
     write_private(&directory.join(IMAGE), &serde_json::to_vec(image)?)
+}
+
+/// Give back what machines that are gone stood on.
+pub fn collect_bases() {
+    // What is left goes the next time.
+    let _ = MachineStore::open().and_then(|store| store.bases().collect());
 }
 
 fn write_private(path: &Path, content: &[u8]) -> anyhow::Result<()> {
@@ -134,7 +167,8 @@ fn write_private(path: &Path, content: &[u8]) -> anyhow::Result<()> {
 
 /// Who the guest is, by the command line.
 fn identity(held: &Held, args: &RunArgs) -> anyhow::Result<Identity> {
-    let IdentityArgs { hostname, user, password_file, ssh_key, file, disk_size: _ } = &args.identity;
+    let IdentityArgs { hostname, user, password_file, ssh_key, file, disk_size: _, disk_copy: _ } =
+        &args.identity;
     let record = &held.kept.record;
     let named = record.name.as_ref().map(|n| n.to_string().replace('_', "-"));
     let image = args.image.as_ref().map(|i| i.name().replace(['_', '.'], "-"));
@@ -222,8 +256,12 @@ pub fn apply(held: &Held, args: &RunArgs, spec: &mut MachineSpec) -> anyhow::Res
             ..std::mem::take(&mut spec.boot)
         };
     }
-    let mut root = DiskSpec::new(directory.join(disk_name(image.disk.format)));
-    root.format = Some(match image.disk.format {
+    // A disk that stands on another is qcow2, whatever that one is.
+    let stands = fs::symlink_metadata(directory.join(BASE)).is_ok();
+    let format = if stands { DiskFormat::Qcow2 } else { image.disk.format };
+    let mut root = DiskSpec::new(directory.join(disk_name(format)));
+    root.backing = stands;
+    root.format = Some(match format {
         DiskFormat::Raw => disk::ImageFormat::Raw,
         DiskFormat::Qcow2 => disk::ImageFormat::Qcow2,
     });
@@ -419,7 +457,6 @@ mod tests {
 
     #[test]
     fn files_for_the_guest_keep_their_mode_and_are_files() {
-        use std::os::unix::fs::PermissionsExt;
         let path = std::env::temp_dir().join(format!("strata-file-{}", std::process::id()));
         fs::write(&path, "x").unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o750)).unwrap();

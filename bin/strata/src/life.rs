@@ -60,7 +60,7 @@ pub fn restart(args: &StopArgs) -> anyhow::Result<u8> {
 /// `strata rm`.
 pub fn remove(args: &RmArgs) -> anyhow::Result<u8> {
     let store = MachineStore::open()?;
-    each(&args.machines, |name| {
+    let status = each(&args.machines, |name| {
         let kept = store.find(name)?;
         if kept.runs && args.force {
             kept::mean_to_stop(name);
@@ -74,5 +74,7 @@ pub fn remove(args: &RmArgs) -> anyhow::Result<u8> {
         }
         writeln!(std::io::stdout(), "{name}")?;
         Ok(0)
-    })
+    });
+    kept::collect_bases();
+    status
 }

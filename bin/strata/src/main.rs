@@ -22,6 +22,7 @@
 //! | `lockstep` | `strata compare` |
 //! | `guest` | the built-in guest |
 //! | `images` | `strata image` |
+//! | `convert` | `strata image convert`, and `inspect` of files |
 //! | `progress` | long work, shown |
 //! | `failure` | how errors are told |
 
@@ -29,6 +30,7 @@ mod attach;
 mod cli;
 mod confine;
 mod console;
+mod convert;
 mod copy;
 mod definition;
 mod disk_option;

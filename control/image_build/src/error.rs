@@ -10,6 +10,9 @@ pub enum BuildError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A disk of another format.
+    #[error(transparent)]
+    Convert(#[from] image_convert::ConvertError),
     /// Programs are missing and cannot be installed from here.
     #[error("programs are missing: {missing}; install them as root: apt-get install {packages}")]
     Missing {

@@ -3,7 +3,10 @@
 use std::fs;
 use std::path::PathBuf;
 
+use disk::ImageFormat;
+use disk_qcow2::Backing;
 use guest_image::Progress;
+use image_convert::{Conversion, ConvertError, Source, Target};
 use image_store::{DiskFormat, FirstBoot, Image, ImageName, NewImage, Store, thin_copy};
 
 use crate::error::{BuildError, failed};
@@ -14,7 +17,7 @@ use crate::sniff::{DiskKind, sniff};
 pub struct Import {
     /// Name of the image.
     pub name: ImageName,
-    /// Disk: raw or qcow2.
+    /// Disk: of any format that is read.
     pub disk: PathBuf,
     /// Kernel to boot directly. Absent: the disk's own, which needs firmware.
     pub kernel: Option<PathBuf>,
@@ -33,7 +36,7 @@ pub struct Import {
 /// # Errors
 /// When it is no disk that machines here can have, or the host refuses.
 pub fn import(store: &Store, wanted: &Import, progress: &dyn Progress) -> Result<Image, BuildError> {
-    let (format, virtual_size) = examine(wanted)?;
+    let found = examine(wanted)?;
     if !wanted.replace && store.find(&wanted.name).is_ok() {
         return Err(image_store::StoreError::Exists(wanted.name.clone()).into());
     }
@@ -43,11 +46,28 @@ pub fn import(store: &Store, wanted: &Import, progress: &dyn Progress) -> Result
     let intake = store.begin()?;
     progress.phase(&format!("copying {}", wanted.disk.display()));
     let disk = intake.directory().join("disk");
-    thin_copy(&wanted.disk, &disk, None).map_err(failed("copy", &wanted.disk))?;
+    let (format, virtual_size) = match found.keep {
+        Some(format) => {
+            thin_copy(&wanted.disk, &disk, None).map_err(failed("copy", &wanted.disk))?;
+            (format, found.virtual_size)
+        }
+        // Machines write to raw and plain qcow2 disks only.
+        None => {
+            let from = Source {
+                path: wanted.disk.clone(),
+                format: Some(found.format),
+                backing: Backing::Deny,
+                snapshot: None,
+            };
+            let conversion = Conversion { from, to: disk.clone(), target: Target::Raw, replace: false };
+            let size = image_convert::convert(&conversion, |done, total| progress.bytes(done, total))?;
+            (DiskFormat::Raw, size)
+        }
+    };
     progress.phase("storing the image");
     let new = NewImage {
         name: wanted.name.clone(),
-        description: format!("{} disk, imported", format.word()),
+        description: format!("{} disk, imported", found.format.name()),
         kernel: wanted.kernel.clone(),
         initrd: wanted.initrd.clone(),
         disk,
@@ -60,8 +80,15 @@ pub fn import(store: &Store, wanted: &Import, progress: &dyn Progress) -> Result
     Ok(store.commit(&intake, &new, wanted.replace)?)
 }
 
-/// Format and size of a disk that can be taken in.
-fn examine(wanted: &Import) -> Result<(DiskFormat, u64), BuildError> {
+/// A disk that can be taken in.
+struct Found {
+    format: ImageFormat,
+    /// What it is in the store, if it goes there as it is.
+    keep: Option<DiskFormat>,
+    virtual_size: u64,
+}
+
+fn examine(wanted: &Import) -> Result<Found, BuildError> {
     let path = &wanted.disk;
     let length = fs::metadata(path).map_err(failed("read", path))?.len();
     let refuse = |what: String, remedy| Err(BuildError::Disk { path: path.clone(), what, remedy });
@@ -70,21 +97,33 @@ fn examine(wanted: &Import) -> Result<(DiskFormat, u64), BuildError> {
             format!("has {length} bytes, which is no whole number of sectors"),
             "see whether it was downloaded whole",
         ),
-        DiskKind::Raw => Ok((DiskFormat::Raw, length)),
-        DiskKind::Qcow2 { has_backing: true, .. } => refuse(
-            "is a qcow2 file that needs another one, its backing file".to_string(),
-            "merge them first: qemu-img convert -O qcow2",
-        ),
-        DiskKind::Qcow2 { size: 0, .. } => {
-            refuse("is a qcow2 file of a disk without sectors".to_string(), "give another")
+        DiskKind::Raw => {
+            Ok(Found { format: ImageFormat::Raw, keep: Some(DiskFormat::Raw), virtual_size: length })
         }
-        DiskKind::Qcow2 { size, .. } => Ok((DiskFormat::Qcow2, size)),
-        DiskKind::Other(format) => {
-            refuse(format!("is a {format} disk"), "convert it first: qemu-img convert -O qcow2")
+        DiskKind::Image(ImageFormat::Qcow2) => {
+            let header = disk_qcow2::header(path).map_err(ConvertError::from)?;
+            if header.backing.is_some() {
+                return refuse(
+                    "is a qcow2 file that needs another one, its backing file".to_string(),
+                    "merge them first: strata image convert --backing",
+                );
+            }
+            if header.size == 0 {
+                return refuse("is a qcow2 file of a disk without sectors".to_string(), "give another");
+            }
+            let keep = header.only_read().is_none().then_some(DiskFormat::Qcow2);
+            Ok(Found { format: ImageFormat::Qcow2, keep, virtual_size: header.size })
+        }
+        DiskKind::Image(format @ (ImageFormat::Vhdx | ImageFormat::Vdi | ImageFormat::Vmdk)) => {
+            let disk = disk_foreign::open(path, format).map_err(ConvertError::from)?;
+            Ok(Found { format, keep: None, virtual_size: disk.geometry().size })
+        }
+        DiskKind::Image(format) => {
+            refuse(format!("is a {} disk", format.name()), "convert it first: qemu-img convert -O qcow2")
         }
         DiskKind::NoDisk(what) => refuse(format!("is {what}, not a disk"), "unpack it, or give a disk image"),
         DiskKind::Unknown => refuse(
-            "begins like no disk known here: no partition table, no file system, no qcow2 header".to_string(),
+            "begins like no disk known here: no partition table, no file system, no header".to_string(),
             "see whether it was downloaded whole",
         ),
     }
@@ -156,19 +195,57 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_of_another_product_becomes_raw() {
+        let scratch = Scratch::new("foreign");
+        // A VDI of 8 KiB in blocks of 4 KiB, of which the first has data.
+        let mut vdi = vec![0; 0x1400];
+        let fields: [(usize, &[u8]); 9] = [
+            (0x40, &0xbeda_107fu32.to_le_bytes()),
+            (0x44, &[1, 0, 1, 0, 0x80, 1, 0, 0, 1]),
+            (0x154, &[0, 2]),
+            (0x158, &[0, 4]),
+            (0x168, &[0, 2]),
+            (0x170, &[0, 0x20]),
+            (0x178, &[0, 0x10]),
+            (0x180, &[2]),
+            (0x204, &[0xff; 4]),
+        ];
+        fields.iter().for_each(|(at, bytes)| vdi[*at..at + bytes.len()].copy_from_slice(bytes));
+        vdi[0x400..].fill(9);
+        let image = import(&scratch.store(), &of(&scratch.file("d", &vdi)), &Silent).unwrap();
+        assert_eq!((image.disk.format, image.disk.virtual_size), (DiskFormat::Raw, 8192));
+        assert_eq!(image.description, "VDI disk, imported");
+        let blob = scratch.store().verified(&image.disk.blob).unwrap();
+        assert!(fs::read(blob).unwrap() == [[9; 4096], [0; 4096]].concat());
+    }
+
+    #[test]
+    fn what_a_qcow2_needs_decides() {
+        let scratch = Scratch::new("qcow2");
+        let (path, over) = (scratch.0.join("d"), scratch.0.join("over"));
+        disk_qcow2::create(&path, 1 << 20, None).unwrap();
+        let image = import(&scratch.store(), &of(&path), &Silent).unwrap();
+        assert_eq!((image.disk.format, image.disk.virtual_size), (DiskFormat::Qcow2, 1 << 20));
+        disk_qcow2::create(&over, 1 << 20, Some(("d", ImageFormat::Qcow2))).unwrap();
+        let e = import(&scratch.store(), &of(&over), &Silent).unwrap_err().to_string();
+        assert!(e.contains("backing file") && e.contains("strata image convert"), "{e}");
+    }
+
+    #[test]
     fn what_is_no_disk_is_refused_with_what_it_is() {
         let scratch = Scratch::new("refuse");
-        let mut backed = vec![0; 4096];
-        backed[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
-        backed[15] = 8;
-        let cases: [(&str, &[u8], &str); 7] = [
+        let mut qcow2 = vec![0; 4096];
+        qcow2[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+        qcow2[23] = 8;
+        let cases: [(&str, &[u8], &str); 8] = [
             ("empty", b"", "empty"),
             ("text", b"hello\n", "whole number of sectors"),
             ("zeros", &[0; 4096], "like no disk"),
             ("odd", &partitioned(1000), "1000 bytes"),
-            ("gz", b"\x1f\x8b\x08", "gzip"),
-            ("vmdk", b"KDMV\x01", "VMDK"),
-            ("backed", &backed, "backing"),
+            ("gz", b"\x1f\x8b\x08", "a compressed file"),
+            ("vmdk", b"KDMV\x01", "ends after"),
+            ("luks", b"LUKS\xba\xbe", "LUKS"),
+            ("qcow2", &qcow2, "has cluster bits 0x8"),
         ];
         let store = scratch.store();
         for (name, bytes, seen) in cases {

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+use disk::ImageFormat;
+
 /// Bytes that decide.
 const HEAD: usize = 0x8008;
 
@@ -12,15 +14,8 @@ const HEAD: usize = 0x8008;
 pub enum DiskKind {
     /// A disk's bytes: partitions or a file system.
     Raw,
-    /// QEMU's format: the disk's size in bytes, and the backing file it needs, if any.
-    Qcow2 {
-        /// What the guest sees, in bytes.
-        size: u64,
-        /// It holds only what differs from another file.
-        has_backing: bool,
-    },
-    /// A disk format that is not read here.
-    Other(&'static str),
+    /// A disk in a format of its own.
+    Image(ImageFormat),
     /// No disk at all.
     NoDisk(&'static str),
     /// Nothing known begins so; a raw disk may.
@@ -39,43 +34,25 @@ pub fn sniff(path: &Path) -> io::Result<DiskKind> {
     Ok(judge(&head, length))
 }
 
-/// What begins with a text, and what it is called.
-const MAGICS: [(&[u8], DiskKind); 12] = [
-    (b"KDMV", DiskKind::Other("VMDK")),
-    (b"# Disk DescriptorFile", DiskKind::Other("VMDK")),
-    (b"vhdxfile", DiskKind::Other("VHDX")),
-    (b"conectix", DiskKind::Other("VHD")),
-    (b"QED\0", DiskKind::Other("QED")),
-    (b"\x1f\x8b", DiskKind::NoDisk("gzip data")),
-    (b"\xfd7zXZ\0", DiskKind::NoDisk("xz data")),
-    (b"BZh", DiskKind::NoDisk("bzip2 data")),
-    (b"\x28\xb5\x2f\xfd", DiskKind::NoDisk("zstd data")),
-    (b"\x7fELF", DiskKind::NoDisk("a program or kernel")),
-    (b"PK\x03\x04", DiskKind::NoDisk("a zip archive")),
-    (b"!<arch>\n", DiskKind::NoDisk("a package or library")),
+/// What begins with a text and is no disk, and what it is called.
+const MAGICS: [(&[u8], &str); 3] = [
+    (b"\x7fELF", "a program or kernel"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"!<arch>\n", "a package or library"),
 ];
 
 fn judge(head: &[u8], length: u64) -> DiskKind {
     let at = |offset: usize, text: &[u8]| head.get(offset..offset + text.len()) == Some(text);
-    let number = |offset: usize| {
-        let bytes = head.get(offset..offset + 8)?;
-        Some(u64::from_be_bytes(bytes.try_into().ok()?))
-    };
     if head.is_empty() {
         return DiskKind::NoDisk("an empty file");
     }
-    // The qcow2 header: magic, version, backing file's place at 8, size at 24.
-    if at(0, b"QFI\xfb") {
-        return match (number(8), number(24)) {
-            (Some(backing), Some(size)) => DiskKind::Qcow2 { size, has_backing: backing != 0 },
-            _ => DiskKind::NoDisk("a qcow2 file cut short"),
-        };
+    match disk::probe(head) {
+        ImageFormat::Raw => {}
+        ImageFormat::Compressed => return DiskKind::NoDisk(ImageFormat::Compressed.name()),
+        format => return DiskKind::Image(format),
     }
-    if let Some((_, kind)) = MAGICS.iter().find(|m| head.starts_with(m.0)) {
-        return kind.clone();
-    }
-    if at(0x40, b"\x7f\x10\xda\xbe") {
-        return DiskKind::Other("VDI");
+    if let Some((_, what)) = MAGICS.iter().find(|m| head.starts_with(m.0)) {
+        return DiskKind::NoDisk(what);
     }
     if at(0x202, b"HdrS") {
         return DiskKind::NoDisk("a Linux kernel");
@@ -98,12 +75,11 @@ mod tests {
             }
             assert_eq!(judge(&head, HEAD as u64), kind, "{parts:?}");
         }
-        let qcow2 = |size, has_backing| DiskKind::Qcow2 { size, has_backing };
-        check(&[(0, b"QFI\xfb\0\0\0\x03"), (28, &[0x40, 0, 0, 0])], qcow2(1 << 30, false));
-        check(&[(0, b"QFI\xfb\0\0\0\x02"), (15, &[8])], qcow2(0, true));
-        check(&[(0, b"KDMV")], DiskKind::Other("VMDK"));
-        check(&[(0x40, b"\x7f\x10\xda\xbe")], DiskKind::Other("VDI"));
-        check(&[(0, b"\x1f\x8b")], DiskKind::NoDisk("gzip data"));
+        check(&[(0, b"QFI\xfb\0\0\0\x03")], DiskKind::Image(ImageFormat::Qcow2));
+        check(&[(0, b"KDMV")], DiskKind::Image(ImageFormat::Vmdk));
+        check(&[(0x40, b"\x7f\x10\xda\xbe")], DiskKind::Image(ImageFormat::Vdi));
+        check(&[(0, b"\x1f\x8b\x08")], DiskKind::NoDisk("a compressed file"));
+        check(&[(0, b"\x7fELF")], DiskKind::NoDisk("a program or kernel"));
         check(&[(0x202, b"HdrS"), (510, b"\x55\xaa")], DiskKind::NoDisk("a Linux kernel"));
         check(&[(510, b"\x55\xaa")], DiskKind::Raw);
         check(&[(0x438, b"\x53\xef")], DiskKind::Raw);
@@ -112,15 +88,13 @@ mod tests {
     }
 
     #[test]
-    fn files_cut_short_are_no_disks() {
-        for length in 0..600 {
-            let mut head = vec![0; length];
-            head.iter_mut().zip(b"QFI\xfb").for_each(|(to, from)| *to = *from);
-            match judge(&head, length as u64) {
-                DiskKind::Qcow2 { size: 0, has_backing: false } => assert!(length >= 32),
-                DiskKind::NoDisk(_) | DiskKind::Unknown => assert!(length < 32),
-                other => panic!("{length}: {other:?}"),
-            }
+    fn files_cut_short_are_no_raw_disks() {
+        let mut head = vec![0; 512];
+        head[510..].copy_from_slice(b"\x55\xaa");
+        for length in 0..512 {
+            let kind = judge(&head[..length], length as u64);
+            assert!(matches!(kind, DiskKind::NoDisk(_) | DiskKind::Unknown), "{length}: {kind:?}");
         }
+        assert_eq!(judge(&head, 512), DiskKind::Raw);
     }
 }

@@ -34,8 +34,16 @@ pub struct ChainLink {
     pub header: Option<Header>,
 }
 
+/// The header of an image that is to be read.
+///
+/// # Errors
+/// When it cannot be opened, or is refused.
+pub fn header(path: &Path) -> Result<Header, OpenError> {
+    judged_header(path, false)
+}
+
 /// Read and judge a file's header.
-fn header(path: &Path, write: bool) -> Result<Header, OpenError> {
+fn judged_header(path: &Path, write: bool) -> Result<Header, OpenError> {
     let fail = |e| OpenError::open(path, e);
     let file = File::open(path).map_err(fail)?;
     let len = file.metadata().map_err(fail)?.len();
@@ -90,7 +98,7 @@ pub fn backing_chain(path: &Path, write: bool, gate: Backing) -> Result<Vec<Chai
             None => disk::probe_file(&at)?,
         };
         let header = match format {
-            ImageFormat::Qcow2 => Some(header(&at, write && chain.is_empty())?),
+            ImageFormat::Qcow2 => Some(judged_header(&at, write && chain.is_empty())?),
             ImageFormat::Raw => None,
             other => {
                 let why = format!("it is {}; raw and qcow2 are read as backing files", other.name());

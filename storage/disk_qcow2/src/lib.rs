@@ -18,7 +18,7 @@ mod image;
 mod reader;
 mod snapshots;
 
-pub use chain::{Backing, ChainLink, MAX_CHAIN, backing_chain};
+pub use chain::{Backing, ChainLink, MAX_CHAIN, backing_chain, header};
 pub use create::create;
 pub use header::{
     Compression, Header, HeaderError, L1Table, Layout, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, MAX_SNAPSHOTS,

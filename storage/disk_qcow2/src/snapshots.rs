@@ -6,7 +6,7 @@ use std::path::Path;
 
 use disk::OpenError;
 
-use crate::header::{Header, HeaderError, L1Table, MAX_HEADER_BYTES};
+use crate::header::{Header, HeaderError, L1Table};
 
 /// Most bytes of the snapshots' table that are read: room for the names of some
 /// ten thousand.
@@ -35,12 +35,8 @@ pub struct Snapshot {
 /// # Errors
 /// When the image cannot be opened or its table is damaged.
 pub fn snapshots(path: &Path) -> Result<Vec<Snapshot>, OpenError> {
-    let fail = |e| OpenError::open(path, e);
-    let file = File::open(path).map_err(fail)?;
-    let len = file.metadata().map_err(fail)?.len();
-    let mut start = vec![0; len.min(MAX_HEADER_BYTES as u64) as usize];
-    file.read_exact_at(&mut start, 0).map_err(fail)?;
-    let header = Header::parse(&start, len, false).map_err(|e| OpenError::refused(path, e.to_string()))?;
+    let header = crate::chain::header(path)?;
+    let file = File::open(path).map_err(|e| OpenError::open(path, e))?;
     read(&file, &header, path)
 }
 
