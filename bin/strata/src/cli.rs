@@ -138,7 +138,7 @@ const STATS_HELP: &str = concat!(
 const ENGINE_HELP: &str =
     concat!("Examples:\n  strata engine web jit\n  strata engine 3f kvm\n\n", control_status!());
 const UPDATE_HELP: &str = concat!(
-    "Examples:\n  strata update --cpus 4 web\n  strata update --memory 2G --wait 10s web\n\n",
+    "Examples:\n  strata update --cpus 4 web\n  strata update --memory 2G --wait 10s web\n  strata update --disk 0=20G web\n\n",
     control_status!()
 );
 const STOP_HELP: &str = concat!(
@@ -440,6 +440,9 @@ pub struct UpdateArgs {
     /// RAM; units K, M, G, T, a bare number is MiB
     #[arg(short, long, value_name = "SIZE", value_parser = quantity::bytes, group = "what")]
     pub memory: Option<u64>,
+    /// Make disk N (from 0, as on the command line) larger; units K, M, G, T, a bare number is MiB
+    #[arg(short, long, value_name = "N=SIZE", value_parser = quantity::disk_size, group = "what")]
+    pub disk: Vec<(usize, u64)>,
     /// How long to wait for a guest that has to let go; units ms, s, m, h, a bare number is seconds
     #[arg(short, long, value_name = "TIME", default_value = "10s", value_parser = quantity::duration)]
     pub wait: Duration,
@@ -733,6 +736,7 @@ mod tests {
             "strata resume web db",
             "strata update --cpus 3 web",
             "strata update -m 2G --wait 1m web --format json",
+            "strata update --disk 0=20G -d 1=512M web",
             "strata run --cpus-max 4 --memory-max 2G --watchdog power-off",
             "strata stop -t 2m web",
             "strata stop --timeout 0 web",
@@ -777,6 +781,7 @@ mod tests {
             "strata console",
             "strata run --perf-map --jitdump",
             "strata update web",
+            "strata update --disk 20G web",
             "strata run --watchdog bark",
             "strata engine web",
             "strata engine web xen",

@@ -17,6 +17,13 @@ pub fn bytes(text: &str) -> Result<u64, String> {
     number.checked_mul(scale).ok_or_else(|| "larger than any memory; write e.g. 512M or 2G".to_string())
 }
 
+/// `1=20G`: a number and a size.
+pub fn disk_size(text: &str) -> Result<(usize, u64), String> {
+    let (number, size) = text.split_once('=').ok_or("no size; write e.g. 0=20G")?;
+    let number = number.parse().map_err(|_| "not a disk's number; write e.g. 0=20G".to_string())?;
+    Ok((number, bytes(size)?))
+}
+
 /// `60s`, `1500ms`, `2m`, `1h`; a bare number is seconds.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = split(text);
@@ -50,6 +57,14 @@ fn split(text: &str) -> (&str, &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn disk_sizes() {
+        assert_eq!(disk_size("1=20G"), Ok((1, 20 << 30)));
+        for bad in ["20G", "=20G", "x=20G", "0=", "0=20X", "-1=1M"] {
+            assert!(disk_size(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn sizes() {

@@ -1,4 +1,4 @@
-//! `strata update`: more or fewer vCPUs, more or less memory.
+//! `strata update`: more or fewer vCPUs, more or less memory, larger disks.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -24,6 +24,10 @@ pub fn update(args: &UpdateArgs) -> anyhow::Result<u8> {
         };
         Ok((cpus, memory))
     };
+    for &(disk, size) in &args.disk {
+        machines::call(&found, Action::ResizeDisk { disk, size }, machines::PATIENCE)
+            .with_context(|| machines::label(&found))?;
+    }
     let began = Instant::now();
     let mut now = ask(args.cpus, args.memory)?;
     let wanted =
@@ -40,7 +44,13 @@ pub fn update(args: &UpdateArgs) -> anyhow::Result<u8> {
         }
         Format::Text => {
             let s = if cpus == 1 { "" } else { "s" };
-            writeln!(out, "{} has {cpus} vCPU{s}, {}", machines::label(&found), bytes_text(memory))?;
+            let disks: String = args
+                .disk
+                .iter()
+                .map(|(disk, size)| format!(", disk {disk} of {}", bytes_text(*size)))
+                .collect();
+            let label = machines::label(&found);
+            writeln!(out, "{label} has {cpus} vCPU{s}, {}{disks}", bytes_text(memory))?;
         }
     }
     anyhow::ensure!(

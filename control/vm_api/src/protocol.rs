@@ -56,6 +56,13 @@ pub enum Action {
         /// Bytes of RAM; `None`: as it is.
         memory: Option<u64>,
     },
+    /// Make a disk larger; the guest is told. Answered when the disk is.
+    ResizeDisk {
+        /// Its place on the machine's command line, from 0.
+        disk: usize,
+        /// Bytes, whole blocks.
+        size: u64,
+    },
     /// Press and release the ACPI power button; a paused machine goes on first,
     /// or its guest could not answer.
     PressPowerButton,
@@ -310,6 +317,10 @@ mod tests {
             (
                 r#"{"version":1,"action":{"switch-engine":{"engine":"kvm"}}}"#,
                 Action::SwitchEngine { engine: "kvm".into() },
+            ),
+            (
+                r#"{"version":1,"action":{"resize-disk":{"disk":1,"size":4096}}}"#,
+                Action::ResizeDisk { disk: 1, size: 4096 },
             ),
         ] {
             let request = Request { version: VERSION, action };

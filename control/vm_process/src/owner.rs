@@ -160,6 +160,7 @@ impl Owner {
             Action::Inspect => Ok(Reply::Inspect(Box::new(self.configuration()))),
             Action::SwitchEngine { engine } => self.switch_to(&engine),
             Action::Update { cpus, memory } => self.update(cpus, memory),
+            Action::ResizeDisk { disk, size } => self.resize_disk(disk, size),
             Action::Pause => {
                 self.vm.pause().map_err(refused)?;
                 Ok(Reply::Paused { time_stands: self.vm.board().clock().is_stopped() })
@@ -195,6 +196,15 @@ impl Owner {
         }
         let now = board.resources();
         Ok(Reply::Resources { cpus: now.cpus, memory: now.memory })
+    }
+
+    fn resize_disk(&self, disk: usize, size: u64) -> Result<Reply, Refusal> {
+        let disks = self.vm.board().disks();
+        let Some(found) = disks.get(disk) else {
+            let message = format!("there is no disk {disk}; the machine has {} of them, from 0", disks.len());
+            return Err(Refusal::new(RefusalKind::Refused, message));
+        };
+        found.resize(size).map(|()| Reply::Done).map_err(refused)
     }
 
     fn switch_to(&mut self, engine: &str) -> Result<Reply, Refusal> {

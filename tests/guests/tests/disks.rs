@@ -1,15 +1,17 @@
 //! Disks under a stock kernel: its root without an initramfs, data both ways, and
 //! what is left of them when the command is killed.
 
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use guest_image::{Flavour, GuestFiles};
+use guest_image::{Flavour, GuestFiles, command_parameter};
 use guests::machine::{Guest, LIMIT, command_path, stock_guest};
 use guests::root_disk::{RootDisk, tool};
 use guests::{SOFTWARE_ENGINES, slow_tests};
 use serde_json::Value;
+use tempfile::TempDir;
 
 const ROOT_SIZE: u64 = 192 << 20;
 
@@ -159,15 +161,40 @@ head -c 16M /dev/zero > "$folder/filler"
 qemu-img compare -q -f raw -F $format "$source" "$image" || exit 96
 "#;
 
-/// What `strata ps` says of a machine that waits for room.
-fn waits_for(name: &str) -> Option<String> {
-    let command = command_path().expect("the command");
-    let output = Command::new(command).args(["ps", "--format", "json"]).output().expect("it runs");
-    let list: Value = serde_json::from_slice(&output.stdout).expect("a list");
-    let machine = list.as_array().expect("a list").iter().find(|m| m["name"] == name)?;
-    let text = machine["waits_for"].as_str()?;
-    assert_eq!(machine["state"], "paused");
-    Some(text.to_string())
+/// Where machines of a test are found, and by no others.
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Self {
+        let owners_alone = std::fs::Permissions::from_mode(0o700);
+        let made = tempfile::Builder::new().permissions(owners_alone).tempdir();
+        Place(made.expect("a temporary directory"))
+    }
+
+    fn machine(&self, guest: Guest, name: &str) -> Guest {
+        guest.with(&["--name", name]).environment("STRATA_RUNTIME_DIR", self.0.path())
+    }
+
+    /// What a command about machines prints.
+    fn strata(&self, arguments: &[&str]) -> String {
+        let output = Command::new(command_path().expect("the command"))
+            .args(arguments)
+            .env("STRATA_RUNTIME_DIR", self.0.path())
+            .output()
+            .expect("it runs");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
+        text
+    }
+
+    /// What a paused machine waits for.
+    fn waits_for(&self, name: &str) -> Option<String> {
+        let list: Value = serde_json::from_str(&self.strata(&["ps", "--format", "json"])).expect("a list");
+        let machine = list.as_array()?.iter().find(|m| m["name"] == name)?;
+        let text = machine["waits_for"].as_str()?;
+        assert_eq!(machine["state"], "paused");
+        Some(text.to_string())
+    }
 }
 
 fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
@@ -202,14 +229,15 @@ fn a_full_host_pauses_the_guest_and_nothing_is_lost() {
         std::fs::create_dir_all(&folder).expect("a folder");
         let image = folder.join("image");
         let text = |path: &Path| path.to_string_lossy().into_owned();
-        let name = format!("full-{format}-{}", std::process::id());
+        let place = Place::new();
         let disks = [
             disk(&root.image, "format=raw"),
             disk(&image, &format!("format={format}")),
             disk(&source, "format=raw,ro"),
         ];
-        let mut running = machine("jit", &files, &RootDisk::command_line("fill"), &disks)
-            .with(&["--name", &name])
+        let guest = machine("jit", &files, &RootDisk::command_line("fill"), &disks);
+        let mut running = place
+            .machine(guest, "full")
             .under(&[
                 "unshare",
                 "-Urm",
@@ -226,18 +254,80 @@ fn a_full_host_pauses_the_guest_and_nothing_is_lost() {
             .expect("it starts");
         let waits = until("a full disk", || {
             assert!(!running.has_ended().expect("the host tells"), "it ended");
-            waits_for(&name)
+            place.waits_for("full")
         });
         assert!(waits.contains("disk 1") && waits.contains(&text(&image)), "{waits}");
         // By hand it tries again, in vain; with room it goes on by itself.
-        let resumed = Command::new(command_path().expect("the command")).args(["resume", &name]).output();
-        assert!(resumed.expect("it runs").status.success());
-        until("a disk still full", || waits_for(&name));
+        place.strata(&["resume", "full"]);
+        until("a disk still full", || place.waits_for("full"));
         std::fs::write(&free, "").expect("a file");
         let finished = running.finish().expect("it ends");
         assert_eq!(finished.status, Some(0), "{format}:\n{}", finished.text);
         for text in ["written", "paused: the machine waits for room on the host for disk 1"] {
             assert!(finished.text.contains(text), "{format} lacks \"{text}\":\n{}", finished.text);
         }
+    }
+}
+
+/// Says what the disk $1 is, gives a part of it back, and waits until it has grown.
+/// $2 is where its serial number stands, $3 a disk that is only read.
+const LOOK: &str = "until [ -b /dev/$1 ] && [ -b /dev/$3 ]; do sleep 0.05; done; \
+    echo queues $(ls /sys/block/$1/mq | wc -l) serial $(cat /sys/block/$1/$2); \
+    echo only read: $(blockdev --getro /dev/$3); echo x 2>/dev/null > /dev/$3 || echo refused; \
+    blkdiscard -o 1048576 -l 4194304 /dev/$1 && echo given back; \
+    [ $(cat /sys/block/$1/queue/write_zeroes_max_bytes) -gt 0 ] && echo zeroes; \
+    old=$(blockdev --getsize64 /dev/$1); echo ready$old; \
+    while [ $(blockdev --getsize64 /dev/$1) = $old ]; do sleep 0.05; done; \
+    echo grown $(blockdev --getsize64 /dev/$1); \
+    echo the end | dd of=/dev/$1 bs=512 seek=32767 conv=sync,fsync 2>/dev/null; \
+    dd if=/dev/$1 bs=512 skip=32767 2>/dev/null | head -n 1; poweroff -f";
+
+#[test]
+#[ignore = "boots stock kernels"]
+fn a_disk_grows_and_gives_back_under_either_driver() {
+    const SIZE: usize = 8 << 20;
+    let Some(files) = stock_guest(Flavour::Cloud) else { return };
+    for (interface, device, serial, read) in
+        [("nvme", "nvme0n1", "device/serial", "nvme1n1"), ("virtio", "vda", "serial", "vdb")]
+    {
+        let place = Place::new();
+        let (image, other) = (place.0.path().join("image"), place.0.path().join("other"));
+        std::fs::write(&image, vec![0x55; SIZE]).expect("a file");
+        std::fs::write(&other, vec![0; 4096]).expect("a file");
+        let command = LOOK.replace("$1", device).replace("$2", serial).replace("$3", read);
+        let append = format!("console=ttyS0 panic=-1 quiet {}", command_parameter(&command));
+        let disks = [
+            disk(&image, &format!("format=raw,serial=abc-1,if={interface}")),
+            disk(&other, &format!("format=raw,ro,if={interface}")),
+        ];
+        let guest = machine("jit", &files, &append, &disks).with(&[
+            "--cpus",
+            "2",
+            "--initrd",
+            &files.initrd.to_string_lossy(),
+        ]);
+        let mut running = place.machine(guest, "grows").start().expect("it starts");
+        running.wait_for(&format!("ready{SIZE}")).expect("it looks");
+        let said = place.strata(&["update", "--disk", "0=16M", "grows"]);
+        assert!(said.contains("disk 0 of 16 MiB"), "{said}");
+        let finished = running.finish().expect("it ends");
+        for text in [
+            "queues 2 serial abc-1",
+            "only read: 1",
+            "refused",
+            "given back",
+            "zeroes",
+            "grown 16777216",
+            "the end",
+        ] {
+            assert!(finished.text.contains(text), "{interface} lacks \"{text}\":\n{}", finished.text);
+        }
+        let bytes = std::fs::read(&image).expect("it is there");
+        assert_eq!(bytes.len(), 16 << 20);
+        let given = |at: usize| (1 << 20..5 << 20).contains(&at);
+        let right = bytes[..SIZE].iter().enumerate().all(|(at, b)| *b == if given(at) { 0 } else { 0x55 });
+        assert!(right, "{interface}: other blocks than those given back have changed");
+        let kept = image.metadata().expect("it is there").blocks() * 512;
+        assert!(kept < (5 << 20), "{interface}: the host keeps {kept} bytes");
     }
 }
