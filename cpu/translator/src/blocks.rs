@@ -8,6 +8,7 @@ use code_cache::{CodeCache, CodeCacheError};
 
 use crate::block::{self, HostFeatures, Mode, Request, Scratch, Variant};
 use crate::emit::Emitter;
+use crate::foresight::Foresight;
 use crate::id_table::IdTable;
 use crate::layout::host;
 use crate::ledger::{Entry, Ledger};
@@ -96,6 +97,7 @@ pub(crate) struct Blocks {
     pub translated: u64,
     pub flushes: u64,
     pub ledger: Ledger,
+    pub foresight: Foresight,
 }
 
 impl Blocks {
@@ -135,6 +137,7 @@ impl Blocks {
             translated: 0,
             flushes: 0,
             ledger: Ledger::default(),
+            foresight: Foresight::default(),
         })
     }
 
@@ -272,6 +275,7 @@ impl Blocks {
                 strings: &self.strings,
                 system: &self.system,
                 features: &self.features,
+                foresight: &self.foresight,
                 known: &known,
             },
             &mut self.scratch,
@@ -338,6 +342,7 @@ impl Blocks {
         self.seconds = AddressMap::default();
         self.stubs = AddressMap::default();
         self.origins = AddressMap::default();
+        self.foresight = Foresight::default();
         self.by_key.clear();
         self.by_page = AddressMap::default();
         self.links = Vec::new();

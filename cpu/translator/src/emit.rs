@@ -165,6 +165,10 @@ impl Emitter {
             self.bytes(&[0x48 | (from >> 3) << 2 | to >> 3, 0x89, 0xc0 | (from & 7) << 3 | to & 7]);
         }
     }
+    /// NOT r64.
+    pub fn not(&mut self, reg: u8) {
+        self.bytes(&[0x48 | reg >> 3, 0xf7, 0xd0 | reg & 7]);
+    }
     /// MOVSXD r64, r32.
     pub fn sign_extend32(&mut self, to: u8, from: u8) {
         self.bytes(&[0x48 | (to >> 3) << 2 | from >> 3, 0x63, 0xc0 | (to & 7) << 3 | from & 7]);
@@ -199,6 +203,11 @@ impl Emitter {
     pub fn pext(&mut self, to: u8, from: u8, mask: u8) {
         self.bytes(&[0xc4, (!to >> 3 & 1) << 7 | 0x40 | (!mask >> 3 & 1) << 5 | 2]);
         self.bytes(&[0x80 | (!from & 15) << 3 | 2, 0xf5, 0xc0 | (to & 7) << 3 | mask & 7]);
+    }
+    /// SHRX to, from, count.
+    pub fn shrx(&mut self, to: u8, from: u8, count: u8) {
+        self.bytes(&[0xc4, (!to >> 3 & 1) << 7 | 0x40 | (!from >> 3 & 1) << 5 | 2]);
+        self.bytes(&[0x80 | (!count & 15) << 3 | 3, 0xf7, 0xc0 | (to & 7) << 3 | from & 7]);
     }
     /// PEXT to, from, qword gs:[disp].
     pub fn pext_gs(&mut self, to: u8, from: u8, disp: i32) {
@@ -299,15 +308,19 @@ mod tests {
             "movzx ecx,byte ptr gs:[rcx-1FF9h]",
         );
         check(|e| e.pext(1, 7, 14), "pext rcx,rdi,r14");
+        check(|e| e.shrx(1, 9, 7), "shrx rcx,r9,rdi");
+        check(|e| e.shrx(9, 1, 14), "shrx r9,rcx,r14");
         check(|e| e.pext_gs(1, 9, -8), "pext rcx,r9,gs:[0FFFFFFFFFFFFFFF8h]");
         check(|e| e.pext_gs(1, 9, gs!(page_offset_mask)), "pext rcx,r9,[r15-38h]");
         check(|e| e.load32(1, Mem::gs(gs!(token))), "mov ecx,[r15-50h]");
         check(|e| e.store(Mem::gs(gs!(windows) + 24), 1), "mov [r15-8],rcx");
-        check(|e| e.load(1, Mem::gs(gs!(windows) + 32)), "mov rcx,gs:[0FFFFFFFFFFFE1000h]");
+        check(|e| e.load(1, Mem::gs(gs!(windows) + 32)), "mov rcx,gs:[0FFFFFFFFDFFE1000h]");
         check(|e| e.load(7, Mem::gs(gpr_home(15))), "mov rdi,[r15-58h]");
         check(|e| e.pdep_gs(1, 9, -8), "pdep rcx,r9,gs:[0FFFFFFFFFFFFFFF8h]");
         check(|e| e.store32_imm(Mem::gs(-16), 1), "mov dword ptr gs:[0FFFFFFFFFFFFFFF0h],1");
         check(|e| e.mov(8, 1), "mov r8,rcx");
+        check(|e| e.not(1), "not rcx");
+        check(|e| e.not(9), "not r9");
         check(|e| e.sign_extend32(1, 12), "movsxd rcx,r12d");
         check(|e| e.sign_extend32(8, 2), "movsxd r8,edx");
         check(|e| e.mov_imm(9, 5), "mov r9d,5");

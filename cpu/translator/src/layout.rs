@@ -185,6 +185,9 @@ pub(crate) struct State {
     pub dword_bit_mask: u64,
     pub qword_element_mask: u64,
     pub qword_bit_mask: u64,
+    pub user_probe: u64,
+    /// Addends that loads met last: see [`crate::foresight`].
+    pub foreseen: [u64; crate::foresight::SLOTS],
     pub system: System,
     pub ymm: [[u64; 4]; 16],
     pub jump_cache: [u64; JUMP_CACHE],
@@ -285,11 +288,18 @@ pub(crate) enum Crossing {
 }
 
 /// Distance from [`State`] to the store table.
-pub(crate) const REGION: usize = 0x2_0000;
-/// Distance from the guard bytes (one readable page, then one that faults) to
+pub(crate) const REGION: usize = GUARD + 0x1_f000;
+/// Distance from the guard bytes (one readable page, then [`GUARDED`] that fault) to
 /// the store table: loading byte `offset + size - 1` from here faults when an
 /// access of `size` bytes at page offset `offset` crosses the page.
-pub(crate) const GUARD: usize = 0x2000;
+pub(crate) const GUARD: usize = GUARDED + 0x1000;
+/// As many as [`USER_PROBE`] gives values: it selects the page offset and, above it,
+/// what must be zero in an address of the user's.
+pub(crate) const GUARDED: usize = 1 << USER_PROBE.count_ones();
+
+/// Selects the page offset of an address and all bits above the lower half of the
+/// 48-bit space (PEXT).
+pub(crate) const USER_PROBE: u64 = 0xffff_8000_0000_0fff;
 
 const _: () = assert!(size_of::<State>() <= REGION - GUARD);
 

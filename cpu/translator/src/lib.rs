@@ -13,6 +13,7 @@
 //! | `emit` | glue instructions |
 //! | `beside` | stores to pages that hold code |
 //! | `block` | guest block to host code |
+//! | `foresight` | which loads guess where their page is |
 //! | `blocks`, `records`, `id_table` | translated blocks, links, invalidation |
 //! | `tables`, `spaces` | guest linear address to host address |
 //! | `call_stack` | host return addresses of guest calls |
@@ -27,6 +28,7 @@ mod block;
 mod blocks;
 mod call_stack;
 mod emit;
+mod foresight;
 mod id_table;
 mod layout;
 mod ledger;

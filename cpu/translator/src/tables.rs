@@ -14,7 +14,7 @@ use rustix::mm::{
 };
 
 use crate::blocks::AddressMap;
-use crate::layout::{GUARD, NEAR_PAGE, REGION, State};
+use crate::layout::{GUARD, GUARDED, NEAR_PAGE, REGION, State};
 
 /// Pages in a 48-bit space.
 const PAGES: u64 = 1 << 36;
@@ -142,9 +142,8 @@ impl Table {
         // SAFETY: replaces the first pages of the mapping just made.
         unsafe { mmap(mapping.cast(), len, access, flags, state.file.as_fd(), 0) }?;
         if let Below::All(_) = below {
-            let guard = REGION - GUARD / 2;
-            // SAFETY: the page lies in this mapping, below the entries.
-            unsafe { mprotect(mapping.add(guard).cast(), GUARD / 2, MprotectFlags::empty()) }?;
+            // SAFETY: the pages lie in this mapping, just below the entries.
+            unsafe { mprotect(mapping.add(REGION - GUARDED).cast(), GUARDED, MprotectFlags::empty()) }?;
         }
         Ok(t)
     }
@@ -157,6 +156,11 @@ impl Table {
         debug_assert!(index < PAGES);
         // SAFETY: the index is masked to the table's extent.
         unsafe { &*self.entries.add((index & (PAGES - 1)) as usize) }.store(value, Ordering::Relaxed);
+    }
+
+    fn get(&self, index: u64) -> u64 {
+        // SAFETY: the index is masked to the table's extent.
+        unsafe { &*self.entries.add((index & (PAGES - 1)) as usize) }.load(Ordering::Relaxed)
     }
 
     /// Empty an entry without touching the page of one that is empty already.
@@ -313,6 +317,11 @@ impl View {
         {
             self.large_sizes.push(f.page_shift);
         }
+    }
+
+    /// The load entry of a linear address's page.
+    pub fn load_entry(&self, linear: u64) -> u64 {
+        self.load.get(index_of(linear))
     }
 
     fn clear(&self, index: u64) {

@@ -3,6 +3,8 @@
 // UNSAFE: enters translated code that `Blocks` made.
 #![allow(unsafe_code, reason = "enters generated code")]
 
+mod fill;
+
 use std::sync::Arc;
 
 use code_cache::CodeCacheError;
@@ -13,16 +15,18 @@ use x86_mmu::Access;
 use x86_semantics::flags::Flags;
 use x86_state::{Activity, CpuState, InterruptShadow, cr0, cr4, rflags};
 
+use crate::block::chase::FORESEEN;
 use crate::block::{self, HostFeatures, MAX_INSTRUCTIONS, Mode, Variant};
 use crate::blocks::{AddressMap, Blocks, Key};
 use crate::call_stack::CallStack;
-use crate::layout::{Exit, JUMP_INDEX, PAUSES, State, jump_index};
+use crate::foresight;
+use crate::layout::{Exit, JUMP_INDEX, PAUSES, State, USER_PROBE, jump_index};
 use crate::modes;
 use crate::native;
 use crate::signals::Running;
 use crate::spaces::{CodePage, ContextKey, Spaces};
 use crate::system_state;
-use crate::tables::{Fill, StateMemory};
+use crate::tables::StateMemory;
 
 /// Bytes read to make a block of: more than most blocks cover.
 const MOST_BYTES: usize = 512;
@@ -148,7 +152,9 @@ impl TranslatorVcpu {
         let blocks = Blocks::new(HostFeatures::detect().within(&config.model))?;
         let state = memory.get();
         state.page_offset_mask = PAGE - 1;
+        state.user_probe = USER_PROBE;
         state.pauses = PAUSES;
+        state.foreseen.fill(foresight::UNKNOWN);
         state.qword_offset_mask = 7;
         state.dword_offset_mask = 3;
         state.alignment_masks = [0, 1, 3, 7, 15, 31];
@@ -660,9 +666,14 @@ impl TranslatorVcpu {
                 Ok(Then::Resume(self.blocks.get(id).entry()))
             }
             Exit::MissLoad | Exit::MissStore => {
-                let (id, index) = self.site(site)?;
-                let index = usize::from(index);
-                if self.fill(address, exit == Exit::MissStore) {
+                let (id, payload) = self.site(site)?;
+                let index = usize::from(payload & !FORESEEN);
+                let foreseen = payload & FORESEEN != 0;
+                let entered = foreseen && self.is_entered(address);
+                if entered || self.fill(address, exit == Exit::MissStore) {
+                    if foreseen && !self.foresee(id, index, address, entered) {
+                        return Ok(self.give_up(self.blocks.linear(id, index)));
+                    }
                     return Ok(Then::Resume(self.blocks.host_offset(id, index)));
                 }
                 Ok(self.interpret_at(id, index))
@@ -747,56 +758,6 @@ impl TranslatorVcpu {
         self.import(rip);
         self.pending_step = true;
         Then::Again
-    }
-
-    /// The next stores to a page with code may go on beside it.
-    fn let_beside(&mut self, va: u64, at: RamOffset, kind: modes::Kind) {
-        let memory = self.interp.cpu().memory.clone();
-        let Some(lines) = memory.marks().code_lines(at) else { return };
-        let state = self.state.clone();
-        let Ok(view) = self.spaces.view(kind, &state) else { return };
-        let (_, table) = view.addresses();
-        let host = Self::host_page(self.interp.cpu(), at.0 / PAGE);
-        let addend = host.wrapping_sub(va & !(PAGE - 1));
-        self.state().allow_beside(va, table, addend, std::ptr::from_ref(lines) as u64);
-    }
-
-    /// Enter a page into the tables. False: the access has no direct path, or would
-    /// set accessed or dirty flags, which it must not if its instruction faults for
-    /// another reason: the interpreter executes it, and the next one enters the page.
-    fn fill(&mut self, va: u64, write: bool) -> bool {
-        let kind = modes::kind(self.interp.cpu());
-        let cpu = self.interp.cpu();
-        // The tables are indexed without the uppermost bits.
-        if !cpu.canonical(va) {
-            return false;
-        }
-        let access = Self::access(cpu, write, false);
-        let Some(t) = x86_mmu::walk_marked(&cpu.memory, &cpu.paging_params(), va, access) else {
-            return false;
-        };
-        let Some(hit) = cpu.memory.translate(t.physical) else { return false };
-        let page = hit.offset.0 / PAGE;
-        let plain = hit.writable && t.writable && cpu.memory.marks().is_plain(hit.offset);
-        if write && !plain {
-            if hit.writable && t.writable && cpu.topology.cpus == 1 {
-                self.let_beside(va, hit.offset, kind);
-            }
-            return false;
-        }
-        let fill = Fill {
-            linear: va,
-            host: Self::host_page(cpu, page),
-            page: page as u32,
-            global: t.global,
-            page_shift: t.page_shift,
-            store: write && plain,
-        };
-        let state = self.state.clone();
-        let Ok(view) = self.spaces.view(kind, &state) else { return false };
-        view.fill(fill);
-        self.counters.fills += 1;
-        true
     }
 
     fn run_to_halt(&mut self) -> Halt {

@@ -107,14 +107,14 @@ impl Builder<'_> {
                 _ => Access::Store,
             };
             let aligned = self.is_aligned(i, size);
-            let found = match window {
-                Some(found) => found,
-                None => {
-                    let Some(place) = self.address(i) else { return false };
-                    let Some(found) = self.look_up(access, place, size, aligned) else { return false };
-                    found
-                }
-            };
+            if window.is_none() && access == Access::Load && self.chase(i, aligned) {
+                return true;
+            }
+            let found = window.or_else(|| {
+                let place = self.address(i)?;
+                self.look_up(access, place, size, aligned)
+            });
+            let Some(found) = found else { return false };
             found.replace_in(&mut out);
             if needs_temp {
                 self.fold(found);

@@ -61,6 +61,7 @@ fn cost_of_translation() {
                     strings: &strings,
                     system: &Default::default(),
                     features: &features,
+                    foresight: &Foresight::default(),
                     known: &|_, _| None,
                     straddling: None,
                 },

@@ -10,6 +10,7 @@
 mod access;
 mod alignment;
 mod bits;
+pub(crate) mod chase;
 mod classify;
 mod control;
 mod copy;
@@ -31,6 +32,7 @@ use iced_x86::{Decoder, DecoderError, DecoderOptions, Encoder, FlowControl, Inst
 use copy::host_register;
 
 use crate::emit::{Emitter, Mem};
+use crate::foresight::Foresight;
 use crate::layout::{Exit, gs, host};
 use crate::string_thunks::StringThunks;
 use crate::system_thunks::SystemThunks;
@@ -157,6 +159,8 @@ pub(crate) struct Request<'a> {
     pub strings: &'a StringThunks,
     pub system: &'a SystemThunks,
     pub features: &'a HostFeatures,
+    /// Which sites foresee addends.
+    pub foresight: &'a Foresight,
     /// Cache offsets of the entry, and of what follows its look at the token, of a
     /// block that links from this one may lead to without a check.
     pub known: &'a dyn Fn(u64, Variant) -> Option<(u32, u32)>,

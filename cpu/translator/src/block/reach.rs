@@ -33,6 +33,7 @@ fn outcome(
         strings,
         system: &Default::default(),
         features: &features,
+        foresight: &Foresight::default(),
         straddling: None,
         known: &|_, _| None,
     };
