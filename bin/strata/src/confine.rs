@@ -37,7 +37,7 @@ impl Sandbox {
     ) -> anyhow::Result<Self> {
         let networks = || spec.nets.iter().map(|n| &n.backend);
         let connect = networks().any(|b| matches!(b, NetBackend::Nat(_)));
-        let tap = networks().any(|b| matches!(b, NetBackend::Tap(_)));
+        let tap = networks().any(|b| matches!(b, NetBackend::Tap(_) | NetBackend::Bridge(_)));
         let below = |read_only| {
             let shares = spec.shares.iter().filter(move |s| s.read_only == read_only);
             shares.map(|s| s.folder.clone()).collect()

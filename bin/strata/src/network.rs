@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use board::{NatSpec, NetBackend, NetSpec, TapSpec};
+use board::{NatSpec, NetBackend, NetSpec, PasstSpec, TapSpec};
 use clap::Args;
 use nat::{Policy, PortForward, Rule};
 use port::MacAddress;
@@ -17,19 +17,33 @@ pub enum Network {
     Nat,
     None,
     Tap(TapSpec),
+    Bridge(TapSpec),
+    /// Started, or at a socket.
+    Passt(Option<PathBuf>),
 }
+
+const FORMS: &str =
+    "use nat, none, passt, passt:SOCKET, tap:NAME or bridge:NAME; tap and bridge may have ,queues=N behind";
 
 impl FromStr for Network {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        const FORMS: &str = "use nat, none, tap:NAME or tap:NAME,queues=N";
-        match text {
-            "nat" => return Ok(Network::Nat),
-            "none" => return Ok(Network::None),
-            _ => {}
+        match text.split_once([':', '=']) {
+            None if text == "nat" => Ok(Network::Nat),
+            None if text == "none" => Ok(Network::None),
+            None if text == "passt" => Ok(Network::Passt(None)),
+            Some(("passt", socket)) if !socket.is_empty() => Ok(Network::Passt(Some(socket.into()))),
+            Some(("tap", rest)) => Ok(Network::Tap(Network::interface(rest)?)),
+            Some(("bridge", rest)) => Ok(Network::Bridge(Network::interface(rest)?)),
+            _ => Err(format!("not a network; {FORMS}")),
         }
-        let rest = text.strip_prefix("tap:").ok_or_else(|| format!("not a network; {FORMS}"))?;
+    }
+}
+
+impl Network {
+    /// `NAME` or `NAME,queues=N`.
+    fn interface(rest: &str) -> Result<TapSpec, String> {
         let (name, queues) = match rest.split_once(',') {
             Some((name, option)) => {
                 let queues = option.strip_prefix("queues=").and_then(|n| n.parse().ok());
@@ -40,17 +54,17 @@ impl FromStr for Network {
         if name.is_empty() {
             return Err(format!("an interface without a name; {FORMS}"));
         }
-        Ok(Network::Tap(TapSpec { name: name.to_string(), queues }))
+        Ok(TapSpec { name: name.to_string(), queues })
     }
 }
 
 /// The network of a machine.
 #[derive(Args)]
 pub struct NetworkArgs {
-    /// Network card: nat (user-mode, needs no privilege), none, or tap:NAME[,queues=N], an interface
-    /// of the host; repeat for more [default: nat with IMAGE or any
-    /// of the flags below, else none]
-    #[arg(long, value_name = "KIND")]
+    /// Network card: nat (user-mode, needs no privilege), none, passt[:SOCKET], tap:NAME[,queues=N],
+    /// an interface of the host, or bridge:NAME[,queues=N], which makes one; repeat for more
+    /// [default: nat with IMAGE or any of the flags below, else none]
+    #[arg(long, visible_alias = "net", value_name = "KIND")]
     network: Vec<Network>,
     /// Let a port of the host lead to one of the guest, e.g. 2222:22, 0.0.0.0:8080:80 or
     /// 5353:53/udp; without an address only the host itself reaches it
@@ -87,34 +101,43 @@ impl NetworkArgs {
     /// The cards of a machine with this name. `usual`: one that is expected to reach
     /// the world unless told otherwise.
     pub fn cards(&self, name: Option<String>, usual: bool) -> anyhow::Result<Vec<NetSpec>> {
-        let shaped =
-            !self.publish.is_empty() || self.has_policy() || self.mtu.is_some() || !self.dns.is_empty();
-        let implied = usual || shaped || self.mac.is_some() || self.pcap.is_some();
+        let routed = !self.publish.is_empty() || self.mtu.is_some();
+        let shaped = self.has_policy() || !self.dns.is_empty();
+        let implied = usual || routed || shaped || self.mac.is_some() || self.pcap.is_some();
         let kinds: &[Network] = match self.network.as_slice() {
             [] if implied => &[Network::Nat],
             kinds => kinds,
         };
         if shaped && !kinds.contains(&Network::Nat) {
-            let what = "--publish, --egress, --mtu and their like are for --network nat; add it";
+            let what = "--egress, --dns and their like are for --network nat; add it";
+            return Err(InputError(what.to_string()).into());
+        }
+        if routed && !kinds.iter().any(|k| matches!(k, Network::Nat | Network::Passt(_))) {
+            let what = "--publish and --mtu are for --network nat and passt; add one";
             return Err(InputError(what.to_string()).into());
         }
         let mut cards = Vec::new();
-        let mut nats = 0;
+        let mut routers = 0;
         for kind in kinds {
             let backend = match kind {
                 Network::None => continue,
                 Network::Tap(tap) => NetBackend::Tap(tap.clone()),
+                Network::Bridge(tap) => NetBackend::Bridge(tap.clone()),
                 Network::Nat => {
-                    nats += 1;
-                    NetBackend::Nat(self.nat(name.clone(), nats == 1))
+                    routers += 1;
+                    NetBackend::Nat(self.nat(name.clone(), routers == 1))
+                }
+                Network::Passt(socket) => {
+                    routers += 1;
+                    NetBackend::Passt(self.passt(socket.clone(), routers == 1)?)
                 }
             };
             let first = cards.is_empty();
             let chosen = self.mac.filter(|_| first);
             // Others are on the wire of an interface: each machine needs an address of its own.
             let mac = match &backend {
-                NetBackend::Tap(_) => Some(chosen.unwrap_or_else(random_mac)),
-                NetBackend::Nat(_) => chosen,
+                NetBackend::Tap(_) | NetBackend::Bridge(_) => Some(chosen.unwrap_or_else(random_mac)),
+                NetBackend::Nat(_) | NetBackend::Passt(_) => chosen,
             };
             cards.push(NetSpec { mac, backend, pcap: self.pcap.clone().filter(|_| first) });
         }
@@ -125,7 +148,22 @@ impl NetworkArgs {
         self.network_deny || self.no_host_loopback || !self.egress.is_empty() || !self.deny_egress.is_empty()
     }
 
-    /// Forwards lead to the first NAT; what is refused is refused by each.
+    /// Forwards lead to the first card that can have them.
+    fn passt(&self, socket: Option<PathBuf>, first: bool) -> Result<PasstSpec, InputError> {
+        let forwards = if first { self.publish.clone() } else { Vec::new() };
+        if socket.is_some() && !forwards.is_empty() {
+            let what =
+                "--publish is for a passt that is started here: give its --tcp-ports to the one that runs";
+            return Err(InputError(what.to_string()));
+        }
+        if forwards.iter().any(|f| f.host.port() == 0) {
+            return Err(InputError("passt chooses no host port: name one with --publish".to_string()));
+        }
+        let default = PasstSpec::default();
+        Ok(PasstSpec { socket, mtu: self.mtu.unwrap_or(default.mtu), forwards })
+    }
+
+    /// As with passt; what is refused is refused by each.
     fn nat(&self, host_name: Option<String>, first: bool) -> NatSpec {
         let default = NatSpec::default();
         NatSpec {
@@ -176,7 +214,7 @@ mod tests {
     fn flags_make_cards() {
         let nat = |line: &str| match cards(line).unwrap().remove(0).backend {
             NetBackend::Nat(nat) => nat,
-            NetBackend::Tap(tap) => panic!("{tap:?}"),
+            other => panic!("{other:?}"),
         };
         assert_eq!(cards("").unwrap(), []);
         assert_eq!(cards("--network none").unwrap(), []);
@@ -191,6 +229,15 @@ mod tests {
         assert_eq!(two[0].mac.map(|m| m.to_string()).as_deref(), Some("52:54:00:00:00:01"));
         assert!(two[1].mac.is_some());
         assert_eq!(two[1].backend, NetBackend::Tap(TapSpec { name: "tap0".into(), queues: 4 }));
+        let bridged = cards("--net bridge=br0").unwrap().remove(0);
+        assert_eq!(bridged.backend, NetBackend::Bridge(TapSpec { name: "br0".into(), queues: 1 }));
+        assert!(bridged.mac.is_some(), "others are on the wire");
+        let passt = |line: &str| cards(line).unwrap().remove(0).backend;
+        let spec =
+            PasstSpec { forwards: vec!["2222:22".parse().unwrap()], mtu: 9000, ..PasstSpec::default() };
+        assert_eq!(passt("--net passt -p 2222:22 --mtu 9000"), NetBackend::Passt(spec));
+        let spec = PasstSpec { socket: Some("/run/p".into()), ..PasstSpec::default() };
+        assert_eq!(passt("--net passt:/run/p"), NetBackend::Passt(spec));
     }
 
     #[test]
@@ -199,6 +246,12 @@ mod tests {
             "--network x",
             "--network tap:",
             "--network tap:a,b",
+            "--network bridge:",
+            "--network passt:",
+            "--network passt:/run/p -p 1:2",
+            "--network passt -p 0:2",
+            "--network passt --egress x",
+            "--network bridge:b -p 1:2",
             "-p 22",
             "--egress a..b",
             "--mtu 100",

@@ -52,6 +52,17 @@ pub enum TapError {
         #[source]
         cause: io::Error,
     },
+    /// The interface cannot join a bridge.
+    #[error(
+        "cannot join the bridge {bridge}: {cause}; it needs root and a bridge, made with: ip link add {bridge} type bridge"
+    )]
+    Bridge {
+        /// The bridge.
+        bridge: String,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
 }
 
 /// One queue of an interface.
@@ -92,15 +103,32 @@ impl Tap {
         if !(1..=MAX_QUEUES).contains(&queues) {
             return Err(TapError::Queues(queues));
         }
-        (0..queues).map(|_| Tap::queue(name, queues > 1)).collect()
+        (0..queues).map(|_| Ok(Tap::queue(name, queues > 1)?.0)).collect()
     }
 
-    fn queue(name: &str, multi_queue: bool) -> Result<Tap, TapError> {
+    /// Make an interface with so many queues that is a port of the bridge. It goes
+    /// with the last of them.
+    ///
+    /// # Errors
+    /// When the host refuses: it asks for CAP_NET_ADMIN.
+    pub fn open_bridged(bridge: &str, queues: usize) -> Result<Vec<Tap>, TapError> {
+        if !(1..=MAX_QUEUES).contains(&queues) {
+            return Err(TapError::Queues(queues));
+        }
+        let (first, name) = Tap::queue("strata%d", queues > 1)?;
+        let refused = |cause| TapError::Bridge { bridge: bridge.to_string(), cause };
+        host_sys::join_bridge(bridge, &name).map_err(refused)?;
+        let others = (1..queues).map(|_| Ok(Tap::queue(&name, true)?.0));
+        std::iter::once(Ok(first)).chain(others).collect()
+    }
+
+    /// One more queue, and the interface's name.
+    fn queue(name: &str, multi_queue: bool) -> Result<(Tap, String), TapError> {
         let path = device(name);
         let open = OpenOptions::new().read(true).write(true).custom_flags(nonblocking()).open(&path);
         let file = open.map_err(|cause| TapError::Open { path, cause })?;
         let failed = |cause| TapError::Attach { name: name.to_string(), multi_queue, cause };
-        host_sys::attach_tap(&file, name, HEADER_LEN as i32, multi_queue).map_err(failed)?;
+        let name = host_sys::attach_tap(&file, name, HEADER_LEN as i32, multi_queue).map_err(failed)?;
         let with_uso = CHECKSUM | TSO4 | TSO6 | TSO_ECN | USO;
         // Kernels before 6.2 have no segmentation of UDP.
         let uso = host_sys::set_tap_offloads(&file, with_uso).is_ok();
@@ -117,7 +145,8 @@ impl Tap {
         let flags = EventFlags::IN | EventFlags::ET;
         epoll::add(&epoll, &file, EventData::new_u64(0), flags).map_err(|e| failed(e.into()))?;
         let buffer = vec![0; HEADER_LEN + MAX_FRAME];
-        Ok(Tap { file, epoll, multi_queue, attached: true, mtu: mtu(name), offloads: all, buffer })
+        let mtu = mtu(&name);
+        Ok((Tap { file, epoll, multi_queue, attached: true, mtu, offloads: all, buffer }, name))
     }
 
     /// Make the port readable, as if a frame had come.

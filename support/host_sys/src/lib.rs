@@ -15,7 +15,7 @@ pub use barrier::process_memory_barrier;
 pub use entropy::entropy;
 pub use heap::{release_free_memory, return_large_allocations};
 pub use signals::{SessionSignals, TerminationSignals};
-pub use tap::{TUNSETOFFLOAD, TUNSETQUEUE, attach_tap, set_tap_offloads, set_tap_queue};
+pub use tap::{TUNSETOFFLOAD, TUNSETQUEUE, attach_tap, join_bridge, set_tap_offloads, set_tap_queue};
 pub use terminal::{RawTerminal, restore as restore_terminal};
 pub use thread::set_thread_timer_slack;
 pub use time_stamp::{FRACTION as TIME_STAMP_FRACTION, TimeStampCounter};

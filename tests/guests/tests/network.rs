@@ -227,19 +227,44 @@ fn egress_is_what_was_allowed_and_no_more() {
     assert!(bytes.windows(4).any(|w| w == [99, 130, 83, 99]));
 }
 
-/// Names the part that another process of this test plays.
-const INSIDE: &str = "STRATA_TAP_TEST";
-
-/// Run `tap_inside` in a network of its own: nothing of the host is touched.
 #[test]
 #[ignore = "boots stock kernels"]
-fn a_tap_with_two_queues_carries_frames_from_the_sandbox() {
+fn passt_carries_frames_from_the_sandbox() {
+    if !Command::new("passt").arg("--version").output().is_ok_and(|o| o.status.success()) {
+        println!("skipped: passt is not installed");
+        return;
+    }
+    // passt shows the host's loopback at its router's address, which is the host's own router's.
+    let length = 64 * MIB;
+    let (port, published) = (serve("127.0.0.1:0", length), free_port());
+    let command = format!(
+        "r=$(ip r | sed -n 's/default via \\([0-9.]*\\).*/\\1/p'); wget -qO- http://$r:{port}/ | md5sum; \
+         cat /sys/class/net/eth0/mtu; echo ready; nc -lp 7000 | md5sum"
+    );
+    let publish = format!("{published}:7000");
+    let arguments = ["--network", "passt", "-p", &publish];
+    let Some(guest) = guest("jit", &arguments, &format!("{DHCP}{command}")) else { return };
+    let mut running = guest.start().expect("the guest starts");
+    running.wait_for("ready").expect("a file has come");
+    // passt listens for the guest: a connection is taken before the guest's server is there.
+    std::thread::sleep(Duration::from_secs(2));
+    let stream = TcpStream::connect(("127.0.0.1", published)).expect("passt listens");
+    write_pattern(&stream, MIB).expect("it is taken");
+    drop(stream);
+    judge(running.finish().expect("the guest ends"), &[&checksum(length), "65520", &checksum(MIB)]);
+}
+
+/// Names the part that another process of these tests plays.
+const INSIDE: &str = "STRATA_TAP_TEST";
+
+/// Run one of the tests below in a network of its own: nothing of the host is touched.
+fn in_own_network(test: &str) {
     if !Command::new("unshare").args(["--net", "true"]).status().is_ok_and(|s| s.success()) {
         println!("skipped: a network of one's own needs root and unshare(1)");
         return;
     }
     let exe = std::env::current_exe().expect("a test has a path");
-    let inside = ["--ignored", "--exact", "tap_inside", "--nocapture"];
+    let inside = ["--ignored", "--exact", test, "--nocapture"];
     let output = Command::new("unshare")
         .arg("--net")
         .arg(exe)
@@ -251,27 +276,85 @@ fn a_tap_with_two_queues_carries_frames_from_the_sandbox() {
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
 }
 
+#[test]
+#[ignore = "boots stock kernels"]
+fn a_tap_with_two_queues_carries_frames_from_the_sandbox() {
+    in_own_network("tap_inside");
+}
+
+#[test]
+#[ignore = "boots stock kernels"]
+fn a_card_joins_a_bridge_of_the_host() {
+    in_own_network("bridge_inside");
+}
+
+#[test]
+#[ignore = "boots stock kernels"]
+fn the_guest_pings_hosts_beyond_the_router() {
+    in_own_network("ping_inside");
+}
+
+fn is_inside() -> bool {
+    std::env::var_os(INSIDE).is_some()
+}
+
 fn ip(arguments: &str) {
     let status = Command::new("ip").args(arguments.split(' ')).status().expect("ip runs");
     assert!(status.success(), "ip {arguments}");
 }
 
 #[test]
-#[ignore = "started by the test above, in a network of its own"]
+#[ignore = "started by a test above, in a network of its own"]
 fn tap_inside() {
-    if std::env::var_os(INSIDE).is_none() {
-        return;
+    if is_inside() {
+        ip("tuntap add tap0 mode tap vnet_hdr multi_queue");
+        ip("addr add 192.0.2.1/24 dev tap0");
+        ip("link set tap0 up");
+        fetches_by_two_queues("tap:tap0,queues=2");
     }
-    ip("tuntap add tap0 mode tap vnet_hdr multi_queue");
-    ip("addr add 192.0.2.1/24 dev tap0");
-    ip("link set tap0 up");
+}
+
+#[test]
+#[ignore = "started by a test above, in a network of its own"]
+fn bridge_inside() {
+    if is_inside() {
+        ip("link add br0 type bridge");
+        ip("addr add 192.0.2.1/24 dev br0");
+        ip("link set br0 up");
+        fetches_by_two_queues("bridge:br0,queues=2");
+    }
+}
+
+/// A file from 192.0.2.1.
+fn fetches_by_two_queues(network: &str) {
     let length = 16 * MIB;
     let port = serve("192.0.2.1:0", length);
     let command = format!(
         "ip link set eth0 up; ip a add 192.0.2.2/24 dev eth0; ping -c 2 192.0.2.1 > /dev/null && echo pinged; \
          wget -qO- http://192.0.2.1:{port}/ | md5sum; grep -c virtio.*-input /proc/interrupts | sed 's/^/inputs: /'"
     );
-    let arguments = ["--network", "tap:tap0,queues=2", "--cpus", "2"];
+    let arguments = ["--network", network, "--cpus", "2"];
     let Some(guest) = guest("jit", &arguments, &command) else { return };
     judge(guest.run().expect("the guest ends"), &["pinged", &checksum(length), "inputs: 2"]);
+}
+
+#[test]
+#[ignore = "started by a test above, in a network of its own"]
+fn ping_inside() {
+    if !is_inside() {
+        return;
+    }
+    ip("link set lo up");
+    ip("addr add 198.51.100.7/32 dev lo");
+    ip("addr add 2001:db8::7/128 dev lo");
+    let range = "/proc/sys/net/ipv4/ping_group_range";
+    std::fs::write(range, "0 0").expect("root owns its own network's settings");
+    let command = "until ip a show dev eth0 | grep -q fd00:; do sleep 0.1; done; \
+        ping -c 2 -W 5 198.51.100.7; ping -6 -c 2 -W 5 2001:db8::7; ping -c 1 -W 5 203.0.113.1 || echo unreachable";
+    let texts = ["bound 10.0.2.15", "2 packets transmitted, 2 packets received", "seq=1 ttl=", "unreachable"];
+    let Some(finished) = check("jit", &["--network", "nat"], command, &texts) else { return };
+    assert_eq!(finished.text.matches("2 packets received").count(), 2, "{}", finished.text);
+    // Where the host lets nobody ping, the guest is told.
+    std::fs::write(range, "1 0").expect("as before");
+    check("jit", &["--network", "nat"], "ping -c 1 -W 5 198.51.100.7 || echo unanswered", &["unanswered"]);
 }

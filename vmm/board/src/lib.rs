@@ -50,7 +50,7 @@ pub use events::{EventPoster, EventQueue, MachineEvent};
 pub use hotplug::{HotplugError, Resources};
 pub use interrupts::HeldInterrupts;
 pub use memory::{HIGH_RAM_START, LOW_RAM_LIMIT, MIN_PIECE};
-pub use network::{NatSpec, NetBackend, NetSpec, NetworkError, Ports, TapSpec, open_networks};
+pub use network::{NatSpec, NetBackend, NetSpec, NetworkError, PasstSpec, Ports, TapSpec, open_networks};
 pub use spec::{
     BalloonSpec, BootSpec, MAX_CPUS, MAX_MEMORY, MIN_MEMORY, MachineSpec, MachineType, RngSpec, SerialSpec,
     ShareSpec, SpecError, TimeSource, VsockSpec, WatchdogAction, bytes_text,

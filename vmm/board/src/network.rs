@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use nat::{Nat, NatConfig, NatError, Policy, PortForward};
+use nat::{Nat, NatConfig, NatError, Policy, PortForward, Transport};
+use passt::{Passt, PasstConfig, PasstError};
 use port::{Capture, CaptureError, MacAddress, Port};
 use serde::{Deserialize, Serialize};
 use tap::{Tap, TapError};
@@ -36,6 +37,10 @@ pub enum NetBackend {
     Nat(NatSpec),
     /// An interface of the host.
     Tap(TapSpec),
+    /// An interface made for the machine, a port of a bridge of the host's.
+    Bridge(TapSpec),
+    /// passt(1).
+    Passt(PasstSpec),
 }
 
 impl Default for NetBackend {
@@ -75,7 +80,25 @@ impl Default for NatSpec {
     }
 }
 
-/// A tap or macvtap interface.
+/// passt, a user-mode network in a process of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PasstSpec {
+    /// Socket of one that runs; `None`: it is started.
+    pub socket: Option<PathBuf>,
+    /// Longest packet in bytes.
+    pub mtu: u16,
+    /// Ports of the host that lead to the guest, if it is started.
+    pub forwards: Vec<PortForward>,
+}
+
+impl Default for PasstSpec {
+    fn default() -> Self {
+        PasstSpec { socket: None, mtu: passt::MAX_MTU, forwards: Vec::new() }
+    }
+}
+
+/// A tap or macvtap interface, or a bridge.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TapSpec {
     /// Its name.
@@ -93,6 +116,9 @@ pub enum NetworkError {
     /// The interface.
     #[error(transparent)]
     Tap(#[from] TapError),
+    /// passt.
+    #[error(transparent)]
+    Passt(#[from] PasstError),
     /// The capture file.
     #[error(transparent)]
     Capture(#[from] CaptureError),
@@ -138,11 +164,27 @@ fn open(spec: &NetSpec, guest_mac: MacAddress) -> Result<Ports, NetworkError> {
         NetBackend::Tap(TapSpec { name, queues }) => {
             Tap::open(name, *queues)?.into_iter().map(|t| Box::new(t) as Box<dyn Port>).collect()
         }
+        NetBackend::Bridge(TapSpec { name, queues }) => {
+            Tap::open_bridged(name, *queues)?.into_iter().map(|t| Box::new(t) as Box<dyn Port>).collect()
+        }
+        NetBackend::Passt(spec) => vec![Box::new(open_passt(spec)?)],
     };
     Ok(match &spec.pcap {
         Some(path) => Capture::wrap(ports, path)?,
         None => ports,
     })
+}
+
+fn open_passt(spec: &PasstSpec) -> Result<Passt, PasstError> {
+    let PasstSpec { socket, mtu, forwards } = spec;
+    if let Some(socket) = socket {
+        return Passt::connect(socket, *mtu);
+    }
+    let ports = |transport| {
+        let wanted = forwards.iter().filter(move |f| f.transport == transport);
+        wanted.map(|f| format!("{}/{}:{}", f.host.ip(), f.host.port(), f.guest_port)).collect()
+    };
+    Passt::start(&PasstConfig { mtu: *mtu, tcp: ports(Transport::Tcp), udp: ports(Transport::Udp) })
 }
 
 /// The network cards.

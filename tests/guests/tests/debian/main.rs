@@ -1,5 +1,8 @@
 //! A whole Debian, built from its packages, on its own disk: to a login, logged
-//! in to, found healthy by its own systemd, and powered off by its button.
+//! in to, found healthy by its own systemd, and powered off by its button; at work
+//! in the network and in shared folders.
+
+mod reach;
 
 use std::path::PathBuf;
 use std::process::Command;
