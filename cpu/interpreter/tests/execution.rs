@@ -6,7 +6,7 @@ use engine::{Halt, Vcpu, attention_bits};
 use guest_memory::{GuestMemory, MemoryMap, RamOffset, Region};
 use iced_x86::code_asm::*;
 use machine::{FREE, HANDLERS, Machine};
-use x86_state::{Activity, CpuState, InterruptShadow, reg, rflags, vector};
+use x86_state::{Activity, CpuState, InterruptShadow, TableRegister, reg, rflags, vector};
 
 type Assembly = Result<(), iced_x86::IcedError>;
 
@@ -99,6 +99,18 @@ fn a_block_that_changes_itself_takes_effect_at_the_next_instruction() {
             }),
         );
     }
+}
+
+#[test]
+fn a_descriptor_marked_accessed_in_the_running_block_is_seen() {
+    // MOV DS,EAX; three NOPs; XCHG EAX,EDX; HLT, and the descriptor of a data segment:
+    // its rights, 92h, become 93h, XCHG EAX,EBX.
+    let (mut m, mut s) = long(|a| a.db(&[0x8e, 0xd8, 0x90, 0x90, 0x90, 0x92, 0xf4, 0]));
+    s.gdtr = TableRegister { base: FREE - 8, limit: 0xf };
+    (s.gpr[reg::RAX], s.gpr[reg::RDX], s.gpr[reg::RBX]) = (8, 7, 5);
+    let (end, halt) = m.run(&s, 100);
+    assert!(matches!(halt, Halt::Idle), "{halt:?}");
+    assert_eq!((end.gpr[reg::RAX], end.gpr[reg::RBX]), (5, 8));
 }
 
 #[test]

@@ -152,6 +152,8 @@ impl Cpu {
         match self.translate(at, Intent::Write, Privilege::System)? {
             Place::Ram(offset) => {
                 self.memory.update::<u8>(RamOffset(offset), |rights| rights & !clear | set);
+                // The byte may be code that follows in this block.
+                self.leave_at = 0;
                 Ok(())
             }
             Place::Bus(_) => {
