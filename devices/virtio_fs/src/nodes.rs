@@ -38,10 +38,21 @@ pub(crate) struct Nodes {
     most: usize,
 }
 
-fn most_nodes() -> usize {
+/// Descriptors the process may have.
+fn descriptor_limit() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    let limit = limit.and_then(|l| usize::try_from(l).ok()).unwrap_or(usize::MAX);
-    (limit / 2).saturating_sub(RESERVE).clamp(RESERVE, MAX_NODES)
+    limit.and_then(|l| usize::try_from(l).ok()).unwrap_or(usize::MAX)
+}
+
+fn most_nodes() -> usize {
+    (descriptor_limit() / 2).saturating_sub(RESERVE).clamp(RESERVE, MAX_NODES)
+}
+
+/// Whether the rest of the process, other shares included, has descriptors left:
+/// each new one is the lowest that is free, so its number tells.
+fn leaves_reserve(fd: &OwnedFd, limit: usize) -> Result<(), Errno> {
+    let number = usize::try_from(fd.as_raw_fd()).unwrap_or(usize::MAX);
+    if number < limit.saturating_sub(RESERVE) { Ok(()) } else { Err(Errno::NFILE) }
 }
 
 /// Open what a name stands for in a folder, without following or opening it.
@@ -117,6 +128,7 @@ impl Nodes {
         if self.nodes.len() >= self.most {
             return Err(Errno::NFILE);
         }
+        leaves_reserve(&fd, descriptor_limit())?;
         let number = self.next;
         self.next += 1;
         let kind = FileType::from_raw_mode(about.st_mode);
@@ -150,6 +162,7 @@ impl Handles {
         if self.open.len() >= MAX_HANDLES {
             return Err(Errno::NFILE);
         }
+        leaves_reserve(&fd, descriptor_limit())?;
         self.next += 1;
         self.open.insert(self.next, (fd, folder));
         Ok(self.next)
@@ -174,5 +187,20 @@ impl Handles {
 
     pub fn clear(&mut self) {
         self.open.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_descriptors_are_for_others() {
+        let fd = rustix::fs::open(".", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        let number = fd.as_raw_fd() as usize;
+        assert_eq!(leaves_reserve(&fd, number + RESERVE + 1), Ok(()));
+        for limit in [number + RESERVE, number + 1, 0] {
+            assert_eq!(leaves_reserve(&fd, limit), Err(Errno::NFILE), "{limit}");
+        }
     }
 }
