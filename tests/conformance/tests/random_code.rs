@@ -117,6 +117,15 @@ fn memory() -> GuestMemory {
     GuestMemory::new(MemoryMap::new(regions).expect("regions")).expect("memory")
 }
 
+/// Where a page is that its number names: data pages and the code's have aliases.
+fn frame(page: u64) -> u64 {
+    match page << 12 {
+        ALIASES..ALIASES_END if page % 7 == 1 => CODE & !0xfff,
+        ALIASES..ALIASES_END => DATA + ((page * 5 % 16) << 12),
+        linear => linear,
+    }
+}
+
 /// The first 2 MiB. Accessed and dirty: who sets those bits when is not compared.
 fn store_page_tables(memory: &GuestMemory, paging: Paging) {
     let tables = TABLES + 0x3000;
@@ -130,16 +139,10 @@ fn store_page_tables(memory: &GuestMemory, paging: Paging) {
     }
     let size = if paging == Paging::Bits32 { 4 } else { 8 };
     for n in 0..512 {
-        let linear = n << 12;
-        let data = DATA + ((n * 5 % 16) << 12);
-        let entry = match linear {
-            ALIASES..ALIASES_END => match n % 7 {
-                1 => CODE | 0x67,
-                3 => 0,
-                5 => data | 0x65,
-                _ => data | 0x67,
-            },
-            _ => linear | 0x67,
+        let entry = match (n << 12, n % 7) {
+            (ALIASES..ALIASES_END, 3) => 0,
+            (ALIASES..ALIASES_END, 5) => frame(n) | 0x65,
+            _ => frame(n) | 0x67,
         };
         memory.store(tables + n * size as u64, &entry.to_le_bytes()[..size]).expect("page tables");
     }
@@ -302,9 +305,10 @@ fn canonical(address: u64) -> bool {
 /// its target in translated code. Such branches are left out, but a jump into the
 /// middle of an instruction may find one.
 fn excused(end: &CpuState, memory: &[u8]) -> bool {
-    // A frame with the error code of #GP: the address follows.
-    let frame = end.gpr[4] as usize;
-    let pushed = frame.checked_add(8).and_then(|at| memory.get(at..at.checked_add(8)?)?.first_chunk());
+    // Behind the error code of #GP is the address.
+    let pushed = end.gpr[4].wrapping_add(8);
+    let at = frame(pushed >> 12) | pushed & 0xfff;
+    let pushed = usize::try_from(at).ok().and_then(|at| memory.get(at..at.checked_add(8)?)?.first_chunk());
     !canonical(end.rip) || pushed.is_some_and(|bytes| !canonical(u64::from_le_bytes(*bytes)))
 }
 
