@@ -105,6 +105,13 @@ impl Emitter {
     pub fn bytes(&mut self, b: &[u8]) {
         self.code.extend_from_slice(b);
     }
+    /// The first `len` of some bytes: by one store.
+    #[inline(always)]
+    pub fn some_bytes(&mut self, bytes: [u8; 16], len: usize) {
+        let end = self.code.len() + len;
+        self.code.extend_from_slice(&bytes);
+        self.code.truncate(end);
+    }
     #[inline(always)]
     pub fn u32(&mut self, v: u32) {
         self.bytes(&v.to_le_bytes());
@@ -115,16 +122,17 @@ impl Emitter {
     fn put(&mut self, g: Gathered) {
         debug_assert!(g.head_len <= 8);
         let bytes = u128::from(g.head) | u128::from(g.displacement).wrapping_shl(8 * g.head_len);
-        let end = self.code.len() + (g.head_len + g.displacement_len) as usize;
-        self.code.extend_from_slice(&bytes.to_le_bytes());
-        self.code.truncate(end);
+        self.some_bytes(bytes.to_le_bytes(), (g.head_len + g.displacement_len) as usize);
     }
 
+    #[inline(always)]
     fn rex_bits(reg: u8, m: &Mem) -> u8 {
         (reg >> 3) << 2 | m.index.map_or(0, |(i, _)| i >> 3) << 1 | m.base.map_or(0, |b| b >> 3)
     }
 
-    /// An instruction with a register and a memory operand.
+    /// An instruction with a register and a memory operand. Inlined where the opcode is
+    /// known.
+    #[inline(always)]
     pub fn op_mem(&mut self, wide: bool, opcode: &[u8], reg: u8, m: Mem) {
         let mut g = Gathered::default();
         if m.gs {
@@ -201,8 +209,9 @@ impl Emitter {
     }
     /// PEXT to, from, mask (mask in a register).
     pub fn pext(&mut self, to: u8, from: u8, mask: u8) {
-        self.bytes(&[0xc4, (!to >> 3 & 1) << 7 | 0x40 | (!mask >> 3 & 1) << 5 | 2]);
-        self.bytes(&[0x80 | (!from & 15) << 3 | 2, 0xf5, 0xc0 | (to & 7) << 3 | mask & 7]);
+        let registers = (!to >> 3 & 1) << 7 | 0x40 | (!mask >> 3 & 1) << 5 | 2;
+        let operands = [0x80 | (!from & 15) << 3 | 2, 0xf5, 0xc0 | (to & 7) << 3 | mask & 7];
+        self.bytes(&[0xc4, registers, operands[0], operands[1], operands[2]]);
     }
     /// SHRX to, from, count.
     pub fn shrx(&mut self, to: u8, from: u8, count: u8) {

@@ -14,9 +14,34 @@ pub(super) enum Access {
 }
 
 /// Number of a general register of any size, or `None` for others.
+#[inline(always)]
 pub(super) fn gpr_number(r: Register) -> Option<usize> {
-    r.is_gpr().then(|| r.full_register() as usize - Register::RAX as usize)
+    let n = GPR_NUMBERS[usize::from(r as u8)];
+    (n < 16).then_some(usize::from(n))
 }
+
+/// By register: the number of the general register that it is or is part of.
+static GPR_NUMBERS: [u8; 256] = {
+    let mut numbers = [u8::MAX; 256];
+    let mut n = 0;
+    while n < 16 {
+        let byte = match n {
+            0..4 => Register::AL as usize + n,
+            _ => Register::SPL as usize + n - 4,
+        };
+        if n < 4 {
+            numbers[Register::AH as usize + n] = n as u8;
+        }
+        let all = [byte, Register::AX as usize + n, Register::EAX as usize + n, Register::RAX as usize + n];
+        let mut size = 0;
+        while size < all.len() {
+            numbers[all[size]] = n as u8;
+            size += 1;
+        }
+        n += 1;
+    }
+    numbers
+};
 
 /// Where a memory operand is: a linear address.
 #[derive(Debug, Clone, Copy)]
@@ -63,28 +88,6 @@ impl Found {
         match self.base {
             Some(b) => Mem::indexed(b, host::TEMP, 0),
             None => Mem::base(host::TEMP, self.disp),
-        }
-    }
-
-    /// Make it the memory operand of a guest instruction.
-    pub fn replace_in(self, i: &mut Instruction) {
-        i.set_segment_prefix(Register::None);
-        i.set_memory_index_scale(1);
-        i.set_memory_displacement64(self.disp as i64 as u64);
-        i.set_memory_displ_size(match self.disp {
-            0 => 0,
-            -128..128 => 1,
-            _ => 8,
-        });
-        match self.base {
-            Some(b) => {
-                i.set_memory_base(Register::RAX + u32::from(b));
-                i.set_memory_index(Register::RCX);
-            }
-            None => {
-                i.set_memory_base(Register::RCX);
-                i.set_memory_index(Register::None);
-            }
         }
     }
 }

@@ -12,7 +12,7 @@ use iced_x86::{Code, FlowControl, Instruction, OpKind, Register};
 
 use super::access::gpr_number;
 use super::copy::{access_size, checks_alignment};
-use super::facts::{FactTable, Facts};
+use super::facts::Facts;
 use super::few::Few;
 use super::windows::{Plan, operand, written};
 use super::{Builder, Variant};
@@ -59,17 +59,25 @@ impl Alignment {
     }
 
     /// Decide for the block at `start`; its windows are known.
-    pub fn make(&mut self, list: &[Instruction], facts: &mut FactTable, plan: &Plan, start: u64) {
-        if !(0..list.len()).any(|n| plan.alone(n)) {
+    pub fn make(&mut self, list: &[Instruction], facts: &[Facts], plan: &Plan, start: u64) {
+        let jumps = |i: &Instruction, f: &Facts| f.flow != FlowControl::Next && goes_to(i, start);
+        let repeats = list.iter().zip(facts).any(|(i, f)| jumps(i, f));
+        let count = (0..list.len()).filter(|n| plan.alone(*n)).count();
+        if count == 0 {
+            return;
+        }
+        if count == 1 && !repeats {
+            // What one operand gains is not worth a check: unless it needs none.
+            let needs = |(n, (i, f))| if plan.alone(n) { needs(i, f, &[None; 16]) } else { None };
+            self.needs.extend(list.iter().zip(facts).enumerate().map(needs));
             return;
         }
         let mut values = values_at_start();
-        for (n, i) in list.iter().enumerate() {
-            let facts = facts.of(i);
-            self.needs.push(if plan.alone(n) { needs(i, &facts, &values) } else { None });
-            follow(&mut values, i, &facts);
+        for (n, (i, facts)) in list.iter().zip(facts).enumerate() {
+            self.needs.push(if plan.alone(n) { needs(i, facts, &values) } else { None });
+            follow(&mut values, i, facts);
         }
-        if list.iter().any(|i| goes_to(i, start)) {
+        if repeats {
             self.choose(list, true);
             self.look_for_repetition(list, facts, start);
             if self.repeats() {
@@ -86,7 +94,7 @@ impl Alignment {
         let mut wanted = [(0_u8, 1_u8); 16];
         for (needs, i) in self.needs.iter_mut().zip(list) {
             // Wide operands are often aligned to words alone.
-            if !repeats && access_size(i).is_some_and(|size| size > 8) && needs.is_some_and(|n| !n.is_empty())
+            if !repeats && needs.is_some_and(|n| !n.is_empty()) && access_size(i).is_some_and(|size| size > 8)
             {
                 *needs = None;
             }
@@ -123,16 +131,16 @@ impl Alignment {
         needs.iter().all(|m| self.checked(m.register) >= m.of)
     }
 
-    fn look_for_repetition(&mut self, list: &[Instruction], facts: &mut FactTable, start: u64) {
+    fn look_for_repetition(&mut self, list: &[Instruction], facts: &[Facts], start: u64) {
         let mut values = values_at_start();
-        for i in list {
+        for (i, facts) in list.iter().zip(facts) {
             let kept = |m: &Multiple| {
                 let value = values[usize::from(m.register & 15)];
                 value.is_some_and(|(from, plus)| self.checked(from) >= m.of && plus % m.of == 0)
             };
             let holds = !self.checks.is_empty() && goes_to(i, start) && self.checks.iter().all(kept);
             self.holds.push(holds);
-            follow(&mut values, i, &facts.of(i));
+            follow(&mut values, i, facts);
         }
     }
 
@@ -291,6 +299,7 @@ mod tests {
     use iced_x86::{Decoder, DecoderOptions};
 
     use super::super::classify::HostFeatures;
+    use super::super::facts::FactTable;
     use super::*;
 
     const START: u64 = 0x40_1000;
@@ -305,10 +314,11 @@ mod tests {
         let code = a.assemble(START).unwrap();
         let list: Vec<Instruction> =
             Decoder::with_ip(64, &code, START, DecoderOptions::NONE).into_iter().collect();
-        let mut facts = FactTable::new(HostFeatures::detect());
+        let mut table = FactTable::new(HostFeatures::detect());
+        let facts: Vec<Facts> = list.iter().map(|i| table.of(i)).collect();
         let (mut plan, mut found) = (Plan::default(), Alignment::default());
-        plan.make(&list, &mut facts, 8);
-        found.make(&list, &mut facts, &plan, START);
+        plan.make(&list, &facts, 8);
+        found.make(&list, &facts, &plan, START);
         let text = list.iter().map(|i| format!("{i}\n")).collect::<String>();
         let mut checked: Vec<_> = found.checks.iter().map(|m| (m.register, m.of)).collect();
         checked.sort_unstable();

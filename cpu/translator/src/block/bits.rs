@@ -45,23 +45,26 @@ impl Elements {
 
 /// The bit number in a register reaches beyond the operand.
 pub(super) fn is_bit_string(i: &Instruction) -> bool {
-    i.op_count() == 2
-        && i.op0_kind() == OpKind::Memory
-        && matches!(
-            i.code(),
-            Code::Bt_rm16_r16
-                | Code::Bt_rm32_r32
-                | Code::Bt_rm64_r64
-                | Code::Bts_rm16_r16
-                | Code::Bts_rm32_r32
-                | Code::Bts_rm64_r64
-                | Code::Btr_rm16_r16
-                | Code::Btr_rm32_r32
-                | Code::Btr_rm64_r64
-                | Code::Btc_rm16_r16
-                | Code::Btc_rm32_r32
-                | Code::Btc_rm64_r64
-        )
+    is_bit_instruction(i.code()) && i.op0_kind() == OpKind::Memory
+}
+
+/// An opcode whose first operand may be a bit string.
+pub(super) fn is_bit_instruction(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Bt_rm16_r16
+            | Code::Bt_rm32_r32
+            | Code::Bt_rm64_r64
+            | Code::Bts_rm16_r16
+            | Code::Bts_rm32_r32
+            | Code::Bts_rm64_r64
+            | Code::Btr_rm16_r16
+            | Code::Btr_rm32_r32
+            | Code::Btr_rm64_r64
+            | Code::Btc_rm16_r16
+            | Code::Btc_rm32_r32
+            | Code::Btc_rm64_r64
+    )
 }
 
 impl Builder<'_> {

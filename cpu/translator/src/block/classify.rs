@@ -5,6 +5,7 @@ use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind, 
 use x86_state::{CpuModel, Feature};
 
 use super::Builder;
+use super::facts::Facts;
 
 /// What the host processor can execute.
 #[derive(Debug, Clone, Copy, Default)]
@@ -112,9 +113,10 @@ impl HostFeatures {
 impl Builder<'_> {
     /// Whether an instruction belongs to the guest's model, the current mode and
     /// the host, and is none of those that must never run natively.
-    pub(super) fn supported(&mut self, i: &mut Instruction) -> bool {
-        self.without_count_instructions(i);
-        let f = self.s.facts.of(i);
+    pub(super) fn supported(&self, i: &Instruction, f: &Facts) -> bool {
+        if f.anywhere {
+            return true;
+        }
         if f.system && self.is_native_system(i) {
             return true;
         }
@@ -131,7 +133,8 @@ impl Builder<'_> {
     }
 
     /// TZCNT and LZCNT are BSF and BSR on a model without them.
-    fn without_count_instructions(&self, i: &mut Instruction) {
+    #[inline(always)]
+    pub(super) fn without_count_instructions(&self, i: &mut Instruction) {
         let (f, code) = (self.r.features, i.code());
         if f.bmi && f.lzcnt {
             return;

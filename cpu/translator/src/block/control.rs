@@ -3,14 +3,15 @@
 use iced_x86::{Code, ConditionCode, FlowControl, Instruction, OpKind};
 
 use super::access::gpr_number;
+use super::facts::Facts;
 use super::{Builder, Link, Next, STUB, Variant};
 use crate::emit::Mem;
 use crate::layout::{Exit, PINNED, gpr_home, gs, host};
 
 impl Builder<'_> {
     /// `None`: no control transfer. `Some(None)`: one for the interpreter.
-    pub(super) fn control(&mut self, i: &Instruction) -> Option<Option<Next>> {
-        match self.s.facts.of(i).flow {
+    pub(super) fn control(&mut self, i: &Instruction, facts: &Facts) -> Option<Option<Next>> {
+        match facts.flow {
             FlowControl::Next => return None,
             FlowControl::UnconditionalBranch if i.op0_kind() == OpKind::NearBranch64 => {
                 if self.shadowed {

@@ -1,12 +1,13 @@
 //! Instructions that run as themselves, with registers renamed and the memory
 //! operand replaced by the looked-up host address.
 
-use iced_x86::{Code, EncodingKind, Instruction, MemorySize, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{EncodingKind, Instruction, MemorySize, Mnemonic, OpAccess, OpKind, Register};
 
 use super::Builder;
 use super::access::{Access, Place, gpr_number};
+use super::facts::Facts;
 use super::few::Few;
-use super::homes::at_home;
+use super::homes::{at_home, home};
 use super::stack::SP;
 use crate::emit::Mem;
 use crate::layout::{Exit, PINNED, gpr_home, gs, host};
@@ -23,6 +24,33 @@ struct Visitor {
 /// A general register that an instruction names: operand number, guest register,
 /// what happens to it, and whether its old value matters.
 type Explicit = (u32, usize, OpAccess, bool);
+
+/// Guest registers that live in the state, a bit each.
+const IN_STATE: u16 = {
+    let (mut registers, mut n) = (0, 0);
+    while n < 16 {
+        if PINNED[n].is_none() {
+            registers |= 1 << n;
+        }
+        n += 1;
+    }
+    registers
+};
+
+/// [`PINNED`] for instructions that name no others.
+const HOSTS: [u8; 16] = {
+    let (mut hosts, mut n) = ([0; 16], 0);
+    while n < 16 {
+        if let Some(host) = PINNED[n] {
+            hosts[n] = host;
+        }
+        n += 1;
+    }
+    hosts
+};
+
+/// Number of guest RSP.
+const RSP: u32 = 4;
 
 /// What an instruction does with general registers.
 #[derive(Default)]
@@ -65,26 +93,17 @@ pub(super) fn writes(a: OpAccess) -> bool {
 
 impl Builder<'_> {
     /// Emit one instruction. False: the interpreter's.
-    pub(super) fn copy(&mut self, i: &Instruction) -> bool {
-        if is_hint(i) {
-            self.now_held = self.held;
-            return true;
-        }
-        let facts = self.s.facts.of(i);
-        if facts.stack {
+    pub(super) fn copy(&mut self, i: &Instruction, facts: &Facts) -> bool {
+        if facts.hidden {
             return false;
         }
-        if i.code() == Code::Pause && !self.single() {
-            self.pause();
-            return true;
-        }
-        let memory = (0..i.op_count()).find(|n| i.op_kind(*n) == OpKind::Memory);
-        if i.mnemonic() == Mnemonic::Lea {
-            return if self.r.mode.narrow { self.narrow_lea(i) } else { self.lea(i) };
-        }
-        let rewritten = if memory.is_none() { at_home(i, &facts) } else { None };
+        let memory = facts.memory(i);
+        let named = Named::of(i, facts);
+        // Most instructions name registers that hosts hold alone, and that is all.
+        let simple = facts.rcx.is_none() && !named.high_byte && named.registers & IN_STATE == 0;
+        let rewritten = if memory.is_none() && !simple { at_home(i, facts) } else { None };
         let source = rewritten.as_ref().unwrap_or(i);
-        let uses = self.uses(source);
+        let uses = if simple { Uses::default() } else { uses(source, facts) };
         if uses.hidden {
             return false;
         }
@@ -96,33 +115,40 @@ impl Builder<'_> {
             (Some(_), Some(_)) if uses.implicit_rcx.is_none() && !uses.high_byte => &[host::ADDRESS],
             _ => &[host::TEMP],
         };
-        let Some(visitors) = self.visitors(&uses, free) else { return false };
+        let visitors = if simple { Some(Few::default()) } else { visitors(&uses, free) };
+        let Some(visitors) = visitors else { return false };
         let needs_temp = uses.implicit_rcx.is_some() || visitors.iter().any(|v| v.host == host::TEMP);
-        let mut out = *source;
+        let mut operand = rewritten.as_ref().map(home);
         if let Some(n) = memory {
-            let Some(size) = access_size(i) else { return false };
+            let size = usize::from(facts.size);
+            if size == 0 {
+                return false;
+            }
             let access = match facts.access[n as usize] {
                 OpAccess::Read | OpAccess::CondRead => Access::Load,
                 OpAccess::None | OpAccess::NoMemAccess => return false,
                 _ => Access::Store,
             };
-            let aligned = self.is_aligned(i, size);
-            if window.is_none() && access == Access::Load && self.chase(i, aligned) {
-                return true;
-            }
-            let found = window.or_else(|| {
-                let place = self.address(i)?;
-                self.look_up(access, place, size, aligned)
-            });
+            let found = match window {
+                Some(found) => Some(found),
+                None => {
+                    let aligned = self.is_aligned(i, size);
+                    if access == Access::Load && self.chase(i, aligned) {
+                        return true;
+                    }
+                    self.address(i).and_then(|place| self.look_up(access, place, size, aligned))
+                }
+            };
             let Some(found) = found else { return false };
-            found.replace_in(&mut out);
+            operand = Some(found.mem());
             if needs_temp {
                 self.fold(found);
-                out.set_memory_base(Register::RDI);
-                out.set_memory_index(Register::None);
-                out.set_memory_displacement64(0);
-                out.set_memory_displ_size(0);
+                operand = Some(Mem::base(host::ADDRESS, 0));
             }
+        }
+        let mut hosts = HOSTS;
+        for v in visitors.iter() {
+            hosts[v.guest & 15] = v.host;
         }
         for v in visitors.iter().filter(|v| v.load) {
             match PINNED[v.guest] {
@@ -130,12 +156,7 @@ impl Builder<'_> {
                 None => self.e.load(v.host, Mem::gs(gpr_home(v.guest))),
             }
         }
-        for (n, guest, ..) in uses.explicit.iter() {
-            let number = visitors.iter().find(|v| v.guest == *guest).map(|v| v.host).or(PINNED[*guest]);
-            let Some(number) = number else { return false };
-            out.set_op_register(*n, host_register(number, source.op_register(*n)));
-        }
-        if !self.encode(&out) {
+        if !self.place(source, &hosts, operand.as_ref()) {
             return false;
         }
         for v in visitors.iter().filter(|v| v.store) {
@@ -144,7 +165,7 @@ impl Builder<'_> {
                 None => self.e.store(Mem::gs(gpr_home(v.guest)), v.host),
             }
         }
-        if uses.explicit.iter().any(|(_, g, a, _)| PINNED[*g] == Some(SP) && writes(*a)) {
+        if named.written >> RSP & 1 != 0 {
             self.stack_aligned = self.stack_aligned && keeps_alignment(i, self.r.mode.narrow);
         }
         if needs_temp {
@@ -161,7 +182,7 @@ impl Builder<'_> {
     }
 
     /// PAUSE, counted: a vCPU that waits long leaves, so that its thread can yield.
-    fn pause(&mut self) {
+    pub(super) fn pause(&mut self) {
         self.e.load(host::TEMP, Mem::gs(gs!(pauses)));
         self.if_zero_leave(Exit::Interpret, Place::Register(host::ADDRESS, 0));
         self.e.lea(host::TEMP, Mem::base(host::TEMP, -1));
@@ -169,58 +190,9 @@ impl Builder<'_> {
         self.e.bytes(&[0xf3, 0x90]);
     }
 
-    /// General registers an instruction touches beyond its memory operand's address.
-    fn uses(&mut self, i: &Instruction) -> Uses {
-        let facts = self.s.facts.of(i);
-        let mut u = Uses { implicit_rcx: facts.rcx, hidden: facts.hidden, ..Uses::default() };
-        for n in 0..i.op_count() {
-            if i.op_kind(n) == OpKind::Register {
-                let r = i.op_register(n);
-                if let Some(g) = gpr_number(r) {
-                    u.high_byte |= is_high_byte(r);
-                    // CL as a shift count is the encoding's, not a choice.
-                    let count = n == i.op_count() - 1 && is_shift_by_cl(i);
-                    if !count && !is_fixed_accumulator(i, n) {
-                        let access = facts.access[n as usize];
-                        // All of the register is replaced: 32-bit writes clear the rest.
-                        // BSF and BSR leave it alone where there is no bit.
-                        let fresh = access == OpAccess::Write
-                            && r.size() >= 4
-                            && !matches!(i.mnemonic(), Mnemonic::Bsf | Mnemonic::Bsr);
-                        u.hidden |= !u.explicit.push((n, g, access, !fresh));
-                    }
-                }
-            }
-        }
-        u
-    }
-
-    /// Choose scratch registers for what is not in a usable host register.
-    fn visitors(&self, u: &Uses, free: &[u8]) -> Option<Few<Visitor>> {
-        let mut taken = [false; 2];
-        let mut list: Few<Visitor> = Few::default();
-        if let Some(access) = u.implicit_rcx {
-            for (taken, f) in taken.iter_mut().zip(free) {
-                *taken = *f == host::TEMP;
-            }
-            let _ = list.push(Visitor { guest: 1, host: host::TEMP, load: true, store: writes(access) });
-        }
-        for (_, guest, access, load) in u.explicit.iter() {
-            if let Some(v) = list.iter_mut().find(|v| v.guest == *guest) {
-                v.store |= writes(*access);
-                v.load |= load;
-                continue;
-            }
-            if PINNED[*guest].is_some_and(|h| !u.high_byte || h < 4) {
-                continue;
-            }
-            // A high byte excludes REX, and with it RDI's low byte.
-            let (host, taken) =
-                free.iter().zip(&mut taken).find(|(f, taken)| !**taken && (!u.high_byte || **f < 4))?;
-            *taken = true;
-            let _ = list.push(Visitor { guest: *guest, host: *host, load: *load, store: writes(*access) });
-        }
-        Some(list)
+    /// LEA.
+    pub(super) fn any_lea(&mut self, i: &Instruction) -> bool {
+        if self.r.mode.narrow { self.narrow_lea(i) } else { self.lea(i) }
     }
 
     /// LEA: an address without an access; no bias.
@@ -274,10 +246,92 @@ impl Builder<'_> {
     }
 }
 
+/// General registers an instruction names, a bit each.
+#[derive(Default)]
+struct Named {
+    registers: u16,
+    written: u16,
+    high_byte: bool,
+}
+
+impl Named {
+    #[inline(always)]
+    fn of(i: &Instruction, facts: &Facts) -> Named {
+        let mut named = Named::default();
+        for n in 0..i.op_count().min(facts.access.len() as u32) {
+            let r = i.op_register(n);
+            if i.op_kind(n) != OpKind::Register || facts.count == Some(n as u8) {
+                continue;
+            }
+            let Some(g) = gpr_number(r) else { continue };
+            named.high_byte |= is_high_byte(r);
+            named.registers |= 1 << g;
+            if writes(facts.access[n as usize]) {
+                named.written |= 1 << g;
+            }
+        }
+        named
+    }
+}
+
+/// General registers an instruction touches beyond its memory operand's address.
+fn uses(i: &Instruction, facts: &Facts) -> Uses {
+    let mut u = Uses { implicit_rcx: facts.rcx, hidden: facts.hidden, ..Uses::default() };
+    for n in 0..i.op_count() {
+        if i.op_kind(n) == OpKind::Register {
+            let r = i.op_register(n);
+            if let Some(g) = gpr_number(r) {
+                u.high_byte |= is_high_byte(r);
+                if facts.count != Some(n as u8) && !is_fixed_accumulator(i, n) {
+                    let access = facts.access[n as usize];
+                    // All of the register is replaced: 32-bit writes clear the rest.
+                    // BSF and BSR leave it alone where there is no bit.
+                    let fresh = access == OpAccess::Write
+                        && r.size() >= 4
+                        && !matches!(i.mnemonic(), Mnemonic::Bsf | Mnemonic::Bsr);
+                    u.hidden |= !u.explicit.push((n, g, access, !fresh));
+                }
+            }
+        }
+    }
+    u
+}
+
+/// Choose scratch registers for what is not in a usable host register.
+fn visitors(u: &Uses, free: &[u8]) -> Option<Few<Visitor>> {
+    let mut taken = [false; 2];
+    let mut list: Few<Visitor> = Few::default();
+    if let Some(access) = u.implicit_rcx {
+        for (taken, f) in taken.iter_mut().zip(free) {
+            *taken = *f == host::TEMP;
+        }
+        let _ = list.push(Visitor { guest: 1, host: host::TEMP, load: true, store: writes(access) });
+    }
+    for (_, guest, access, load) in u.explicit.iter() {
+        if let Some(v) = list.iter_mut().find(|v| v.guest == *guest) {
+            v.store |= writes(*access);
+            v.load |= load;
+            continue;
+        }
+        if PINNED[*guest].is_some_and(|h| !u.high_byte || h < 4) {
+            continue;
+        }
+        // A high byte excludes REX, and with it RDI's low byte.
+        let (host, taken) =
+            free.iter().zip(&mut taken).find(|(f, taken)| !**taken && (!u.high_byte || **f < 4))?;
+        *taken = true;
+        let _ = list.push(Visitor { guest: *guest, host: *host, load: *load, store: writes(*access) });
+    }
+    Some(list)
+}
+
 /// The processor itself faults where the operand is not a multiple of its size:
 /// it cannot cross a page.
 pub(super) fn checks_alignment(i: &Instruction, size: usize) -> bool {
     use Mnemonic as M;
+    if size < 16 {
+        return false;
+    }
     let legacy = size == 16
         && i.encoding() == EncodingKind::Legacy
         && !matches!(i.mnemonic(), M::Movups | M::Movupd | M::Movdqu | M::Lddqu | M::Cmpxchg16b)
@@ -301,7 +355,7 @@ fn is_string_compare(i: &Instruction) -> bool {
 }
 
 /// Nothing to do, and no access to check.
-fn is_hint(i: &Instruction) -> bool {
+pub(super) fn is_hint(i: &Instruction) -> bool {
     matches!(
         i.mnemonic(),
         Mnemonic::Nop
@@ -324,6 +378,11 @@ fn keeps_alignment(i: &Instruction, narrow: bool) -> bool {
         && matches!(i.op1_kind(), K::Immediate8to64 | K::Immediate32to64 | K::Immediate8to32 | K::Immediate32)
         && i.op0_register() == register
         && i.immediate(1) % word == 0
+}
+
+/// The operand that is CL as a shift's count: the encoding's, not a choice.
+pub(super) fn shift_count(i: &Instruction) -> Option<u8> {
+    is_shift_by_cl(i).then(|| i.op_count() as u8 - 1)
 }
 
 fn is_shift_by_cl(i: &Instruction) -> bool {

@@ -8,18 +8,21 @@ use iced_x86::{
 };
 
 use super::access::gpr_number;
+use super::bits::is_bit_instruction;
 use super::classify::{HostFeatures, is_vector, never_native};
-use super::copy::{fixed_rcx, writes};
+use super::copy::{access_size, fixed_rcx, is_hint, shift_count, writes};
 use super::homes::memory_operand;
 use super::system::is_kindred;
+use super::template::Template;
 use super::windows::is_barrier;
 use crate::layout::PINNED;
 
 /// Most operands an instruction has.
 const OPERANDS: usize = 5;
 
-/// The facts about one opcode.
+/// The facts about one opcode; aligned so that two loads copy them.
 #[derive(Debug, Clone, Copy)]
+#[repr(align(32))]
 pub(crate) struct Facts {
     /// What happens to each operand.
     pub access: [OpAccess; OPERANDS],
@@ -48,36 +51,87 @@ pub(crate) struct Facts {
     pub system: bool,
     /// It may change what memory is where, or who may reach it.
     pub barrier: bool,
+    pub route: Route,
+    /// The operand that is or may be memory.
+    pub memory: Option<u8>,
+    /// Bytes of it, as far as a page crossing matters; 0 if that is not known.
+    pub size: u8,
+    /// It may run natively in every mode, whatever its operands.
+    pub anywhere: bool,
+    /// The operand that is CL without a choice: a shift's count.
+    pub count: Option<u8>,
+}
+
+impl Facts {
+    /// The memory operand of an instruction with this opcode.
+    #[inline(always)]
+    pub fn memory(&self, i: &Instruction) -> Option<u32> {
+        self.memory.map(u32::from).filter(|n| i.op_kind(*n) == OpKind::Memory)
+    }
+}
+
+/// How instructions with one opcode are translated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// As themselves, with other registers and addresses.
+    Copy,
+    Lea,
+    /// Nothing is to be done.
+    Hint,
+    /// It depends.
+    Other,
 }
 
 /// Facts by opcode.
 pub(crate) struct FactTable {
     info: InstructionInfoFactory,
-    known: Vec<Option<Facts>>,
+    /// By opcode: which of the known it is, or [`FactTable::UNKNOWN`].
+    places: Box<[u16]>,
+    /// A program has some hundred opcodes.
+    known: Vec<Facts>,
+    templates: Vec<Option<Template>>,
     features: HostFeatures,
 }
 
 impl FactTable {
     /// None known yet; `features` are those both guest and host have.
     pub fn new(features: HostFeatures) -> Self {
-        FactTable { info: InstructionInfoFactory::new(), known: vec![None; Code::values().len()], features }
+        let places = vec![Self::UNKNOWN; Code::values().len()].into();
+        FactTable {
+            info: InstructionInfoFactory::new(),
+            places,
+            known: Vec::new(),
+            templates: Vec::new(),
+            features,
+        }
     }
+
+    const UNKNOWN: u16 = u16::MAX;
 
     /// The facts about an instruction's opcode.
     #[inline(always)]
     pub fn of(&mut self, i: &Instruction) -> Facts {
-        match self.known.get(i.code() as usize) {
-            Some(Some(f)) => *f,
-            _ => self.learn(i),
+        match self.known.get(usize::from(self.places[i.code() as usize])) {
+            Some(f) => *f,
+            None => self.learn(i),
         }
+    }
+
+    /// How an instruction's opcode is encoded, if that is simple.
+    #[inline(always)]
+    pub fn template(&mut self, i: &Instruction) -> Option<&Template> {
+        if self.places[i.code() as usize] == Self::UNKNOWN {
+            self.learn(i);
+        }
+        self.templates.get(usize::from(self.places[i.code() as usize]))?.as_ref()
     }
 
     #[cold]
     fn learn(&mut self, i: &Instruction) -> Facts {
         let f = self.work_out(i);
-        if let Some(slot) = self.known.get_mut(i.code() as usize) {
-            *slot = Some(f);
-        }
+        self.places[i.code() as usize] = self.known.len() as u16;
+        self.known.push(f);
+        self.templates.push(Template::of(i.code()));
         f
     }
 
@@ -107,7 +161,14 @@ impl FactTable {
             string: i.is_string_instruction(),
             system: is_kindred(i.code()),
             barrier: is_barrier(&i),
+            route: Route::Other,
+            memory: may_be_memory(i.code()),
+            size: access_size(&i).unwrap_or(0) as u8,
+            anywhere: false,
+            count: shift_count(&i),
         };
+        f.route = route(&i, &f);
+        f.anywhere = f.native && !f.x87 && !f.vector && !f.sha && !f.system && !f.string;
         for used in info.used_registers() {
             let Some(g) = gpr_number(used.register()) else { continue };
             if g >= NEUTRAL {
@@ -137,6 +198,56 @@ fn is_x87(i: &Instruction) -> bool {
     named
         || i.mnemonic() == Mnemonic::Wait
         || i.cpuid_features().iter().any(|f| matches!(f, F::FPU | F::FPU287 | F::FPU387 | F::MMX))
+}
+
+/// What instructions with an opcode need beyond being copied.
+fn route(i: &Instruction, f: &Facts) -> Route {
+    let other = f.flow != FlowControl::Next
+        || f.stack
+        || f.string
+        || f.system
+        || is_bit_instruction(i.code())
+        || matches!(i.code(), Code::Pause | Code::Pushad | Code::Popad);
+    match () {
+        () if is_hint(i) => Route::Hint,
+        () if other => Route::Other,
+        () if i.mnemonic() == Mnemonic::Lea => Route::Lea,
+        () => Route::Copy,
+    }
+}
+
+/// The operand of an opcode that is memory, or may be.
+pub(super) fn may_be_memory(code: Code) -> Option<u8> {
+    use OpCodeOperandKind as K;
+    let is = |k: &OpCodeOperandKind| {
+        matches!(
+            k,
+            K::mem
+                | K::mem_offs
+                | K::mem_mpx
+                | K::mem_mib
+                | K::sibmem
+                | K::mem_vsib32x
+                | K::mem_vsib64x
+                | K::mem_vsib32y
+                | K::mem_vsib64y
+                | K::mem_vsib32z
+                | K::mem_vsib64z
+                | K::r8_or_mem
+                | K::r16_or_mem
+                | K::r32_or_mem
+                | K::r32_or_mem_mpx
+                | K::r64_or_mem
+                | K::r64_or_mem_mpx
+                | K::mm_or_mem
+                | K::xmm_or_mem
+                | K::ymm_or_mem
+                | K::zmm_or_mem
+                | K::bnd_or_mem_mpx
+                | K::k_or_mem
+        )
+    };
+    code.op_code().op_kinds().iter().position(is).map(|n| n as u8)
 }
 
 /// No instruction uses registers from this number on without naming them, but

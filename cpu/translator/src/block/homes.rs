@@ -5,7 +5,8 @@ use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpCodeOperandKind, OpKind,
 
 use super::access::gpr_number;
 use super::facts::Facts;
-use crate::layout::{PINNED, gpr_home, near};
+use crate::emit::Mem;
+use crate::layout::{PINNED, gpr_home, host, near};
 
 /// The load table's register, from which the state's registers are near.
 const TABLE: Register = Register::R15;
@@ -95,6 +96,11 @@ pub(super) fn at_home(i: &Instruction, facts: &Facts) -> Option<Instruction> {
         other
     };
     put(out, n, i.op_register(n))
+}
+
+/// The memory operand of what [`at_home`] made.
+pub(super) fn home(i: &Instruction) -> Mem {
+    Mem::base(host::TABLE, i.memory_displacement64() as i32)
 }
 
 fn put(mut out: Instruction, n: u32, register: Register) -> Option<Instruction> {

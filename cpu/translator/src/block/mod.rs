@@ -25,11 +25,13 @@ mod reach;
 mod stack;
 mod string;
 mod system;
+mod template;
 mod windows;
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Encoder, FlowControl, Instruction, OpKind};
+use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Encoder, FlowControl, Instruction};
 
 use copy::host_register;
+use facts::{FactTable, Facts, Route};
 
 use crate::emit::{Emitter, Mem};
 use crate::foresight::Foresight;
@@ -250,9 +252,11 @@ impl PendingKind {
 
 /// What outlives a block: the decoder's tables in shape, and memory to build in.
 pub(crate) struct Scratch {
-    facts: facts::FactTable,
+    facts: FactTable,
     encoder: Encoder,
     list: Vec<Instruction>,
+    /// What is known of the list's opcodes.
+    list_facts: Vec<Facts>,
     plan: windows::Plan,
     alignment: alignment::Alignment,
     pending: Vec<Pending>,
@@ -266,9 +270,10 @@ impl Scratch {
     /// For blocks whose requests name the same `features`.
     pub fn new(features: HostFeatures) -> Self {
         Scratch {
-            facts: facts::FactTable::new(features),
+            facts: FactTable::new(features),
             encoder: Encoder::new(64),
             list: Vec::new(),
+            list_facts: Vec::new(),
             plan: windows::Plan::default(),
             alignment: alignment::Alignment::default(),
             pending: Vec::new(),
@@ -373,8 +378,9 @@ fn attempt(r: &Request<'_>, s: &mut Scratch, near: bool) -> Result<Option<Transl
         reach: 0,
     };
     let longest = if r.straddling.is_some() { 1 } else { r.mode.longest };
-    let list = b.decode(longest);
-    b.make_plans(&list);
+    let (mut list, mut facts) = (std::mem::take(&mut b.s.list), std::mem::take(&mut b.s.list_facts));
+    b.decode(longest, &mut list, &mut facts);
+    b.make_plans(&list, &facts);
     b.stub(Exit::Attention, 0);
     let (entry, inner) = b.begin();
     let guard = r.straddling.filter(|_| !r.mode.shares(r.va)).map(|space| b.check_mapping(space));
@@ -382,20 +388,20 @@ fn attempt(r: &Request<'_>, s: &mut Scratch, near: bool) -> Result<Option<Transl
     let mut ended = false;
     let mut guest_len = 0;
     let mut sti = None;
-    for (n, i) in list.iter().enumerate() {
+    for (n, (i, facts)) in list.iter().zip(&facts).enumerate() {
         b.shadowed = sti.is_some();
         if b.shadowed {
             b.plan.leave_out(n);
-        } else if r.mode.longest > 1 && b.is_native_sti(i) {
+        } else if facts.system && r.mode.longest > 1 && b.is_native_sti(i) {
             b.island_here();
             sti = Some(b.mark(guest_len));
         } else {
-            b.make_room(i, n);
+            b.make_room(i, facts, n);
         }
         let before = b.mark(guest_len);
         map.push((b.e.len() as u16, (i.ip() - r.va) as u16));
         b.index = n as u8;
-        match b.instruction(i) {
+        match b.instruction(i, facts) {
             Some(next) => {
                 guest_len = (i.next_ip() - r.va) as u16;
                 if matches!(next, Next::End) {
@@ -415,7 +421,7 @@ fn attempt(r: &Request<'_>, s: &mut Scratch, near: bool) -> Result<Option<Transl
             }
         }
     }
-    b.s.list = list;
+    (b.s.list, b.s.list_facts) = (list, facts);
     b.plan.clear();
     b.s.plan = std::mem::take(&mut b.plan);
     b.alignment.clear();
@@ -439,14 +445,14 @@ fn attempt(r: &Request<'_>, s: &mut Scratch, near: bool) -> Result<Option<Transl
 
 impl Builder<'_> {
     /// Look ahead at the block's operands.
-    fn make_plans(&mut self, list: &[Instruction]) {
+    fn make_plans(&mut self, list: &[Instruction], facts: &[Facts]) {
         let mode = self.r.mode;
         let word = self.word();
         if mode.variant != Variant::Plain && list.len() > 1 {
-            self.plan.make(list, &mut self.s.facts, word);
+            self.plan.make(list, facts, word);
         }
         if mode.variant == Variant::Usual && mode.longest > 1 && !mode.narrow && self.r.straddling.is_none() {
-            self.alignment.make(list, &mut self.s.facts, &self.plan, self.r.va);
+            self.alignment.make(list, facts, &self.plan, self.r.va);
         }
     }
 
@@ -473,41 +479,51 @@ impl Builder<'_> {
         self.e.code[back] = (0usize.wrapping_sub(back + 1)) as u8;
     }
 
-    /// The guest's instructions up to the first that leaves or is not translated.
-    /// One that follows STI is the last, so that events are looked for behind it.
-    fn decode(&mut self, longest: u8) -> Vec<Instruction> {
+    /// The guest's instructions up to the first that leaves or is not translated, and
+    /// what is known of their opcodes. One that follows STI is the last, so that events
+    /// are looked for behind it.
+    fn decode(&mut self, longest: u8, list: &mut Vec<Instruction>, list_facts: &mut Vec<Facts>) {
         let r = self.r;
-        let longest = usize::from(longest);
+        let longest = usize::from(longest).min(MAX_INSTRUCTIONS);
         let mut decoder = Decoder::with_ip(r.mode.bits(), r.bytes, r.va, DecoderOptions::NONE);
-        let mut list = std::mem::take(&mut self.s.list);
         list.clear();
-        let mut branches = 0;
-        while list.len() < longest.min(MAX_INSTRUCTIONS) && decoder.can_decode() {
-            let mut i = decoder.decode();
-            if r.mode.narrow && !i.is_invalid() {
-                narrow::widen(&mut i);
-            }
-            if i.is_invalid() || !self.supported(&mut i) {
+        list_facts.clear();
+        let (mut branches, mut shadowed) = (0, false);
+        while list_facts.len() < longest && decoder.can_decode() {
+            let n = list.len();
+            // Decoded where it stays: it is not small.
+            list.push(Instruction::default());
+            let Some(i) = list.get_mut(n) else { break };
+            decoder.decode_out(i);
+            if i.is_invalid() {
                 break;
             }
-            let shadowed = list.last().is_some_and(|l| self.is_native_sti(l));
-            if shadowed && !self.may_follow_sti(&i) {
+            if r.mode.narrow {
+                narrow::widen(i);
+            }
+            self.without_count_instructions(i);
+            let facts = self.s.facts.of(i);
+            if !self.supported(i, &facts) || shadowed && !self.may_follow_sti(i) {
                 break;
             }
-            list.push(i);
+            let sti = facts.system && self.is_native_sti(i);
+            list_facts.push(facts);
             if shadowed {
                 break;
             }
-            match self.s.facts.of(&i).flow {
+            shadowed = sti;
+            match facts.flow {
                 FlowControl::Next => {}
                 FlowControl::ConditionalBranch if branches < MAX_BRANCHES => branches += 1,
                 _ => break,
             }
         }
+        // The last may have been one that is not the translator's.
+        list.truncate(list_facts.len());
         if r.mode.longest > 1 && list.last().is_some_and(|l| self.is_native_sti(l)) {
             list.pop();
+            list_facts.pop();
         }
-        list
     }
 
     fn mark(&self, guest_len: u16) -> Mark {
@@ -532,14 +548,22 @@ impl Builder<'_> {
     }
 
     /// One instruction. `None`: not one this translator does.
-    fn instruction(&mut self, i: &Instruction) -> Option<Next> {
+    fn instruction(&mut self, i: &Instruction, facts: &Facts) -> Option<Next> {
         self.ip = i.ip();
         self.held = self.now_held.take();
-        let facts = self.s.facts.of(i);
+        match facts.route {
+            Route::Copy => return self.copy(i, facts).then_some(Next::Continue),
+            Route::Lea => return self.any_lea(i).then_some(Next::Continue),
+            Route::Hint => {
+                self.now_held = self.held;
+                return Some(Next::Continue);
+            }
+            Route::Other => {}
+        }
         if facts.system && self.is_native_system(i) {
             return self.system(i);
         }
-        if let Some(next) = self.control(i) {
+        if let Some(next) = self.control(i, facts) {
             return next;
         }
         if let Some(done) = self.all_registers(i) {
@@ -556,7 +580,11 @@ impl Builder<'_> {
         if let Some(done) = self.bit_string(i) {
             return done.then_some(Next::Continue);
         }
-        self.copy(i).then_some(Next::Continue)
+        if i.code() == Code::Pause && !self.single() {
+            self.pause();
+            return Some(Next::Continue);
+        }
+        (!facts.stack && self.copy(i, facts)).then_some(Next::Continue)
     }
 
     /// `call thunk; payload`: leaves to the engine, naming an instruction (of a link,
@@ -621,12 +649,12 @@ impl Builder<'_> {
 
     /// Emit the pending stubs here if one might be out of reach behind the next
     /// instruction, number `index`.
-    fn make_room(&mut self, next: &Instruction, index: usize) {
+    fn make_room(&mut self, next: &Instruction, facts: &Facts, index: usize) {
         if self.pending.is_empty() {
             return;
         }
         let farthest = (self.e.len() + 2 + self.reach).saturating_sub(1 << 16);
-        if !self.near && farthest + self.room_for(next, index) < 127 {
+        if !self.near && farthest + self.room_for(next, facts, index) < 127 {
             return;
         }
         self.island_here();
@@ -642,15 +670,25 @@ impl Builder<'_> {
     }
 
     /// About how much host code an instruction becomes, in bytes.
-    fn room_for(&mut self, i: &Instruction, index: usize) -> usize {
-        let facts = self.s.facts.of(i);
-        let memory = facts.stack || (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
+    fn room_for(&self, i: &Instruction, facts: &Facts, index: usize) -> usize {
+        let memory = facts.stack || facts.memory(i).is_some();
         match () {
             () if facts.string || facts.system => 110,
             () if self.plan.opens(index) => 88,
             () if memory => 56,
             () => 24,
         }
+    }
+
+    /// Encode a guest instruction with its general registers in these host registers,
+    /// by number, and with this memory operand.
+    fn place(&mut self, i: &Instruction, hosts: &[u8; 16], memory: Option<&Mem>) -> bool {
+        if let Some((bytes, len)) = self.s.facts.template(i).and_then(|t| t.encode(i, hosts, memory)) {
+            self.e.some_bytes(bytes, len);
+            return true;
+        }
+        let out = template::placed(i, &self.s.facts.of(i), hosts, memory);
+        self.encode(&out)
     }
 
     /// Encode a rewritten guest instruction.

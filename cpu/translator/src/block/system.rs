@@ -72,8 +72,8 @@ pub(super) fn is_kindred(code: Code) -> bool {
 
 impl Builder<'_> {
     /// Whether [`Builder::system`] translates the instruction in the current mode.
-    pub(super) fn is_native_system(&mut self, i: &Instruction) -> bool {
-        self.s.facts.of(i).system && self.kindred(i).is_some()
+    pub(super) fn is_native_system(&self, i: &Instruction) -> bool {
+        self.kindred(i).is_some()
     }
 
     /// STI: its shadow reaches over the next instruction.

@@ -15,8 +15,8 @@ use iced_x86::{Code, FlowControl, Instruction, OpAccess, OpKind, Register};
 
 use super::access::{Access, Found, Place, gpr_number};
 use super::bits::is_bit_string;
-use super::copy::{access_size, writes};
-use super::facts::{FactTable, Facts};
+use super::copy::writes;
+use super::facts::{Facts, Route};
 use super::{Builder, Pending, PendingKind, Variant};
 use crate::emit::Mem;
 use crate::layout::{PINNED, WINDOWS, gpr_home, gs, host};
@@ -119,13 +119,14 @@ impl Plan {
 
     /// Group the accesses of a block; there are no windows yet. `word`: 8, or 4 in
     /// 32-bit code.
-    pub fn make(&mut self, list: &[Instruction], facts: &mut FactTable, word: i32) {
+    pub fn make(&mut self, list: &[Instruction], facts: &[Facts], word: i32) {
         let mut moved = 0_i32;
-        for i in list {
-            let facts = facts.of(i);
-            let member = operand(i, &facts, word).and_then(|o| self.join(&o, moved));
+        for (i, facts) in list.iter().zip(facts) {
+            let member = operand(i, facts, word).and_then(|o| self.join(&o, moved));
             self.members.push(member);
-            let (by, written) = (stack_change(i, word), written(i, &facts));
+            let written = written(i, facts);
+            let moves = facts.stack || written >> RSP & 1 != 0;
+            let by = if moves { stack_change(i, word) } else { None };
             // Beyond what displacements hold, RSP is as good as unknown.
             let now = by.and_then(|by| moved.checked_add(by)).filter(|m| m.unsigned_abs() <= 1 << 30);
             match now {
@@ -221,20 +222,16 @@ impl Plan {
 
 /// The memory operand of an instruction, if a window may hold it.
 pub(super) fn operand(i: &Instruction, facts: &Facts, word: i32) -> Option<Operand> {
-    let stack = |disp, access| {
-        Some(Operand { origin: Origin::Registers(Some(RSP as u8), None), disp, size: word, access })
-    };
-    match i.code() {
-        Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 | Code::Call_rel32_64 => {
-            return stack(-word, Access::Store);
-        }
-        Code::Pop_r64 | Code::Retnq | Code::Retnq_imm16 => return stack(0, Access::Load),
-        _ => {}
+    if facts.stack {
+        return slot(i, word);
     }
-    if facts.stack || facts.flow != FlowControl::Next || facts.string || is_bit_string(i) {
+    if matches!(facts.route, Route::Hint | Route::Lea) {
         return None;
     }
-    let n = (0..i.op_count()).find(|n| i.op_kind(*n) == OpKind::Memory)?;
+    let n = facts.memory(i)?;
+    if facts.flow != FlowControl::Next || facts.string || facts.route == Route::Other && is_bit_string(i) {
+        return None;
+    }
     // Through CS nothing may be written, and not always read.
     let flat = !matches!(i.segment_prefix(), Register::FS | Register::GS)
         && (word == 8 || i.segment_prefix() != Register::CS);
@@ -246,7 +243,7 @@ pub(super) fn operand(i: &Instruction, facts: &Facts, word: i32) -> Option<Opera
         OpAccess::None | OpAccess::NoMemAccess => return None,
         _ => Access::Store,
     };
-    let size = i32::try_from(access_size(i)?).ok()?;
+    let size = Some(i32::from(facts.size)).filter(|size| *size != 0)?;
     let (base, index) = (i.memory_base(), i.memory_index());
     if base == Register::RIP || base == Register::None && index == Register::None {
         let linear = i.memory_displacement64();
@@ -263,6 +260,16 @@ pub(super) fn operand(i: &Instruction, facts: &Facts, word: i32) -> Option<Opera
     let index = number(index)?.map(|n| (n, i.memory_index_scale().trailing_zeros() as u8));
     let disp = displacement(i, word)?;
     Some(Operand { origin: Origin::Registers(number(base)?, index), disp, size, access })
+}
+
+/// The slot that an instruction pushes to or pops from, if that is all it does.
+fn slot(i: &Instruction, word: i32) -> Option<Operand> {
+    let (disp, access) = match i.code() {
+        Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 | Code::Call_rel32_64 => (-word, Access::Store),
+        Code::Pop_r64 | Code::Retnq | Code::Retnq_imm16 => (0, Access::Load),
+        _ => return None,
+    };
+    Some(Operand { origin: Origin::Registers(Some(RSP as u8), None), disp, size: word, access })
 }
 
 /// The displacement of a memory operand; of 32-bit code modulo 2^32.

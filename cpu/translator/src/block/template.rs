@@ -1,0 +1,529 @@
+//! Rewritten guest instructions as bytes.
+//!
+//! What an opcode's encoding looks like is worked out once, from the decoder's
+//! description of it; after that an instruction is put together in a few steps.
+//! Asking the decoder's own encoder takes several times as long, since that checks
+//! every operand anew. It is asked for what has no template.
+
+use iced_x86::{
+    Code, EncodingKind, Instruction, MandatoryPrefix, OpCodeOperandKind, OpCodeTableKind, OpKind, Register,
+};
+
+use super::access::gpr_number;
+use super::copy::host_register;
+use super::facts::Facts;
+use crate::emit::Mem;
+
+/// Where an opcode's operands go, none of them being more than once.
+#[derive(Debug, Clone, Copy, Default)]
+struct Operands {
+    /// ModRM.reg, ModRM.rm, the low bits of the opcode and VEX.vvvv: operand numbers.
+    reg: Option<u8>,
+    rm: Option<u8>,
+    opcode: Option<u8>,
+    vvvv: Option<u8>,
+    /// The upper half of a last byte.
+    is4: Option<u8>,
+    /// An immediate and its size in bytes.
+    immediate: Option<(u8, u8)>,
+}
+
+/// How instructions with one opcode are encoded.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Template {
+    operands: Operands,
+    /// 66, F2 or F3, or 0.
+    prefix: u8,
+    /// What leads to the opcode's table, and how long that is.
+    escape: [u8; 2],
+    escape_len: u8,
+    opcode: u8,
+    /// ModRM.reg, where that belongs to the opcode.
+    extension: u8,
+    modrm: bool,
+    wide: bool,
+    /// VEX.L, in a VEX encoding.
+    vex: Option<u8>,
+}
+
+/// An instruction under construction, from the lowest byte on.
+#[derive(Default)]
+struct Bytes {
+    value: u128,
+    len: u32,
+}
+
+impl Bytes {
+    #[inline(always)]
+    fn push(&mut self, b: u8) {
+        self.put(u64::from(b), 1);
+    }
+
+    /// The low `len` bytes of a value that has no others.
+    #[inline(always)]
+    fn put(&mut self, value: u64, len: u32) {
+        self.value |= u128::from(value).wrapping_shl(8 * self.len);
+        self.len += len;
+    }
+}
+
+/// A register as encodings have it.
+#[derive(Clone, Copy, Default)]
+struct Number {
+    number: u8,
+    /// SPL and the like need a REX prefix, AH and the like forbid one.
+    needs_rex: bool,
+    forbids_rex: bool,
+}
+
+impl Number {
+    /// `hosts`: where general registers are.
+    #[inline(always)]
+    fn of(r: Register, hosts: &[u8; 16]) -> Number {
+        let Some(guest) = gpr_number(r) else {
+            return Number { number: r.number() as u8, ..Number::default() };
+        };
+        let number = hosts[guest & 15];
+        match r {
+            Register::AH | Register::CH | Register::DH | Register::BH => {
+                Number { number: 4 + (number & 3), needs_rex: false, forbids_rex: true }
+            }
+            _ => Number {
+                number,
+                needs_rex: r as u8 <= Register::R15L as u8 && (4..8).contains(&number),
+                forbids_rex: false,
+            },
+        }
+    }
+}
+
+impl Template {
+    /// That of an opcode, if its encoding is one of the simple ones.
+    pub fn of(code: Code) -> Option<Template> {
+        let info = code.op_code();
+        let vex = match info.encoding() {
+            EncodingKind::Legacy => None,
+            EncodingKind::VEX if info.l() <= 1 => Some(info.l() as u8),
+            _ => return None,
+        };
+        if !info.is_instruction()
+            || !info.mode64()
+            || info.fwait()
+            || info.op_code_len() != 1
+            || info.is_rm_group()
+            || info.address_size() != 0
+        {
+            return None;
+        }
+        let prefix = match info.mandatory_prefix() {
+            MandatoryPrefix::None | MandatoryPrefix::PNP => 0,
+            MandatoryPrefix::P66 => 0x66,
+            MandatoryPrefix::PF3 => 0xf3,
+            MandatoryPrefix::PF2 => 0xf2,
+        };
+        let narrow = vex.is_none() && info.operand_size() == 16;
+        if narrow && prefix != 0 {
+            return None;
+        }
+        let (escape, escape_len) = match info.table() {
+            OpCodeTableKind::Normal => ([0, 0], 0),
+            OpCodeTableKind::T0F => ([0x0f, 0], 1),
+            OpCodeTableKind::T0F38 => ([0x0f, 0x38], 2),
+            OpCodeTableKind::T0F3A => ([0x0f, 0x3a], 2),
+            _ => return None,
+        };
+        let operands = Operands::of(code)?;
+        Some(Template {
+            operands,
+            prefix: if narrow { 0x66 } else { prefix },
+            escape,
+            escape_len,
+            opcode: info.op_code() as u8,
+            extension: info.group_index().max(0) as u8,
+            modrm: operands.reg.is_some() || operands.rm.is_some() || info.is_group(),
+            wide: match vex {
+                Some(_) => info.w() == 1,
+                None => info.operand_size() == 64 && !info.default_op_size64() && !info.force_op_size64(),
+            },
+            vex,
+        })
+    }
+
+    /// The bytes of an instruction with this opcode, and how many, with its general
+    /// registers in `hosts`, by number, and `memory` as its memory operand. `None` if its
+    /// prefixes are unusual.
+    #[inline(always)]
+    pub fn encode(
+        &self,
+        i: &Instruction,
+        hosts: &[u8; 16],
+        memory: Option<&Mem>,
+    ) -> Option<([u8; 16], usize)> {
+        if i.has_rep_prefix()
+            || i.has_repne_prefix()
+            || i.segment_prefix() != Register::None && memory.is_none()
+        {
+            return None;
+        }
+        let o = &self.operands;
+        let register =
+            |n: Option<u8>| n.map_or(Number::default(), |n| Number::of(i.op_register(u32::from(n)), hosts));
+        let reg = if o.reg.is_some() {
+            register(o.reg)
+        } else {
+            Number { number: self.extension, ..Number::default() }
+        };
+        let (rm, index) = match memory {
+            Some(m) => {
+                let base = Number { number: m.base.unwrap_or(0), ..Number::default() };
+                (base, m.index.map_or(0, |(n, _)| n))
+            }
+            None => (register(if o.rm.is_some() { o.rm } else { o.opcode }), 0),
+        };
+        let mut b = Bytes::default();
+        if memory.is_some_and(|m| m.gs) {
+            b.push(0x65);
+        }
+        if i.has_lock_prefix() {
+            b.push(0xf0);
+        }
+        match self.vex {
+            Some(length) => self.put_vex(&mut b, length, [reg.number, index, rm.number], register(o.vvvv)),
+            None => self.put_legacy(&mut b, reg, index, rm)?,
+        }
+        let low = if o.opcode.is_some() { rm.number & 7 } else { 0 };
+        b.push(self.opcode | low);
+        if let Some(m) = memory {
+            put_memory(&mut b, reg.number, m);
+        } else if self.modrm {
+            b.push(0xc0 | (reg.number & 7) << 3 | rm.number & 7);
+        }
+        if o.is4.is_some() {
+            b.push(register(o.is4).number << 4);
+        }
+        if let Some((n, len)) = o.immediate {
+            let mask = u64::MAX >> (64 - 8 * u32::from(len));
+            b.put(i.immediate(u32::from(n)) & mask, u32::from(len));
+        }
+        Some((b.value.to_le_bytes(), b.len as usize))
+    }
+
+    /// Prefixes and escape bytes. `None` where one register needs REX and another forbids it.
+    #[inline(always)]
+    fn put_legacy(&self, b: &mut Bytes, reg: Number, index: u8, rm: Number) -> Option<()> {
+        let bits =
+            u8::from(self.wide) << 3 | (reg.number >> 3 & 1) << 2 | (index >> 3) << 1 | rm.number >> 3 & 1;
+        if self.prefix != 0 {
+            b.push(self.prefix);
+        }
+        if bits != 0 || reg.needs_rex || rm.needs_rex {
+            if reg.forbids_rex || rm.forbids_rex {
+                return None;
+            }
+            b.push(0x40 | bits);
+        }
+        b.put(u64::from(u16::from_le_bytes(self.escape)), u32::from(self.escape_len));
+        Some(())
+    }
+
+    /// The VEX prefix, of two bytes if those hold all.
+    #[inline(always)]
+    fn put_vex(&self, b: &mut Bytes, length: u8, [reg, index, rm]: [u8; 3], vvvv: Number) {
+        let last = (!vvvv.number & 15) << 3
+            | length << 2
+            | match self.prefix {
+                0x66 => 1,
+                0xf3 => 2,
+                0xf2 => 3,
+                _ => 0,
+            };
+        let (r, x, rm) = (!reg >> 3 & 1, !index >> 3 & 1, !rm >> 3 & 1);
+        if x & rm == 1 && !self.wide && self.escape_len == 1 {
+            b.push(0xc5);
+            b.push(r << 7 | last);
+            return;
+        }
+        let table = match (self.escape_len, self.escape[1]) {
+            (1, _) => 1,
+            (_, 0x38) => 2,
+            _ => 3,
+        };
+        b.push(0xc4);
+        b.push(r << 7 | x << 6 | rm << 5 | table);
+        b.push(u8::from(self.wide) << 7 | last);
+    }
+}
+
+/// ModRM, SIB and displacement, as short as they can be.
+#[inline(always)]
+fn put_memory(b: &mut Bytes, reg: u8, m: &Mem) {
+    let reg = (reg & 7) << 3;
+    let Some(base) = m.base else {
+        let (n, scale) = m.index.unwrap_or((4, 0));
+        b.push(reg | 4);
+        b.push(scale << 6 | (n & 7) << 3 | 5);
+        b.put(u64::from(m.disp as u32), 4);
+        return;
+    };
+    let mode = match m.disp {
+        0 if base & 7 != 5 => 0,
+        -128..128 => 0x40,
+        _ => 0x80,
+    };
+    match m.index {
+        Some((n, scale)) => {
+            b.push(mode | reg | 4);
+            b.push(scale << 6 | (n & 7) << 3 | base & 7);
+        }
+        None => {
+            b.push(mode | reg | base & 7);
+            if base & 7 == 4 {
+                b.push(0x24);
+            }
+        }
+    }
+    match mode {
+        0x40 => b.push(m.disp as u8),
+        0x80 => b.put(u64::from(m.disp as u32), 4),
+        _ => {}
+    }
+}
+
+/// The same for the decoder's encoder: an instruction with its general registers in
+/// `hosts` and this memory operand.
+#[cold]
+pub(super) fn placed(i: &Instruction, facts: &Facts, hosts: &[u8; 16], memory: Option<&Mem>) -> Instruction {
+    let mut out = *i;
+    for n in 0..i.op_count() {
+        let register = i.op_register(n);
+        if i.op_kind(n) == OpKind::Register
+            && facts.count != Some(n as u8)
+            && let Some(guest) = gpr_number(register)
+        {
+            out.set_op_register(n, host_register(hosts[guest & 15], register));
+        }
+    }
+    if let Some(m) = memory {
+        let wide = |n: u8| Register::RAX + u32::from(n);
+        out.set_segment_prefix(if m.gs { Register::GS } else { Register::None });
+        out.set_memory_base(m.base.map_or(Register::None, wide));
+        out.set_memory_index(m.index.map_or(Register::None, |(n, _)| wide(n)));
+        out.set_memory_index_scale(m.index.map_or(1, |(_, scale)| 1 << scale));
+        out.set_memory_displacement64(i64::from(m.disp) as u64);
+        out.set_memory_displ_size(match m.disp {
+            _ if m.base.is_none() => 8,
+            0 => 0,
+            -128..128 => 1,
+            _ => 8,
+        });
+    }
+    out
+}
+
+impl Operands {
+    fn of(code: Code) -> Option<Operands> {
+        use OpCodeOperandKind as K;
+        let mut o = Operands::default();
+        for (n, kind) in (0..).zip(code.op_code().op_kinds()) {
+            let place = match kind {
+                K::mem
+                | K::r8_or_mem
+                | K::r16_or_mem
+                | K::r32_or_mem
+                | K::r64_or_mem
+                | K::mm_or_mem
+                | K::xmm_or_mem
+                | K::ymm_or_mem
+                | K::r16_rm
+                | K::r32_rm
+                | K::r64_rm
+                | K::mm_rm
+                | K::xmm_rm
+                | K::ymm_rm => &mut o.rm,
+                K::r8_reg | K::r16_reg | K::r32_reg | K::r64_reg | K::mm_reg | K::xmm_reg | K::ymm_reg => {
+                    &mut o.reg
+                }
+                K::r8_opcode | K::r16_opcode | K::r32_opcode | K::r64_opcode => &mut o.opcode,
+                K::r32_vvvv | K::r64_vvvv | K::xmm_vvvv | K::ymm_vvvv => &mut o.vvvv,
+                K::xmm_is4 | K::ymm_is4 => &mut o.is4,
+                K::al | K::cl | K::ax | K::dx | K::eax | K::rax | K::imm8_const_1 => continue,
+                K::imm8 | K::imm8sex16 | K::imm8sex32 | K::imm8sex64 if o.immediate.is_none() => {
+                    o.immediate = Some((n, 1));
+                    continue;
+                }
+                K::imm16 if o.immediate.is_none() => {
+                    o.immediate = Some((n, 2));
+                    continue;
+                }
+                K::imm32 | K::imm32sex64 if o.immediate.is_none() => {
+                    o.immediate = Some((n, 4));
+                    continue;
+                }
+                K::imm64 if o.immediate.is_none() => {
+                    o.immediate = Some((n, 8));
+                    continue;
+                }
+                _ => return None,
+            };
+            if place.replace(n).is_some() {
+                return None;
+            }
+        }
+        Some(o)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::{Decoder, DecoderOptions, Encoder};
+
+    use super::super::classify::HostFeatures;
+    use super::super::cost::sample;
+    use super::super::facts::FactTable;
+    use super::*;
+
+    /// Numbers below a bound, the same in every run.
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, bound: u32) -> u32 {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (self.0 >> 33) as u32 % bound
+        }
+
+        fn memory(&mut self) -> Mem {
+            // RSP is no index.
+            let index = self.below(16) as u8;
+            let scale = self.below(4) as u8;
+            let index = (index != 4 && self.below(2) == 0).then_some((index, scale));
+            let base = (self.below(8) != 0).then_some(self.below(16) as u8);
+            let disp = [0, -8, 127, 0x1234, -0x4000_0000][self.below(5) as usize];
+            Mem { gs: self.below(4) == 0, base, index, disp }
+        }
+
+        /// Where general registers are, none of them twice.
+        fn hosts(&mut self) -> [u8; 16] {
+            let mut hosts = std::array::from_fn(|n| n as u8);
+            for n in 0..16 {
+                hosts.swap(n, self.below(16) as usize);
+            }
+            hosts
+        }
+    }
+
+    /// Whether there is a template, which then says what the decoder's encoder does.
+    fn agrees(i: &Instruction, table: &mut FactTable, random: &mut Random) -> bool {
+        let facts = table.of(i);
+        let (hosts, memory) = (random.hosts(), facts.memory(i).map(|_| random.memory()));
+        // High bytes are those of the first four registers.
+        let high = |n| matches!(i.op_register(n), Register::AH | Register::CH | Register::DH | Register::BH);
+        let hosts = if (0..i.op_count()).any(high) { std::array::from_fn(|n| n as u8) } else { hosts };
+        let ours = table.template(i).and_then(|t| t.encode(i, &hosts, memory.as_ref()));
+        let mut out = placed(i, &facts, &hosts, memory.as_ref());
+        // The encoding fixes these.
+        for (n, kind) in (0..).zip(i.op_code().op_kinds()) {
+            use OpCodeOperandKind as K;
+            if matches!(kind, K::al | K::cl | K::ax | K::dx | K::eax | K::rax) {
+                out.set_op_register(n, i.op_register(n));
+            }
+        }
+        let mut encoder = Encoder::new(64);
+        let Ok(_) = encoder.encode(&out, 0) else {
+            assert_eq!(ours, None, "{out} cannot be encoded");
+            return true;
+        };
+        let Some((bytes, len)) = ours else { return false };
+        assert_eq!(bytes[..len], encoder.take_buffer()[..], "{out} {:?}", i.code());
+        true
+    }
+
+    #[test]
+    fn a_program_is_encoded_as_by_the_decoder() {
+        let code = sample();
+        let decoder = Decoder::new(64, &code, DecoderOptions::NONE);
+        let mut table = FactTable::new(HostFeatures::detect());
+        let mut random = Random(1);
+        let (mut all, mut ours) = (0, 0);
+        for i in decoder.into_iter().filter(|i| !i.is_invalid()).take(100_000) {
+            let jumps = i.is_jcc_short_or_near() || i.is_jmp_short_or_near() || i.is_call_near();
+            if !jumps {
+                all += 1;
+                ours += usize::from(agrees(&i, &mut table, &mut random));
+            }
+        }
+        assert!(ours * 100 > all * 95, "{ours} of {all}");
+    }
+
+    /// Registers of every kind in every place of every opcode.
+    #[test]
+    fn every_opcode_takes_every_register() {
+        let mut random = Random(2);
+        let mut table = FactTable::new(HostFeatures::detect());
+        let mut opcodes = 0;
+        for code in Code::values().filter(|c| Template::of(*c).is_some()) {
+            for _ in 0..20 {
+                if let Some(i) = random_instruction(code, &mut random) {
+                    agrees(&i, &mut table, &mut random);
+                }
+            }
+            opcodes += 1;
+        }
+        assert!(opcodes > 1500, "{opcodes}");
+    }
+
+    fn random_instruction(code: Code, random: &mut Random) -> Option<Instruction> {
+        use OpCodeOperandKind as K;
+        let mut i = Instruction::default();
+        i.set_code(code);
+        for (n, kind) in (0..).zip(code.op_code().op_kinds()) {
+            let (first, count) = match kind {
+                K::r8_or_mem | K::r8_reg | K::r8_opcode => (Register::AL, 20),
+                K::r16_or_mem | K::r16_reg | K::r16_rm | K::r16_opcode => (Register::AX, 16),
+                K::r32_or_mem | K::r32_reg | K::r32_rm | K::r32_opcode | K::r32_vvvv => (Register::EAX, 16),
+                K::r64_or_mem | K::r64_reg | K::r64_rm | K::r64_opcode | K::r64_vvvv => (Register::RAX, 16),
+                K::mm_or_mem | K::mm_reg | K::mm_rm => (Register::MM0, 8),
+                K::xmm_or_mem | K::xmm_reg | K::xmm_rm | K::xmm_vvvv | K::xmm_is4 => (Register::XMM0, 16),
+                K::ymm_or_mem | K::ymm_reg | K::ymm_rm | K::ymm_vvvv | K::ymm_is4 => (Register::YMM0, 16),
+                K::al => (Register::AL, 1),
+                K::cl => (Register::CL, 1),
+                K::ax => (Register::AX, 1),
+                K::dx => (Register::DX, 1),
+                K::eax => (Register::EAX, 1),
+                K::rax => (Register::RAX, 1),
+                K::mem => (Register::None, 0),
+                _ => {
+                    set_immediate(&mut i, n, *kind, random.below(256) as i8)?;
+                    continue;
+                }
+            };
+            let is_memory = super::super::facts::may_be_memory(code) == Some(n as u8);
+            if count == 0 || is_memory && random.below(2) == 0 {
+                i.set_op_kind(n, OpKind::Memory);
+                i.set_memory_base(Register::RBX);
+            } else {
+                i.set_op_kind(n, OpKind::Register);
+                i.set_op_register(n, first + random.below(count));
+            }
+        }
+        Some(i)
+    }
+
+    fn set_immediate(i: &mut Instruction, n: u32, kind: OpCodeOperandKind, value: i8) -> Option<()> {
+        use OpCodeOperandKind as K;
+        let kind = match kind {
+            K::imm8 | K::imm8_const_1 => OpKind::Immediate8,
+            K::imm8sex16 => OpKind::Immediate8to16,
+            K::imm8sex32 => OpKind::Immediate8to32,
+            K::imm8sex64 => OpKind::Immediate8to64,
+            K::imm16 => OpKind::Immediate16,
+            K::imm32 => OpKind::Immediate32,
+            K::imm32sex64 => OpKind::Immediate32to64,
+            K::imm64 => OpKind::Immediate64,
+            _ => return None,
+        };
+        let one = i.op_code().op_kind(n) == K::imm8_const_1;
+        i.set_op_kind(n, kind);
+        i.set_immediate_i64(n, if one { 1 } else { value.into() });
+        Some(())
+    }
+}
