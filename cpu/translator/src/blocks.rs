@@ -240,11 +240,13 @@ impl Blocks {
     /// first instruction is the interpreter's, or `confirm`, called with the number
     /// of bytes translated, says that they have changed meanwhile. It returns the
     /// page's code generation, and the second page's. `second`: the one instruction
-    /// straddles; the other page and the number of the current code mapping.
+    /// straddles; the other page and the number of the current code mapping. `host`:
+    /// where the bytes are, for code that has been rewritten often.
     pub fn translate(
         &mut self,
         key: Key,
         bytes: &[u8],
+        host: u64,
         second: Option<(u32, u32)>,
         confirm: impl FnOnce(u64) -> Option<(u32, u32)>,
     ) -> Option<u32> {
@@ -252,7 +254,7 @@ impl Blocks {
         let id = self.list.len() as u32;
         let at = self.cache.next_offset();
         let (by_key, list) = (&self.by_key, &self.list);
-        // Of the same page only: where others are is not known here.
+        // Of the same page only.
         let known = |va: u64, variant: Variant| {
             let same_page = (va ^ key.va) >> 12 == 0;
             let mode = Mode { variant, ..key.mode };
@@ -264,27 +266,36 @@ impl Blocks {
             let b = same_page.then(|| by_key.find(key.hash(), is)).flatten().map(|id| &list[id as usize]);
             b.filter(|b| !b.straddles()).map(|b| (b.entry(), b.inner()))
         };
-        let t = block::translate(
-            &Request {
-                bytes,
-                va: key.va,
-                at,
-                mode: key.mode,
-                straddling: second.map(|(_, space)| space),
-                thunks: &self.thunks,
-                strings: &self.strings,
-                system: &self.system,
-                features: &self.features,
-                foresight: &self.foresight,
-                known: &known,
-            },
-            &mut self.scratch,
-        )?;
-        let (first, other) = confirm(u64::from(t.guest_len))?;
-        let pages = [Some(((key.ram >> 12) as u32, first)), second.map(|(page, _)| (page, other))];
+        let mut rewritten = self.rewritten(&key);
+        let mut request = Request {
+            bytes,
+            va: key.va,
+            at,
+            mode: key.mode,
+            straddling: second.map(|(_, space)| space),
+            vigilant: (rewritten >= Block::OFTEN && second.is_none() && key.mode.longest > 1).then_some(host),
+            thunks: &self.thunks,
+            strings: &self.strings,
+            system: &self.system,
+            features: &self.features,
+            foresight: &self.foresight,
+            known: &known,
+        };
+        let mut t = block::translate(&request, &mut self.scratch);
+        if t.is_none() && request.vigilant.take().is_some() {
+            t = block::translate(&request, &mut self.scratch);
+        }
+        let (vigilant, t, mut pages) = (request.vigilant.is_some(), t?, [None; 2]);
+        if !vigilant {
+            // A vigilant block's page needs no mark.
+            rewritten = rewritten.min(Block::OFTEN - 1);
+            let (first, other) = confirm(u64::from(t.guest_len))?;
+            pages = [Some(((key.ram >> 12) as u32, first)), second.map(|(page, _)| (page, other))];
+        }
         let links = self.links.len() as u32;
         let mut block = Block::new(&key, at, (t.entry, t.inner), links, t.code.len() as u16, t.guest_len)?;
         block.repeat_at(t.again)?;
+        block.set_rewritten(rewritten);
         self.cache.append(&t.code)?;
         self.ledger.note(&Entry {
             began,
@@ -321,6 +332,14 @@ impl Blocks {
         }
         self.translated += 1;
         Some(id)
+    }
+
+    /// How often code at a place was rewritten: 0 if it is new or the last block there was
+    /// a vigilant one.
+    fn rewritten(&self, key: &Key) -> u16 {
+        let last = self.by_key.find(key.hash(), |id| self.list[id as usize].key() == *key);
+        let last = last.map(|id| &self.list[id as usize]);
+        last.filter(|b| !b.vigilant()).map_or(0, |b| b.rewritten() + 1)
     }
 
     /// Whether another block may not fit: time to drop everything.

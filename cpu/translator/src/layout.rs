@@ -84,6 +84,10 @@ pub(crate) fn jump_index(address: u64) -> usize {
 /// waiting, perhaps for a vCPU whose thread has no processor.
 pub(crate) const PAUSES: u64 = 1000;
 
+/// Turns of vigilant blocks: many beside the three times that code must be rewritten
+/// before its block is one, few where code has come to rest.
+pub(crate) const TURNS: u64 = 4096;
+
 /// Most windows of a block.
 pub(crate) const WINDOWS: usize = 8;
 
@@ -180,6 +184,8 @@ pub(crate) struct State {
     pub alignment_masks: [u64; 6],
     /// PAUSE instructions until the thread offers its processor to others.
     pub pauses: u64,
+    /// Times that vigilant blocks may be entered until one of them is made anew.
+    pub turns: u64,
     /// Of the number of a bit in a bit string: the element's number, the bit's in it.
     pub dword_element_mask: u64,
     pub dword_bit_mask: u64,

@@ -43,7 +43,7 @@ pub(crate) struct Block {
     /// Number of its first link.
     pub links: u32,
     pub len: u16,
-    /// Bytes of guest code, and [`Block::DEAD`].
+    /// Bytes of guest code, how often that was rewritten, and [`Block::DEAD`].
     guest_len: u16,
     instructions: u8,
     /// Of the code: the entry, and what follows the entry's look at the token.
@@ -58,6 +58,11 @@ const _: () = assert!(size_of::<Block>() == 32, "one a block");
 impl Block {
     /// It is not to be entered any more.
     const DEAD: u16 = 1 << 15;
+    /// Where the number of earlier blocks with this key is, of three bits.
+    const REWRITTEN: u32 = 10;
+    const LENGTH: u16 = (1 << Self::REWRITTEN) - 1;
+    /// Code that has been rewritten so often becomes a vigilant block, whose number it is.
+    pub const OFTEN: u16 = 3;
 
     pub fn dead(&self) -> bool {
         self.guest_len & Self::DEAD != 0
@@ -68,7 +73,22 @@ impl Block {
     }
 
     fn guest_len(&self) -> u64 {
-        (self.guest_len & !Self::DEAD).into()
+        (self.guest_len & Self::LENGTH).into()
+    }
+
+    /// How many blocks with this key there were before, up to [`Block::OFTEN`].
+    pub fn rewritten(&self) -> u16 {
+        self.guest_len >> Self::REWRITTEN & 7
+    }
+
+    pub fn set_rewritten(&mut self, times: u16) {
+        let times = times.min(Self::OFTEN) << Self::REWRITTEN;
+        self.guest_len = self.guest_len & (Self::DEAD | Self::LENGTH) | times;
+    }
+
+    /// It compares the guest's bytes itself: see `block::vigilant`.
+    pub fn vigilant(&self) -> bool {
+        self.rewritten() >= Self::OFTEN
     }
 
     /// A live block of `len` bytes at `start`; `None` if it begins with more code
@@ -90,7 +110,7 @@ impl Block {
             map: 0,
             links,
             len,
-            guest_len,
+            guest_len: Some(guest_len).filter(|len| *len <= Self::LENGTH)?,
             instructions: 0,
             entry: u8::try_from(entry).ok()?,
             inner: u8::try_from(inner).ok()?,
@@ -265,6 +285,18 @@ mod tests {
             let b = Block::new(&key, 0x100, (6, 12), 7, 200, 30).unwrap();
             assert_eq!((b.key(), b.entry(), b.inner(), b.again()), (key, 0x106, 0x10c, None));
         }
+    }
+
+    #[test]
+    fn a_block_counts_how_often_its_code_was_rewritten() {
+        let mut b = block(0x1000, 1000);
+        for (times, counted) in [(0, 0), (1, 1), (2, 2), (3, 3), (4, 3), (0, 0)] {
+            b.set_rewritten(times);
+            assert_eq!((b.rewritten(), b.vigilant(), b.guest_len()), (counted, counted == 3, 1000));
+        }
+        b.set_rewritten(2);
+        b.die();
+        assert_eq!((b.rewritten(), b.dead(), b.guest_len()), (2, true, 1000));
     }
 
     #[test]

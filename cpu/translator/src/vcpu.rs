@@ -20,7 +20,7 @@ use crate::block::{self, HostFeatures, MAX_INSTRUCTIONS, Mode, Variant};
 use crate::blocks::{AddressMap, Blocks, Key};
 use crate::call_stack::CallStack;
 use crate::foresight;
-use crate::layout::{Exit, JUMP_INDEX, PAUSES, State, USER_PROBE, jump_index};
+use crate::layout::{Exit, JUMP_INDEX, PAUSES, State, TURNS, USER_PROBE, jump_index};
 use crate::modes;
 use crate::native;
 use crate::signals::Running;
@@ -110,22 +110,7 @@ impl Recent {
     const FOREIGN: u32 = u32::MAX;
 
     /// Matches nothing: no code starts at the last byte of the space.
-    const NONE: Recent = Recent {
-        va: u64::MAX,
-        space: 0,
-        mode: Mode {
-            x87: false,
-            sse: false,
-            avx: false,
-            user: false,
-            narrow: false,
-            fs: false,
-            gs: false,
-            variant: Variant::Usual,
-            longest: 0,
-        },
-        id: 0,
-    };
+    const NONE: Recent = Recent { va: u64::MAX, space: 0, mode: Mode::NONE, id: 0 };
 }
 
 /// What is at a guest address.
@@ -155,6 +140,7 @@ impl TranslatorVcpu {
         state.user_probe = USER_PROBE;
         state.pauses = PAUSES;
         state.foreseen.fill(foresight::UNKNOWN);
+        state.turns = TURNS;
         state.qword_offset_mask = 7;
         state.dword_offset_mask = 3;
         state.alignment_masks = [0, 1, 3, 7, 15, 31];
@@ -194,7 +180,7 @@ impl TranslatorVcpu {
             pending_step: false,
             ends_at: None,
             counts: true,
-            predicted: Recent::NONE.mode,
+            predicted: Mode::NONE,
             fpu_in_host: false,
             counters: Counters::default(),
         })
@@ -560,7 +546,8 @@ impl TranslatorVcpu {
             (now == bytes).then_some(generation)
         };
         let guard = second.map(|(page, space)| ((page / PAGE) as u32, space));
-        let id = self.blocks.translate(key, bytes, guard, |len| {
+        let host = Self::host_page(self.interp.cpu(), ram / PAGE) + ram % PAGE;
+        let id = self.blocks.translate(key, bytes, host, guard, |len| {
             let here = len.min(first as u64) as usize;
             let generation = marked(ram, &bytes[..here])?;
             let Some((page, _)) = second else { return Some((generation, 0)) };
@@ -693,6 +680,14 @@ impl TranslatorVcpu {
             }
             Exit::Attention | Exit::Stale => {
                 let (id, _) = self.site(site)?;
+                if exit == Exit::Stale && self.blocks.get(id).vigilant() {
+                    // Its code has changed, or it has had the last turn.
+                    self.blocks.kill(id);
+                    let s = self.state();
+                    if s.turns == 0 {
+                        s.turns = TURNS;
+                    }
+                }
                 let (va, dead) = (self.blocks.get(id).va(), self.blocks.get(id).dead());
                 let other_mapping = exit == Exit::Stale && self.blocks.get(id).straddles();
                 if !dead && !other_mapping {

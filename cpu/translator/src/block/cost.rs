@@ -64,6 +64,7 @@ fn cost_of_translation() {
                     foresight: &Foresight::default(),
                     known: &|_, _| None,
                     straddling: None,
+                    vigilant: None,
                 },
                 &mut scratch,
             );

@@ -26,6 +26,7 @@ mod stack;
 mod string;
 mod system;
 mod template;
+mod vigilant;
 mod windows;
 
 use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Encoder, FlowControl, Instruction};
@@ -99,6 +100,19 @@ pub(crate) struct Mode {
 }
 
 impl Mode {
+    /// No block's: none has no instructions.
+    pub const NONE: Mode = Mode {
+        x87: false,
+        sse: false,
+        avx: false,
+        user: false,
+        narrow: false,
+        fs: false,
+        gs: false,
+        variant: Variant::Usual,
+        longest: 0,
+    };
+
     /// What follows from the processor's state, as a number below 128.
     pub fn word(self) -> u32 {
         let bits = [self.x87, self.sse, self.avx, self.user, self.narrow, self.fs, self.gs];
@@ -157,6 +171,9 @@ pub(crate) struct Request<'a> {
     /// The block is the one instruction at `va`, which ends in the next page; it is
     /// good for this code mapping.
     pub straddling: Option<u32>,
+    /// The block is to be vigilant (see [`vigilant`]): host address of the first of
+    /// `bytes` in the guest's memory.
+    pub vigilant: Option<u64>,
     pub thunks: &'a Thunks,
     pub strings: &'a StringThunks,
     pub system: &'a SystemThunks,
@@ -381,8 +398,7 @@ fn attempt(r: &Request<'_>, s: &mut Scratch, near: bool) -> Result<Option<Transl
     let (mut list, mut facts) = (std::mem::take(&mut b.s.list), std::mem::take(&mut b.s.list_facts));
     b.decode(longest, &mut list, &mut facts);
     b.make_plans(&list, &facts);
-    b.stub(Exit::Attention, 0);
-    let (entry, inner) = b.begin();
+    let (entry, inner) = b.begin(&list);
     let guard = r.straddling.filter(|_| !r.mode.shares(r.va)).map(|space| b.check_mapping(space));
     let mut map = std::mem::take(&mut b.s.map);
     let mut ended = false;
@@ -451,13 +467,20 @@ impl Builder<'_> {
         if mode.variant != Variant::Plain && list.len() > 1 {
             self.plan.make(list, facts, word);
         }
-        if mode.variant == Variant::Usual && mode.longest > 1 && !mode.narrow && self.r.straddling.is_none() {
+        let alone = self.r.straddling.is_some() || self.r.vigilant.is_some();
+        if mode.variant == Variant::Usual && mode.longest > 1 && !mode.narrow && !alone {
             self.alignment.make(list, facts, &self.plan, self.r.va);
         }
     }
 
-    /// The block's entry, and where links that lead forward go.
-    fn begin(&mut self) -> (usize, usize) {
+    /// The stubs that every block has in front of its entry; the entry, and where links
+    /// that lead forward go.
+    fn begin(&mut self, list: &[Instruction]) -> (usize, usize) {
+        self.stub(Exit::Attention, 0);
+        let leave = self.e.len();
+        if self.r.vigilant.is_some() {
+            self.stub(Exit::Stale, 0);
+        }
         let entry = self.e.len();
         self.entry = entry as u32;
         if self.alignment.repeats() {
@@ -468,7 +491,10 @@ impl Builder<'_> {
         }
         self.look_at_token();
         let inner = self.e.len();
-        self.check_alignment();
+        match self.r.vigilant {
+            Some(from) => self.be_vigilant(list, from, leave),
+            None => self.check_alignment(),
+        }
         (entry, inner)
     }
 
@@ -504,6 +530,9 @@ impl Builder<'_> {
             self.without_count_instructions(i);
             let facts = self.s.facts.of(i);
             if !self.supported(i, &facts) || shadowed && !self.may_follow_sti(i) {
+                break;
+            }
+            if r.vigilant.is_some() && !self.may_be_vigilant(i, &facts) {
                 break;
             }
             let sti = facts.system && self.is_native_sti(i);
@@ -551,6 +580,9 @@ impl Builder<'_> {
     fn instruction(&mut self, i: &Instruction, facts: &Facts) -> Option<Next> {
         self.ip = i.ip();
         self.held = self.now_held.take();
+        if self.r.vigilant.is_some() && self.with_constant(i) {
+            return Some(Next::Continue);
+        }
         match facts.route {
             Route::Copy => return self.copy(i, facts).then_some(Next::Continue),
             Route::Lea => return self.any_lea(i).then_some(Next::Continue),

@@ -35,6 +35,7 @@ fn outcome(
         features: &features,
         foresight: &Foresight::default(),
         straddling: None,
+        vigilant: None,
         known: &|_, _| None,
     };
     match attempt(&request, scratch, true) {
