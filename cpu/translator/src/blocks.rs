@@ -24,6 +24,9 @@ const CODE_CAP: usize = 32 << 20;
 /// Bytes of code for which it is known which block is the first in them.
 const CODE_PAGE: u32 = 4096;
 
+/// Room for what the jump cache holds for a block.
+const STUB_CODE: usize = 96;
+
 /// Pages of code written before an idle vCPU lets go of the mapping it writes through:
 /// then faulting some of them in again costs little beside what was written.
 const RELEASED_PAGES: usize = 32;
@@ -508,7 +511,7 @@ impl Blocks {
         }
         let (va, entry) = (b.va(), b.entry());
         let at = self.cache.next_offset();
-        let mut e = Emitter::default();
+        let mut e = Emitter { code: Vec::with_capacity(STUB_CODE) };
         e.mov_imm(host::TEMP, va.wrapping_neg());
         e.lea(host::TEMP, crate::emit::Mem::indexed(host::TEMP, host::ADDRESS, 0));
         let right = e.jrcxz();

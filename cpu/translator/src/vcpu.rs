@@ -678,39 +678,48 @@ impl TranslatorVcpu {
                 }
                 Ok(self.interpret_at(id, index.into()))
             }
-            Exit::Attention | Exit::Stale => {
-                let (id, _) = self.site(site)?;
-                if exit == Exit::Stale && self.blocks.get(id).vigilant() {
-                    // Its code has changed, or it has had the last turn.
-                    self.blocks.kill(id);
-                    let s = self.state();
-                    if s.turns == 0 {
-                        s.turns = TURNS;
-                    }
-                }
-                let (va, dead) = (self.blocks.get(id).va(), self.blocks.get(id).dead());
-                let other_mapping = exit == Exit::Stale && self.blocks.get(id).straddles();
-                if !dead && !other_mapping {
-                    return Ok(self.give_up(va));
-                }
-                let generation = self.blocks.flushes;
-                let Some(new) = self.block_at(va) else { return Ok(self.give_up(va)) };
-                if dead && new != id && generation == self.blocks.flushes {
-                    let (old, key) = (self.blocks.get(id).key(), self.blocks.get(new).key());
-                    if old == key {
-                        self.blocks.replace(id, new);
-                    } else if key.mode.shares(va) {
-                        // Links to shared code are not checked, nor need this jump be.
-                        self.blocks.forward(id, new);
-                    }
-                }
-                Ok(Then::Resume(self.blocks.get(new).entry()))
-            }
+            Exit::Attention | Exit::Stale => self.left_at_start(exit, site),
             Exit::Fault => {
                 let (id, index) = self.blocks.instruction_at(site).ok_or_else(|| self.lost(site))?;
                 Ok(self.interpret_at(id, index))
             }
         }
+    }
+
+    /// A block was left where it begins: attention is wanted, or it is not good any more.
+    fn left_at_start(&mut self, exit: Exit, site: u64) -> Result<Then, EngineError> {
+        let (id, _) = self.site(site)?;
+        if exit == Exit::Stale && self.blocks.get(id).vigilant() {
+            // Its code has changed, or it has had the last turn.
+            self.blocks.kill(id);
+            let s = self.state();
+            if s.turns == 0 {
+                s.turns = TURNS;
+            }
+        }
+        let (va, dead) = (self.blocks.get(id).va(), self.blocks.get(id).dead());
+        let other_mapping = exit == Exit::Stale && self.blocks.get(id).straddles();
+        if !dead && !other_mapping {
+            return Ok(self.give_up(va));
+        }
+        let generation = self.blocks.flushes;
+        // Blocks that take less for granted are led to by those that take more.
+        let variant = self.blocks.get(id).mode().variant;
+        let mode = Mode { variant, ..self.mode() };
+        let Some(new) = self.block_in(va, mode) else {
+            self.pending_step = variant != Variant::Usual;
+            return Ok(self.give_up(va));
+        };
+        if dead && new != id && generation == self.blocks.flushes {
+            let (old, key) = (self.blocks.get(id).key(), self.blocks.get(new).key());
+            if old == key {
+                self.blocks.replace(id, new);
+            } else if key.mode.shares(va) {
+                // Links to shared code are not checked, nor need this jump be.
+                self.blocks.forward(id, new);
+            }
+        }
+        Ok(Then::Resume(self.blocks.get(new).entry()))
     }
 
     /// What links to code that is not shared are checked against: the code mapping,

@@ -32,6 +32,7 @@ fn memory() -> GuestMemory {
     }
     for n in 0..512 {
         put(TABLES + 0x3000 + n * 8, n << 12 | 0x67);
+        put(DATA + n * 8, n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     }
     memory
 }
@@ -45,7 +46,8 @@ fn state(reset: CpuState) -> CpuState {
     s.cr3 = TABLES;
     s.efer = efer::LME | efer::LMA;
     s.rflags = rflags::FIXED;
-    s.gpr[4] = STACK;
+    // RBX and RCX: an operand at RBX + RCX is not aligned.
+    (s.gpr[3], s.gpr[1], s.gpr[4]) = (DATA + 1, 0x103, STACK);
     s.rip = CODE;
     s
 }
@@ -160,6 +162,20 @@ fn parts_of_constants_and_more_than_them_change() {
         a.mov(esi, dword_ptr(FUNCTION + 12))?;
         a.mov(dword_ptr(FUNCTION + 12), esi)
     });
+}
+
+/// Blocks that check their operands' alignment go on in others where that fails.
+#[test]
+fn constants_among_operands_that_are_not_aligned_change() {
+    fn operands(a: &mut CodeAssembler) -> Result {
+        a.db(&[0x05, 1, 2, 3, 4])?;
+        a.add(eax, dword_ptr(rbx))?;
+        a.xor(eax, dword_ptr(rbx + rcx))?;
+        a.sub(eax, dword_ptr(rbx + rcx * 2))?;
+        a.adc(eax, dword_ptr(rcx + DATA as i32))?;
+        a.ret()
+    }
+    check("operands", operands, |a| a.mov(dword_ptr(FUNCTION + 1), r13d));
 }
 
 #[test]

@@ -15,15 +15,15 @@ use crate::layout::{Exit, PINNED, gpr_home, gs, host};
 /// A guest register that visits a scratch register for one instruction.
 #[derive(Debug, Default, Clone, Copy)]
 struct Visitor {
-    guest: usize,
+    guest: u8,
     host: u8,
     load: bool,
     store: bool,
 }
 
-/// A general register that an instruction names: operand number, guest register,
-/// what happens to it, and whether its old value matters.
-type Explicit = (u32, usize, OpAccess, bool);
+/// A general register that an instruction names: its number, what happens to it, and
+/// whether its old value matters.
+type Explicit = (u8, OpAccess, bool);
 
 /// Guest registers that live in the state, a bit each.
 const IN_STATE: u16 = {
@@ -148,21 +148,23 @@ impl Builder<'_> {
         }
         let mut hosts = HOSTS;
         for v in visitors.iter() {
-            hosts[v.guest & 15] = v.host;
+            hosts[usize::from(v.guest & 15)] = v.host;
         }
         for v in visitors.iter().filter(|v| v.load) {
-            match PINNED[v.guest] {
+            let guest = usize::from(v.guest);
+            match PINNED[guest] {
                 Some(h) => self.e.mov(v.host, h),
-                None => self.e.load(v.host, Mem::gs(gpr_home(v.guest))),
+                None => self.e.load(v.host, Mem::gs(gpr_home(guest))),
             }
         }
         if !self.place(source, &hosts, operand.as_ref()) {
             return false;
         }
         for v in visitors.iter().filter(|v| v.store) {
-            match PINNED[v.guest] {
+            let guest = usize::from(v.guest);
+            match PINNED[guest] {
                 Some(h) => self.e.mov(h, v.host),
-                None => self.e.store(Mem::gs(gpr_home(v.guest)), v.host),
+                None => self.e.store(Mem::gs(gpr_home(guest)), v.host),
             }
         }
         if named.written >> RSP & 1 != 0 {
@@ -289,7 +291,7 @@ fn uses(i: &Instruction, facts: &Facts) -> Uses {
                     let fresh = access == OpAccess::Write
                         && r.size() >= 4
                         && !matches!(i.mnemonic(), Mnemonic::Bsf | Mnemonic::Bsr);
-                    u.hidden |= !u.explicit.push((n, g, access, !fresh));
+                    u.hidden |= !u.explicit.push((g as u8, access, !fresh));
                 }
             }
         }
@@ -307,13 +309,13 @@ fn visitors(u: &Uses, free: &[u8]) -> Option<Few<Visitor>> {
         }
         let _ = list.push(Visitor { guest: 1, host: host::TEMP, load: true, store: writes(access) });
     }
-    for (_, guest, access, load) in u.explicit.iter() {
+    for (guest, access, load) in u.explicit.iter() {
         if let Some(v) = list.iter_mut().find(|v| v.guest == *guest) {
             v.store |= writes(*access);
             v.load |= load;
             continue;
         }
-        if PINNED[*guest].is_some_and(|h| !u.high_byte || h < 4) {
+        if PINNED[usize::from(*guest)].is_some_and(|h| !u.high_byte || h < 4) {
             continue;
         }
         // A high byte excludes REX, and with it RDI's low byte.

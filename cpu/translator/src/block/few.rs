@@ -4,7 +4,7 @@
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Few<T> {
     items: [T; 4],
-    len: usize,
+    len: u8,
 }
 
 impl<T: Default + Copy> Default for Few<T> {
@@ -17,7 +17,7 @@ impl<T> Few<T> {
     /// Add one. False: there is no room.
     #[must_use]
     pub fn push(&mut self, item: T) -> bool {
-        let Some(slot) = self.items.get_mut(self.len) else { return false };
+        let Some(slot) = self.items.get_mut(usize::from(self.len)) else { return false };
         *slot = item;
         self.len += 1;
         true
@@ -27,12 +27,12 @@ impl<T> Few<T> {
 impl<T> std::ops::Deref for Few<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
-        &self.items[..self.len]
+        &self.items[..usize::from(self.len)]
     }
 }
 
 impl<T> std::ops::DerefMut for Few<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        &mut self.items[..self.len]
+        &mut self.items[..usize::from(self.len)]
     }
 }

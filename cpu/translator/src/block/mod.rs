@@ -476,10 +476,10 @@ impl Builder<'_> {
     /// The stubs that every block has in front of its entry; the entry, and where links
     /// that lead forward go.
     fn begin(&mut self, list: &[Instruction]) -> (usize, usize) {
-        self.stub(Exit::Attention, 0);
+        self.call_exit(Exit::Attention);
         let leave = self.e.len();
         if self.r.vigilant.is_some() {
-            self.stub(Exit::Stale, 0);
+            self.call_exit(Exit::Stale);
         }
         let entry = self.e.len();
         self.entry = entry as u32;
@@ -622,8 +622,13 @@ impl Builder<'_> {
     /// `call thunk; payload`: leaves to the engine, naming an instruction (of a link,
     /// its number in the block). The engine knows the block by where the call is.
     fn stub(&mut self, exit: Exit, index: u8) {
-        self.e.branch(&[0xe8], self.r.at, self.r.thunks.exits[exit as usize]);
+        self.call_exit(exit);
         self.e.bytes(&[index]);
+    }
+
+    /// A stub without a payload: what it leaves for concerns the block.
+    fn call_exit(&mut self, exit: Exit) {
+        self.e.branch(&[0xe8], self.r.at, self.r.thunks.exits[exit as usize]);
     }
 
     /// JRCXZ to a stub emitted later, which has the operand's address in ADDRESS.
