@@ -1,7 +1,7 @@
 //! A Debian, built from its packages.
 //!
-//! mmdebstrap makes a tar archive of the root file system, as root or in a user
-//! namespace; `mkfs.ext4 -d` makes the disk of it, without root under fakeroot,
+//! mmdebstrap makes a tar archive of the root file system, as root, in a user
+//! namespace or, where a user has no range of IDs for one, by fakechroot; `mkfs.ext4 -d` makes the disk of it, without root under fakeroot,
 //! which remembers whose each file is. The disk has no partitions and no boot
 //! loader: the kernel is taken out and started directly, and finds its root on
 //! an NVMe disk, whose driver Debian's cloud kernel has built in.
@@ -16,7 +16,7 @@ use image_store::{DiskFormat, FirstBoot, Image, ImageName, NewImage, Store};
 use crate::error::{BuildError, failed};
 use crate::guest_package;
 use crate::program;
-use crate::tools::{self, is_root};
+use crate::tools::{self, Mode, is_root};
 
 /// Size of the root disk unless told otherwise, in bytes. Sparse: what is not
 /// written takes no room on the host.
@@ -116,13 +116,14 @@ impl Debian {
     }
 
     /// mmdebstrap's command line, for a tar archive at `archive`.
-    fn bootstrap(&self, package: &Path, archive: &Path) -> Command {
+    fn bootstrap(&self, mode: &Mode, package: &Path, archive: &Path) -> Command {
         let include: Vec<&str> =
             PACKAGES.into_iter().chain(self.packages.iter().map(String::as_str)).collect();
-        let mode = if is_root() { "root" } else { "unshare" };
         let mut command = Command::new("mmdebstrap");
         command
-            .arg(format!("--mode={mode}"))
+            // Users' paths lack what packages' scripts call.
+            .env("PATH", administrators_path())
+            .arg(format!("--mode={}", mode.word()))
             .args(["--variant=apt", "--architectures=amd64", "--format=tar"])
             .args(["--aptopt=APT::Install-Recommends \"false\"", "--aptopt=Acquire::Retries \"3\""])
             .arg(format!("--include={}", include.join(",")))
@@ -176,7 +177,8 @@ pub fn build_debian(store: &Store, debian: &Debian, progress: &dyn Progress) -> 
     if !debian.replace && store.find(&debian.name).is_ok() {
         return Err(image_store::StoreError::Exists(debian.name.clone()).into());
     }
-    tools::provide(progress)?;
+    let mode = Mode::of_host();
+    tools::provide(&mode, progress)?;
     let intake = store.begin()?;
     let work = intake.directory();
     let package = guest_package::make(work)?;
@@ -185,8 +187,11 @@ pub fn build_debian(store: &Store, debian: &Debian, progress: &dyn Progress) -> 
     let package = if is_root() { package } else { lay_open(&package, &outside)? };
     let archive = work.join("root.tar");
     let result = program::run(
-        &mut debian.bootstrap(&package, &archive),
-        "check the network, the release's name and the mirror",
+        &mut debian.bootstrap(&mode, &package, &archive),
+        match mode {
+            Mode::Root => "check the network, the release's name and the mirror",
+            _ => "check the network, the release's name and the mirror, or build as root",
+        },
         |line| {
             let reported = |s: &(&str, &str)| line.strip_prefix("I: ").is_some_and(|l| l.starts_with(s.0));
             if let Some(number) = STEPS.iter().position(reported) {
@@ -241,8 +246,7 @@ fn make_disk(work: &Path, archive: &Path, disk: &Path, size: u64) -> Result<(Pat
         command.arg("sh");
     }
     command.args(["-c", script, "sh"]).args([archive, &tree, disk]).arg(format!("{}k", size >> 10));
-    let path = std::env::var("PATH").unwrap_or_default();
-    command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
+    command.env("PATH", administrators_path());
     program::run(&mut command, "make room in the cache's file system, or give a larger --size", |_| {})?;
     let kernel = work.join("vmlinuz");
     let boot = tree.join("boot");
@@ -261,6 +265,11 @@ fn newest_kernel(boot: &Path) -> Result<PathBuf, BuildError> {
         |p: &PathBuf| p.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with("vmlinuz-"));
     let newest = entries.flatten().map(|e| e.path()).filter(is_kernel).max();
     newest.ok_or_else(|| failed("find a kernel in", boot)(std::io::ErrorKind::NotFound.into()))
+}
+
+/// The path, with the programs of administrators.
+fn administrators_path() -> String {
+    format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())
 }
 
 /// A word of a shell's command line.
@@ -313,7 +322,7 @@ mod tests {
     fn the_release_the_packages_and_the_mirror_reach_mmdebstrap() {
         let mut wanted = debian();
         wanted.mirror = Some("http://mirror.test/debian".into());
-        let command = wanted.bootstrap(Path::new("/a b/it's.deb"), Path::new("/x/root.tar"));
+        let command = wanted.bootstrap(&Mode::Root, Path::new("/a b/it's.deb"), Path::new("/x/root.tar"));
         let words: Vec<_> = command.get_args().map(|w| w.to_string_lossy().into_owned()).collect();
         assert_eq!(words[words.len() - 3..], ["trixie", "/x/root.tar", "http://mirror.test/debian"]);
         let include = words.iter().find_map(|w| w.strip_prefix("--include=")).unwrap();
