@@ -1,5 +1,6 @@
 //! What a guest is told.
 
+use base64ct::{Base64, Encoding};
 use serde_json::{Map, Value, json};
 
 use crate::password::PasswordHash;
@@ -186,7 +187,7 @@ impl Identity {
         let file = |f: &GuestFile| {
             json!({
                 "path": f.path, "permissions": format!("{:04o}", f.mode & 0o7777),
-                "encoding": "b64", "content": base64(&f.content),
+                "encoding": "b64", "content": Base64::encode_string(&f.content),
             })
         };
         if !self.files.is_empty() {
@@ -210,20 +211,6 @@ fn without_nulls(mut value: Value) -> Value {
 /// A line.
 fn text(content: &str) -> Vec<u8> {
     format!("{content}\n").into_bytes()
-}
-
-/// Standard base64 with padding (RFC 4648, section 4).
-fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for chunk in bytes.chunks(3) {
-        let word = chunk.iter().enumerate().fold(0u32, |w, (i, b)| w | u32::from(*b) << (16 - 8 * i));
-        for i in 0..4 {
-            let digit = ALPHABET[(word >> (18 - 6 * i) & 63) as usize];
-            out.push(if i <= chunk.len() { char::from(digit) } else { '=' });
-        }
-    }
-    out
 }
 
 #[cfg(test)]

@@ -144,31 +144,13 @@ fn copy_by_buffer(source: &File, target: &File, range: Range<u64>) -> io::Result
 mod tests {
     use super::*;
     use std::os::unix::fs::{FileExt, MetadataExt};
-    use std::path::PathBuf;
 
     const MIB: u64 = 1 << 20;
 
-    struct Scratch(PathBuf);
-
-    impl Scratch {
-        fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("strata-copy-{name}-{}", std::process::id()));
-            let _ = std::fs::remove_dir_all(&path);
-            std::fs::create_dir_all(&path).unwrap();
-            Scratch(path)
-        }
-    }
-
-    impl Drop for Scratch {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
-    }
-
     #[test]
     fn a_copy_has_the_same_bytes_no_more_blocks_and_the_length_asked_for() {
-        let scratch = Scratch::new("same");
-        let (from, to) = (scratch.0.join("from"), scratch.0.join("to"));
+        let scratch = tempfile::tempdir().unwrap();
+        let (from, to) = (scratch.path().join("from"), scratch.path().join("to"));
         let source = File::create(&from).unwrap();
         source.set_len(64 * MIB).unwrap();
         for at in [0, 5 * MIB + 3, 64 * MIB - 4] {
@@ -189,8 +171,8 @@ mod tests {
 
     #[test]
     fn a_buffer_does_what_the_kernel_would() {
-        let scratch = Scratch::new("buffer");
-        let (from, to) = (scratch.0.join("from"), scratch.0.join("to"));
+        let scratch = tempfile::tempdir().unwrap();
+        let (from, to) = (scratch.path().join("from"), scratch.path().join("to"));
         let bytes: Vec<u8> = (0..3 * MIB + 7).map(|i| (i * 31 % 251) as u8).collect();
         std::fs::write(&from, &bytes).unwrap();
         let target = File::create(&to).unwrap();
@@ -200,15 +182,15 @@ mod tests {
 
     #[test]
     fn what_exists_is_not_overwritten_and_a_failure_leaves_nothing() {
-        let scratch = Scratch::new("refuse");
-        let (from, to) = (scratch.0.join("from"), scratch.0.join("to"));
+        let scratch = tempfile::tempdir().unwrap();
+        let (from, to) = (scratch.path().join("from"), scratch.path().join("to"));
         std::fs::write(&from, "new").unwrap();
         std::fs::write(&to, "old").unwrap();
         assert_eq!(thin_copy(&from, &to, None).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(std::fs::read(&to).unwrap(), b"old");
-        assert!(thin_copy(&scratch.0.join("none"), &scratch.0.join("x"), None).is_err());
+        assert!(thin_copy(&scratch.path().join("none"), &scratch.path().join("x"), None).is_err());
         // A directory opens and cannot be read.
-        assert!(thin_copy(&scratch.0, &scratch.0.join("y"), None).is_err());
-        assert!(!scratch.0.join("x").exists() && !scratch.0.join("y").exists());
+        assert!(thin_copy(scratch.path(), &scratch.path().join("y"), None).is_err());
+        assert!(!scratch.path().join("x").exists() && !scratch.path().join("y").exists());
     }
 }

@@ -136,24 +136,6 @@ impl LogReader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::PathBuf;
-
-    struct Scratch(PathBuf);
-
-    impl Scratch {
-        fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("strata-log-{name}-{}", std::process::id()));
-            let _ = std::fs::remove_dir_all(&path);
-            std::fs::create_dir_all(&path).unwrap();
-            Scratch(path)
-        }
-    }
-
-    impl Drop for Scratch {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
-    }
 
     fn read(directory: &Path, cap: u64) -> String {
         let mut reader = LogReader::with_cap(directory, cap).unwrap().unwrap();
@@ -162,29 +144,29 @@ mod tests {
 
     #[test]
     fn the_newest_half_is_always_there_in_order_and_no_more_than_the_cap() {
-        let scratch = Scratch::new("turns");
-        let mut log = ConsoleLog::with_cap(&scratch.0, 16).unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        let mut log = ConsoleLog::with_cap(scratch.path(), 16).unwrap();
         let mut all = String::new();
         for i in 0..60 {
             let word = format!("{i},");
             log.put(word.as_bytes()).unwrap();
             all.push_str(&word);
-            let shown = read(&scratch.0, 16);
+            let shown = read(scratch.path(), 16);
             assert!(all.ends_with(&shown), "{shown} of {all}");
             assert!(shown.len() >= all.len().min(16) && shown.len() <= 32, "{shown} of {all}");
         }
         // A process that takes it up goes on where it ended.
-        let mut again = ConsoleLog::with_cap(&scratch.0, 16).unwrap();
+        let mut again = ConsoleLog::with_cap(scratch.path(), 16).unwrap();
         again.put(b"end").unwrap();
-        assert!(read(&scratch.0, 16).ends_with("59,end"), "{}", read(&scratch.0, 16));
+        assert!(read(scratch.path(), 16).ends_with("59,end"), "{}", read(scratch.path(), 16));
     }
 
     #[test]
     fn one_who_follows_sees_every_byte_once() {
-        let scratch = Scratch::new("follow");
-        assert!(LogReader::with_cap(&scratch.0, 16).unwrap().is_none());
-        let mut log = ConsoleLog::with_cap(&scratch.0, 16).unwrap();
-        let mut reader = LogReader::with_cap(&scratch.0, 16).unwrap().unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        assert!(LogReader::with_cap(scratch.path(), 16).unwrap().is_none());
+        let mut log = ConsoleLog::with_cap(scratch.path(), 16).unwrap();
+        let mut reader = LogReader::with_cap(scratch.path(), 16).unwrap().unwrap();
         let (mut all, mut seen) = (Vec::new(), Vec::new());
         for i in 0..100u8 {
             let said: Vec<u8> = (0..i % 7).map(|n| b'a' + (i + n) % 26).collect();
