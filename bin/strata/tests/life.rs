@@ -50,6 +50,7 @@ impl Host {
             .current_dir(&self.0)
             .env("STRATA_RUNTIME_DIR", self.0.join("run"))
             .env("STRATA_STATE", self.0.join("state"))
+            .env("STRATA_CACHE", self.0.join("cache"))
             .stdin(Stdio::null());
         command
     }
@@ -163,6 +164,65 @@ fn a_machine_that_is_to_go_goes_with_all_it_had() {
     host.check(&["kill", &id], 0);
     host.wait_for("it is gone", || !directory.exists());
     assert!(host.all().is_empty());
+}
+
+/// 16 MiB without zeroes, which begin as a partitioned disk does.
+fn write_disk(host: &Host) {
+    let mut disk = vec![7; 16 << 20];
+    disk[510..512].copy_from_slice(b"\x55\xaa");
+    std::fs::write(host.0.join("disk"), disk).expect("writable");
+}
+
+#[test]
+fn a_second_machine_takes_what_it_changes() {
+    use std::os::unix::fs::MetadataExt;
+    let host = Host::new("thin");
+    write_disk(&host);
+    host.check(&["image", "import", "disk", "--name", "img"], 0);
+    let ids = [
+        host.detach("polite", &["img"]),
+        host.detach("polite", &["--disk-size", "32M", "img"]),
+        host.detach("polite", &["--disk-copy", "img"]),
+    ];
+    let directory = |id: &str| host.0.join("state/machines").join(id);
+    let taken =
+        |id: &str, name: &str| std::fs::metadata(directory(id).join(name)).map_or(0, |m| m.blocks() * 512);
+    assert!(taken(&ids[2], "disk.raw") >= 16 << 20, "a copy is one");
+    if directory(&ids[0]).join("base").exists() {
+        for id in &ids[..2] {
+            assert!((1..1 << 20).contains(&taken(id, "disk.qcow2")), "{}", taken(id, "disk.qcow2"));
+        }
+        let inspected =
+            host.check(&["image", "inspect", &format!("./state/machines/{}/disk.qcow2", ids[1])], 0);
+        let inspected: Value = serde_json::from_str(&inspected).expect("JSON");
+        assert_eq!((&inspected["virtual_size"], &inspected["backing"]), (&(32 << 20).into(), &"base".into()));
+    } else {
+        println!("the file system shares blocks; nothing to measure");
+    }
+    // What they stand on stays when the image goes, and goes with them.
+    host.check(&["image", "rm", "img"], 0);
+    host.check(&["restart", &ids[0]], 0);
+    host.check(&["rm", "-f", &ids[0], &ids[1], &ids[2]], 0);
+    let left = std::fs::read_dir(host.0.join("state/bases")).map_or(0, |d| d.flatten().count());
+    assert!(left <= 1, "{left}: its lock alone is left");
+}
+
+#[test]
+fn images_are_converted_and_inspected() {
+    let host = Host::new("convert");
+    write_disk(&host);
+    assert!(host.check(&["image", "convert", "disk", "new.qcow2"], 0).contains("qcow2 image of 16.0 MiB"));
+    let inspect =
+        |file| -> Value { serde_json::from_str(&host.check(&["image", "inspect", file], 0)).expect("JSON") };
+    let made = inspect("./new.qcow2");
+    assert_eq!((&made["format"], &made["virtual_size"]), (&"qcow2".into(), &(16 << 20).into()));
+    assert!(made["snapshots"].as_array().is_some_and(Vec::is_empty) && made["backing"].is_null());
+    assert!(host.check(&["image", "convert", "disk", "new.qcow2"], 2).contains("--force"));
+    host.check(&["image", "convert", "new.qcow2", "back", "--format", "raw", "--force"], 0);
+    let read = |name| std::fs::read(host.0.join(name)).expect("it is there");
+    assert!(read("back") == read("disk"));
+    assert!(host.check(&["image", "convert", "none", "x"], 2).contains("none"));
+    assert!(host.check(&["image", "inspect", "./none"], 2).contains("none"));
 }
 
 #[test]
