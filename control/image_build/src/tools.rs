@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn a_range_of_user_ids_is_found_by_name_or_number() {
-        let passwd = "root:x:0:0:root:/root:/bin/bash\nme:x:1000:1000::/home/me:/bin/sh\n";
+        let passwd = "root:x:0:0:root:/root:/bin/bash\nme:x:1000:1000::/:/bin/sh\n";
         assert_eq!(user_name(passwd, 1000).as_deref(), Some("me"));
         assert_eq!(user_name(passwd, 100), None);
         for (list, found) in [
