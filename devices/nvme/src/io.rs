@@ -12,22 +12,11 @@ use crate::completion::Completion;
 use crate::prp::{self, Direction};
 use crate::spec::{NSID, NSID_ALL, Status, nvm};
 
-/// Whether a command may wait for a medium.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Patience {
-    /// No: a vCPU waits.
-    None,
-    /// Yes.
-    Full,
-}
-
 /// What became of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// It is done, or has failed.
     Done(Completion),
-    /// It would have to wait, and nothing has happened.
-    Wait,
     /// The host has no room for what it writes. It can be executed again.
     Full,
 }
@@ -75,18 +64,16 @@ impl Namespace {
     }
 
     /// Execute a command.
-    pub fn execute(&self, command: &Command, patience: Patience) -> Outcome {
-        let status = match self.dispatch(command, patience) {
-            Ok(true) => Status::SUCCESS,
-            Ok(false) => return Outcome::Wait,
+    pub fn execute(&self, command: &Command) -> Outcome {
+        let status = match self.dispatch(command) {
+            Ok(()) => Status::SUCCESS,
             Err(Status::CAPACITY) if self.on_full.is_some() => return Outcome::Full,
             Err(status) => status,
         };
         Outcome::Done(Completion { cid: command.cid, status, result: 0 })
     }
 
-    /// False: it would have to wait.
-    fn dispatch(&self, command: &Command, patience: Patience) -> Result<bool, Status> {
+    fn dispatch(&self, command: &Command) -> Result<(), Status> {
         let known = matches!(
             command.opcode,
             nvm::FLUSH | nvm::WRITE | nvm::READ | nvm::WRITE_ZEROES | nvm::DATASET_MANAGEMENT
@@ -102,19 +89,12 @@ impl Namespace {
             return Err(Status::INVALID_NAMESPACE);
         }
         match command.opcode {
-            nvm::READ => return self.read(command, patience),
-            nvm::WRITE => return self.write(command, patience),
-            _ => {}
+            nvm::READ => self.read(command),
+            nvm::WRITE => self.write(command),
+            nvm::FLUSH => self.judge(self.disk.flush(), command),
+            nvm::WRITE_ZEROES => self.write_zeroes(command),
+            _ => self.dataset_management(command),
         }
-        if patience == Patience::None {
-            return Ok(false);
-        }
-        match command.opcode {
-            nvm::FLUSH => self.judge(self.disk.flush(), command)?,
-            nvm::WRITE_ZEROES => self.write_zeroes(command)?,
-            _ => self.dataset_management(command)?,
-        }
-        Ok(true)
     }
 
     /// First byte and bytes of a run of blocks.
@@ -142,33 +122,20 @@ impl Namespace {
         })
     }
 
-    fn read(&self, command: &Command, patience: Patience) -> Result<bool, Status> {
+    fn read(&self, command: &Command) -> Result<(), Status> {
         let (offset, len) = self.range(command.lba(), command.blocks())?;
         let to = prp::segments(&self.memory, command, len, Direction::ToGuest)?;
-        match patience {
-            Patience::None => self.judge(self.disk.try_read_guest(offset, &self.memory, &to), command),
-            Patience::Full => {
-                self.judge(self.disk.read_guest(offset, &self.memory, &to), command)?;
-                Ok(true)
-            }
-        }
+        self.judge(self.disk.read_guest(offset, &self.memory, &to), command)
     }
 
-    fn write(&self, command: &Command, patience: Patience) -> Result<bool, Status> {
+    fn write(&self, command: &Command) -> Result<(), Status> {
         let (offset, len) = self.range(command.lba(), command.blocks())?;
         let from = prp::segments(&self.memory, command, len, Direction::FromGuest)?;
-        let unit_access = command.dword(12) & FUA != 0;
-        if patience == Patience::None {
-            return match unit_access {
-                true => Ok(false),
-                false => self.judge(self.disk.try_write_guest(offset, &self.memory, &from), command),
-            };
-        }
         self.judge(self.disk.write_guest(offset, &self.memory, &from), command)?;
-        if unit_access {
+        if command.dword(12) & FUA != 0 {
             self.judge(self.disk.flush(), command)?;
         }
-        Ok(true)
+        Ok(())
     }
 
     fn write_zeroes(&self, command: &Command) -> Result<(), Status> {

@@ -2,9 +2,8 @@
 //!
 //! [`Nvme`] is a PCI function. Its registers and the admin queue are served on the
 //! vCPU's thread that touches them; each I/O submission queue has a thread of its
-//! own. A doorbell first tries on the vCPU's thread what needs no waiting (a read
-//! of what the host has cached, a small write into that cache), since waking a
-//! thread costs more; the rest is left to the queue's thread.
+//! own, which executes all its commands: the vCPU goes on meanwhile, and one
+//! interrupt tells of several.
 //!
 //! | module | what |
 //! | --- | --- |

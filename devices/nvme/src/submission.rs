@@ -2,14 +2,14 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{JoinHandle, Thread};
 
 use guest_memory::GuestMemory;
 
 use crate::command::Command;
 use crate::completion::CompletionQueue;
-use crate::io::{Namespace, Outcome, Patience};
+use crate::io::{Namespace, Outcome};
 use crate::spec::SQE_SIZE;
 
 /// Completions after which the driver hears of them, though more commands wait:
@@ -91,27 +91,22 @@ impl Submission {
         Some(Command::parse(&entry))
     }
 
-    /// Take commands until there are no more, the completion queue is full, one is
-    /// held, or, with [`Patience::None`], one would have to wait. True if there is
-    /// nothing more to do for now.
-    fn work(&self, mut head: MutexGuard<'_, u16>, patience: Patience) -> bool {
+    /// Take commands until there are no more, the completion queue is full or one is
+    /// held.
+    fn work(&self, mut head: MutexGuard<'_, u16>) {
         let mut unsignalled = 0;
-        let empty = loop {
-            if *head == self.tail.load(Ordering::Acquire) || self.must_not_work() {
-                break true;
-            }
+        while *head != self.tail.load(Ordering::Acquire) && !self.must_not_work() {
             if !self.completions.promise() {
-                break false;
+                break;
             }
-            let outcome = self.fetch(*head).map_or(Outcome::Wait, |c| self.namespace.execute(&c, patience));
-            let Outcome::Done(completion) = outcome else {
+            let outcome = self.fetch(*head).map(|c| self.namespace.execute(&c));
+            let Some(Outcome::Done(completion)) = outcome else {
                 self.completions.withdraw();
-                if outcome == Outcome::Full {
+                if outcome.is_some() {
                     self.held.store(true, Ordering::Release);
                     self.namespace.tell_full();
-                    break true;
                 }
-                break false;
+                break;
             };
             *head = (*head + 1) % self.entries;
             self.completions.post(self.id, *head, completion);
@@ -120,16 +115,15 @@ impl Submission {
                 self.completions.signal();
                 unsignalled = 0;
             }
-        };
+        }
         if unsignalled > 0 {
             self.completions.signal();
         }
-        empty
     }
 
     fn serve(&self) {
         while !self.stop.load(Ordering::Acquire) {
-            self.work(self.head.lock().unwrap_or_else(PoisonError::into_inner), Patience::Full);
+            self.work(self.head.lock().unwrap_or_else(PoisonError::into_inner));
             std::thread::park();
         }
     }
@@ -184,14 +178,9 @@ impl RunningQueue {
             return;
         }
         queue.tail.store(tail, Ordering::Release);
-        let patience = if self.inline { Patience::Full } else { Patience::None };
-        let done = match queue.head.try_lock() {
-            Ok(head) => queue.work(head, patience),
-            Err(TryLockError::Poisoned(head)) => queue.work(head.into_inner(), patience),
-            // Its thread is at it, and may just have seen the old tail.
-            Err(TryLockError::WouldBlock) => false,
-        };
-        if !done {
+        if self.inline {
+            self.resume();
+        } else {
             queue.wake();
         }
     }
@@ -201,7 +190,7 @@ impl RunningQueue {
         if self.inline
             && let Ok(head) = self.queue.head.try_lock()
         {
-            self.queue.work(head, Patience::Full);
+            self.queue.work(head);
         }
     }
 }

@@ -109,31 +109,6 @@ pub trait Disk: Send + Sync {
         bounce::write(self, offset, memory, from)
     }
 
-    /// As [`Disk::read_guest`] when that needs no waiting for a medium. False: it
-    /// would have to wait; anything may be in the segments.
-    ///
-    /// # Errors
-    /// [`DiskError`].
-    fn try_read_guest(&self, offset: u64, memory: &GuestMemory, to: &[Segment]) -> Result<bool, DiskError> {
-        let _ = (offset, memory, to);
-        Ok(false)
-    }
-
-    /// As [`Disk::write_guest`] when that is a copy into the host's cache. False: it
-    /// would be more, and nothing has been written.
-    ///
-    /// # Errors
-    /// As [`Disk::write`].
-    fn try_write_guest(
-        &self,
-        offset: u64,
-        memory: &GuestMemory,
-        from: &[Segment],
-    ) -> Result<bool, DiskError> {
-        let _ = (offset, memory, from);
-        Ok(false)
-    }
-
     /// How many bytes from `offset` are known to be zeroes without reading them. 0:
     /// that is not known. Copies ask it, so that a large disk with little in it is
     /// copied as fast as a small one.

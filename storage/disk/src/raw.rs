@@ -21,9 +21,6 @@ const SECTOR: u32 = 512;
 /// File systems keep files in such units, or multiples.
 const FILE_BLOCK: u32 = 4096;
 
-/// Most bytes written where others wait for it: some tens of microseconds.
-const MOST_AT_ONCE: u64 = 128 << 10;
-
 /// How a raw image is opened.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RawOptions {
@@ -325,32 +322,6 @@ impl Disk for RawDisk {
             0 => Err(DiskError::NoSpace),
             n => Ok(n),
         })
-    }
-
-    fn try_read_guest(&self, offset: u64, memory: &GuestMemory, to: &[Segment]) -> Result<bool, DiskError> {
-        let len = total_len(to);
-        self.geometry().check(offset, len)?;
-        if self.cache == CacheMode::Direct {
-            return Ok(false);
-        }
-        // Not cached, in part cached, not supported: the other way tells.
-        Ok(memory.read_from_now(&self.file, offset, to).is_ok_and(|n| n as u64 == len))
-    }
-
-    fn try_write_guest(
-        &self,
-        offset: u64,
-        memory: &GuestMemory,
-        from: &[Segment],
-    ) -> Result<bool, DiskError> {
-        // File systems rarely tell whether they would wait (RWF_NOWAIT). They do not
-        // for a small write, until so much is dirty that every writer is slowed down.
-        let is_copy =
-            self.cache != CacheMode::Direct && total_len(from) <= MOST_AT_ONCE && !self.guards(offset);
-        if is_copy {
-            self.write_guest(offset, memory, from)?;
-        }
-        Ok(is_copy)
     }
 
     fn known_zeroes(&self, offset: u64) -> Result<u64, DiskError> {
