@@ -22,6 +22,10 @@ pub(crate) struct SharedPort {
     pub open: bool,
     /// What the guest has yet to take.
     pub input: VecDeque<u8>,
+    /// Nobody is at the host's end.
+    pub alone: bool,
+    /// That has changed and the driver has not been told.
+    pub alone_changed: bool,
     bell: Option<Doorbell>,
 }
 
@@ -108,6 +112,20 @@ impl ConsoleHandle {
     /// multiport support.
     pub fn is_open(&self, port: usize) -> bool {
         self.0.ports.get(port).is_some_and(|p| lock(p).open)
+    }
+
+    /// Whether somebody is at the host's end of a port; at first there is. The
+    /// driver is told, and writers of the guest wait while there is nobody.
+    pub fn set_connected(&self, port: usize, connected: bool) {
+        let Some(port) = self.0.ports.get(port) else { return };
+        {
+            let mut port = lock(port);
+            port.alone_changed |= port.alone == connected;
+            port.alone = !connected;
+        }
+        if let Some(bell) = &*lock(&self.0.control) {
+            bell.ring();
+        }
     }
 
     /// The terminal's size, in characters.

@@ -1,6 +1,12 @@
 //! The console device (virtio 1.2, section 5.3): ports between guest programs and
 //! the host, the first of them a terminal.
 //!
+//! [`Console::terminal`] has one port and offers no more, [`Console::new`] several.
+//! A terminal alone tells its size in the configuration, where the standard and
+//! every driver agree. The message that several ports need (5.3.6.2) carries
+//! columns, then rows; Linux took it the other way round until commit 5326ab737a47
+//! (2025), so a machine's terminal has a device of its own.
+//!
 //! A driver without multiport support gets the first port alone. What a guest
 //! writes goes to the port's [`PortOutput`]; what the host has for the guest it
 //! hands to [`ConsoleHandle::input`], which takes as much as there is room for.
@@ -60,6 +66,7 @@ pub struct Port {
 pub struct Console {
     // Static configuration.
     sizes: Vec<u16>,
+    multiport: bool,
     // Runtime glue, and the volatile state that the owner sees too.
     shared: Arc<Shared>,
     worker: Option<Worker<Work>>,
@@ -84,16 +91,29 @@ struct PortState {
 }
 
 impl Console {
+    /// A console that is one terminal, without control messages.
+    pub fn terminal(output: Box<dyn PortOutput>) -> Self {
+        Self::make(vec![Port { name: String::new(), console: true, output }], false)
+    }
+
     /// A console with these ports; the first is there for every driver.
     ///
     /// # Panics
     /// Without a port or with more than [`MAX_PORTS`]: an error of the board's author.
     pub fn new(ports: Vec<Port>) -> Self {
         assert!((1..=MAX_PORTS).contains(&ports.len()), "{} ports", ports.len());
-        let mut sizes = vec![QUEUE_SIZE, QUEUE_SIZE, CONTROL_SIZE, CONTROL_SIZE];
-        sizes.resize(2 + 2 * ports.len(), QUEUE_SIZE);
+        Self::make(ports, true)
+    }
+
+    fn make(ports: Vec<Port>, multiport: bool) -> Self {
+        let mut sizes = vec![QUEUE_SIZE, QUEUE_SIZE];
+        if multiport {
+            sizes.extend([CONTROL_SIZE, CONTROL_SIZE]);
+            sizes.resize(2 + 2 * ports.len(), QUEUE_SIZE);
+        }
         Console {
             sizes,
+            multiport,
             shared: Arc::new(Shared::new(ports.len())),
             worker: None,
             parts: Parts { ports, ..Parts::default() },
@@ -123,7 +143,8 @@ impl VirtioDevice for Console {
         DeviceType::CONSOLE
     }
     fn features(&self) -> u64 {
-        feature::SIZE | feature::MULTIPORT | feature::EMERG_WRITE
+        let several = if self.multiport { feature::MULTIPORT } else { 0 };
+        feature::SIZE | feature::EMERG_WRITE | several
     }
     fn queue_sizes(&self) -> &[u16] {
         &self.sizes

@@ -128,6 +128,46 @@ fn ports_introduce_themselves_and_are_opened_and_closed() {
 }
 
 #[test]
+fn a_terminal_alone_has_no_control_messages() {
+    let log = Log::default();
+    let device = Console::terminal(Box::new(log.clone()));
+    let handle = device.handle();
+    let mut b = Bench::new(device, BenchConfig::default());
+    assert_eq!((b.device.features() & feature::MULTIPORT, b.queues.len()), (0, 2));
+    handle.resize(132, 43);
+    handle.set_connected(0, false);
+    b.until("the change", |b| b.interrupts.take_config() == 1);
+    handle.input(0, b"typed");
+    assert_eq!(b.request(0, &[], &[100]).data, b"typed");
+    b.request(1, &[b"shown"], &[]);
+    assert_eq!(log.take(), "shown");
+}
+
+#[test]
+fn the_driver_hears_who_is_at_the_other_end() {
+    let (mut b, handle, _) = bench(feature::MULTIPORT);
+    for _ in 0..20 {
+        b.post(2, &[], &[100]);
+    }
+    b.kick(2);
+    handle.set_connected(1, false);
+    tell(&mut b, 0, event::DEVICE_READY, 1);
+    tell(&mut b, 1, event::PORT_READY, 1);
+    handle.set_connected(1, true);
+    handle.set_connected(1, true);
+    let mut opens = Vec::new();
+    while opens.last() != Some(&1) {
+        let (head, _) = hear(&mut b);
+        if head.event == event::PORT_OPEN {
+            opens.push(head.value);
+        }
+    }
+    assert!(opens.contains(&0), "{opens:?}");
+    handle.set_connected(1, false);
+    assert_eq!(hear(&mut b).0, Control { port: 1, event: event::PORT_OPEN, value: 0 });
+}
+
+#[test]
 fn a_restored_console_keeps_ports_open_and_input() {
     let (mut b, handle, logs) = bench(feature::MULTIPORT);
     tell(&mut b, 1, event::PORT_OPEN, 1);

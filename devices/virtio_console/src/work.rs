@@ -137,6 +137,7 @@ impl Work {
         if self.shared.is_ready() && self.shared.take_resized() {
             self.say_size();
         }
+        self.say_connections();
         let pending = &mut self.pending;
         let Some(Some(queue)) = self.queues.get_mut(usize::from(CONTROL_IN)) else { return };
         while let Some(message) = pending.front() {
@@ -150,8 +151,24 @@ impl Work {
         queue.signal();
     }
 
-    /// The size of every terminal. The order is the standard's; Linux before 6.16
-    /// takes it the other way round.
+    /// Who has come to the host's end of a port, or left it.
+    fn say_connections(&mut self) {
+        if !self.shared.is_ready() {
+            return;
+        }
+        let shared = self.shared.clone();
+        for (number, port) in shared.ports.iter().enumerate() {
+            let alone = {
+                let mut port = lock(port);
+                std::mem::take(&mut port.alone_changed).then_some(port.alone)
+            };
+            if let Some(alone) = alone {
+                self.say(number, event::PORT_OPEN, u16::from(!alone), &[]);
+            }
+        }
+    }
+
+    /// The size of every terminal, in the standard's order (see the crate's documentation).
     fn say_size(&mut self) {
         let (columns, rows) = self.shared.size();
         let size = [columns.to_le_bytes(), rows.to_le_bytes()].concat();
@@ -216,7 +233,12 @@ impl Work {
         if !name.is_empty() {
             self.say(number, event::PORT_NAME, 1, name.as_bytes());
         }
-        self.say(number, event::PORT_OPEN, 1, &[]);
+        let alone = self.shared.ports.get(number).is_some_and(|port| {
+            let mut port = lock(port);
+            port.alone_changed = false;
+            port.alone
+        });
+        self.say(number, event::PORT_OPEN, u16::from(!alone), &[]);
     }
 }
 

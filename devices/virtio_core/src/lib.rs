@@ -12,7 +12,8 @@
 //! | `interrupt` | how a device speaks up |
 //! | `worker` | a device's thread |
 //! | `registers` | status, features and queue set-up, whatever the transport |
-//! | `virtio_pci` | the PCI transport |
+//! | `front` | what both transports share: doorbells, the owner's handle |
+//! | `virtio_pci`, `virtio_mmio` | the transports |
 //! | `mock` | a driver for tests (feature `mock`) |
 //!
 //! Own queues, because rust-vmm's `virtio-queue` has no packed ring and wants
@@ -27,21 +28,25 @@ mod chain;
 mod device;
 mod error;
 pub mod features;
+mod front;
 mod interrupt;
 #[cfg(feature = "mock")]
 pub mod mock;
 mod queue;
 mod registers;
+mod virtio_mmio;
 mod virtio_pci;
 mod worker;
 
 pub use chain::{Chain, Piece, Reader, TooShort, Writer};
 pub use device::{ActivateError, Activation, DeviceType, VirtioDevice};
 pub use error::RingError;
+pub use front::{VirtioHandle, VirtioState};
 pub use interrupt::{Interrupt, InterruptSink};
 pub use queue::{Position, Queue, QueueAddresses, QueueConfig};
 pub use registers::{RegistersState, status};
-pub use virtio_pci::{VirtioHandle, VirtioPci, VirtioPciConfig, VirtioPciState};
+pub use virtio_mmio::{VirtioMmio, VirtioMmioConfig};
+pub use virtio_pci::{VirtioPci, VirtioPciConfig};
 pub use worker::{Doorbell, Handler, MAX_WORKER_QUEUES, Worker};
 
 /// Largest queue, in descriptors: what drivers ask for and what bounds a chain.

@@ -239,7 +239,6 @@ impl Registers {
     }
 
     /// MMIO transport: disable the selected queue (4.2.2).
-    #[allow(dead_code, reason = "the MMIO transport's")]
     pub fn disable_queue(&mut self) {
         let active = self.status & status::DRIVER_OK != 0;
         if let Some(q) = self.queues.get_mut(usize::from(self.queue_select)).filter(|_| !active) {

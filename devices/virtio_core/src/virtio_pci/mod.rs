@@ -10,18 +10,18 @@
 mod layout;
 mod signals;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, MutexGuard};
 
 use device_model::{IrqLine, MsiSink};
 use guest_memory::GuestMemory;
 use pci::{BarAccess, BarKind, ConfigSpace, Identity, MsixTable, PciFunction, offset};
-use saved_state::{Saved, StateError};
-use serde::{Deserialize, Serialize};
 
-use crate::registers::{QueueField, Registers, RegistersState, StatusChange, status};
-use crate::{DeviceType, Doorbell, Interrupt, VirtioDevice};
+use crate::front::{Front, TransportSignals, VirtioHandle};
+use crate::registers::{QueueField, Registers, status};
+use crate::{DeviceType, Interrupt, VirtioDevice};
 use layout::{BAR, BAR_SIZE, COMMON, ConfigAccess, DEVICE, ISR, MSIX_PENDING, MSIX_TABLE, NOTIFY, STRUCTURE};
-use signals::{Signals, SignalsState, Source};
+use signals::Source;
+pub(crate) use signals::{Signals, SignalsState};
 
 /// Red Hat's vendor ID, virtio's by donation.
 const VENDOR: u16 = 0x1af4;
@@ -42,11 +42,9 @@ pub struct VirtioPciConfig {
     pub inline: bool,
 }
 
-/// Shared by the function on the bus, its BAR and the owner's handle.
+/// Shared by the function on the bus and its BAR.
 struct Shared {
-    /// Rung without the registers' lock; empty while the device is not active.
-    doorbells: RwLock<Vec<Option<Doorbell>>>,
-    registers: Mutex<Registers>,
+    front: Arc<Front>,
     signals: Arc<Signals>,
 }
 
@@ -59,21 +57,6 @@ pub struct VirtioPci {
     shared: Arc<Shared>,
     // Volatile state.
     config: ConfigSpace,
-}
-
-/// The owner's way to a device on a bus: to make it stand still, save and restore
-/// it. Its configuration space is saved by the bus.
-#[derive(Clone)]
-pub struct VirtioHandle {
-    name: &'static str,
-    shared: Arc<Shared>,
-}
-
-/// The saved state of a function beside its configuration space.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VirtioPciState {
-    registers: RegistersState,
-    signals: SignalsState,
 }
 
 /// Base class and subclass that systems show for a device type.
@@ -106,34 +89,21 @@ impl VirtioPci {
         let access = layout::add_capabilities(&mut config, queues);
         let signals = Arc::new(Signals::new(msi, intx, msix, queues));
         let registers = Registers::new(device, memory, Interrupt::new(name, signals.clone()), inline);
-        let shared =
-            Arc::new(Shared { doorbells: RwLock::default(), registers: Mutex::new(registers), signals });
+        let shared = Arc::new(Shared { front: Arc::new(Front::new(registers)), signals });
         VirtioPci { name, access, shared, config }
     }
 
     /// A handle for the machine's owner.
     pub fn handle(&self) -> VirtioHandle {
-        VirtioHandle { name: self.name, shared: self.shared.clone() }
+        let Shared { front, signals } = &*self.shared;
+        let signals = TransportSignals::Pci(signals.clone());
+        VirtioHandle { name: self.name, front: front.clone(), signals }
     }
 }
 
 impl Shared {
     fn registers(&self) -> MutexGuard<'_, Registers> {
-        self.registers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn set_doorbells(&self, bells: Vec<Option<Doorbell>>) {
-        *self.doorbells.write().unwrap_or_else(PoisonError::into_inner) = bells;
-    }
-
-    fn notify(&self, queue: u16) {
-        let bells = self.doorbells.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(Some(bell)) = bells.get(usize::from(queue)) {
-            bell.ring();
-            return;
-        }
-        drop(bells);
-        self.registers().notify(queue);
+        self.front.registers()
     }
 
     /// The common configuration (4.1.4.3).
@@ -181,16 +151,7 @@ impl Shared {
     }
 
     fn set_status(&self, value: u8) {
-        let mut r = self.registers();
-        if value == 0 {
-            // Nobody rings a worker that is about to end.
-            self.set_doorbells(Vec::new());
-        }
-        match r.set_status(value) {
-            StatusChange::None => {}
-            StatusChange::Active => self.set_doorbells(r.doorbells()),
-            StatusChange::Reset => self.signals.reset_device(),
-        }
+        self.front.set_status(value, || self.signals.reset_device());
     }
 }
 
@@ -211,7 +172,7 @@ impl BarAccess for Shared {
 
     fn write(&self, _bar: u8, at: u64, size: u8, value: u64) {
         match at & !(STRUCTURE - 1) {
-            NOTIFY => self.notify(((at - NOTIFY) / u64::from(layout::NOTIFY_MULTIPLIER)) as u16),
+            NOTIFY => self.front.notify(((at - NOTIFY) / u64::from(layout::NOTIFY_MULTIPLIER)) as u16),
             COMMON => self.common_write(at, size, value),
             DEVICE => {
                 let bytes = value.to_le_bytes();
@@ -259,54 +220,5 @@ impl PciFunction for VirtioPci {
         self.shared.set_status(0);
         self.shared.signals.reset_function();
         self.config.reset();
-    }
-}
-
-impl VirtioHandle {
-    /// The device's name.
-    pub fn name(&self) -> &'static str {
-        self.name
-    }
-
-    /// Make the device stand still: afterwards no thread of it touches guest
-    /// memory, and doorbells are not answered. Needed before [`Saved::save`].
-    pub fn quiesce(&self) {
-        let mut r = self.shared.registers();
-        self.shared.set_doorbells(Vec::new());
-        r.quiesce();
-    }
-
-    /// Let it go on.
-    pub fn resume(&self) {
-        let mut r = self.shared.registers();
-        if r.resume() {
-            self.shared.set_doorbells(r.doorbells());
-        }
-    }
-}
-
-impl Saved for VirtioHandle {
-    type State = VirtioPciState;
-    const VERSION: u16 = 1;
-
-    fn save(&self) -> VirtioPciState {
-        let VirtioHandle { name: _, shared } = self;
-        let Shared { doorbells: _, registers: _, signals } = &**shared;
-        VirtioPciState { registers: shared.registers().save(), signals: signals.save() }
-    }
-
-    /// The device stands still afterwards; [`VirtioHandle::resume`] lets it go on.
-    fn restore(&mut self, state: &VirtioPciState) -> Result<(), StateError> {
-        let VirtioPciState { registers, signals } = state;
-        let mut r = self.shared.registers();
-        self.shared.set_doorbells(Vec::new());
-        let before = self.shared.signals.save();
-        self.shared.signals.restore(signals, self.name)?;
-        let restored = r.restore(registers);
-        if restored.is_err() {
-            // What was saved a moment ago is accepted.
-            let _ = self.shared.signals.restore(&before, self.name);
-        }
-        restored
     }
 }

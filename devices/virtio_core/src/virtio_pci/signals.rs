@@ -40,7 +40,7 @@ pub struct SignalsState {
 /// What a device's threads signal with. Its lock is taken last: with the
 /// device's held or not, and held while interrupts are delivered, so that levels
 /// arrive in the order of events.
-pub(super) struct Signals {
+pub(crate) struct Signals {
     // Runtime glue.
     sink: Arc<dyn MsiSink>,
     line: IrqLine,
