@@ -36,6 +36,19 @@ pub struct AcpiDescription {
     pub hotplug: HotplugDescription,
     /// The watchdog, if there is one.
     pub watchdog: Option<WatchdogDescription>,
+    /// Virtio devices on the MMIO transport.
+    pub virtio_mmio: Vec<VirtioMmioDescription>,
+}
+
+/// A virtio device in memory-mapped registers.
+#[derive(Debug, Clone, Copy)]
+pub struct VirtioMmioDescription {
+    /// Its registers.
+    pub address: u32,
+    /// Bytes of them.
+    pub size: u32,
+    /// Its interrupt, which may be shared.
+    pub gsi: u32,
 }
 
 /// Slots that are filled and emptied while the guest runs, and the first of each
@@ -128,6 +141,7 @@ impl AcpiDescription {
             i8042: true,
             hotplug: HotplugDescription::default(),
             watchdog: None,
+            virtio_mmio: Vec::new(),
         }
     }
 }

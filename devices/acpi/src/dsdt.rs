@@ -67,6 +67,15 @@ pub(crate) fn build(d: &AcpiDescription) -> Vec<u8> {
         let registers = Memory32Fixed::new(true, hpet.address as u32, 0x400);
         devices.extend(isa_device("HPET", "PNP0103", 0, ResourceTemplate::new(vec![&registers]).bytes()));
     }
+    for (n, device) in (0u8..).zip(&d.virtio_mmio) {
+        let resources = ResourceTemplate::new(vec![
+            &Memory32Fixed::new(true, device.address, device.size),
+            // Level, active low: as the PCI pins it shares the interrupt with.
+            &Interrupt::new(true, false, true, true, device.gsi),
+        ])
+        .bytes();
+        devices.extend(named_device(&format!("V{n:03X}"), &"LNRO0005", n, resources));
+    }
     let mut aml = Scope::raw(Path::new("\\_SB_"), devices);
     aml.extend(hotplug::events(&d.hotplug));
     let s5 = d.sleep_type_s5;
@@ -106,12 +115,16 @@ fn processor(uid: u32) -> Vec<u8> {
 }
 
 fn isa_device(name: &str, hid: &str, uid: u8, resources: Raw) -> Vec<u8> {
+    named_device(name, &EISAName::new(hid), uid, resources)
+}
+
+fn named_device(name: &str, hid: &dyn Aml, uid: u8, resources: Raw) -> Vec<u8> {
     /// Present, enabled, shown, functioning.
     const WORKING: u8 = 0xf;
     bytes_of(&Device::new(
         Path::new(name),
         vec![
-            &Name::new(Path::new("_HID"), &EISAName::new(hid)),
+            &Name::new(Path::new("_HID"), hid),
             &Name::new(Path::new("_UID"), &uid),
             &Name::new(Path::new("_STA"), &WORKING),
             &Name::new(Path::new("_CRS"), &resources),

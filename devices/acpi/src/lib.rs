@@ -17,7 +17,7 @@ use acpi_tables::xsdt::XSDT;
 
 pub use description::{
     AcpiDescription, HotplugDescription, HpetDescription, PciDescription, SCI_GSI, SerialDescription,
-    WatchdogDescription,
+    VirtioMmioDescription, WatchdogDescription,
 };
 pub use mp_table::mp_table;
 

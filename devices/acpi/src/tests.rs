@@ -29,6 +29,9 @@ fn full_description(cpus: u32, more: u32) -> AcpiDescription {
             pci_port: 0xae10,
         },
         watchdog: Some(WatchdogDescription { port: 0x660, period_ms: 100, max_count: 0xffff }),
+        virtio_mmio: (0..3)
+            .map(|n| VirtioMmioDescription { address: 0xfeb0_0000 + n * 0x1000, size: 0x1000, gsi: 16 + n })
+            .collect(),
         ..description(cpus)
     }
 }

@@ -132,6 +132,20 @@ impl PciBus {
         free
     }
 
+    /// Take out what is in a slot: every function is reset, so that it has stopped
+    /// when this returns, and dropped.
+    pub fn remove(&self, slot: u8) {
+        let taken: Vec<_> = {
+            let mut bus = self.lock();
+            bus.changed = true;
+            (0..8).filter_map(|function| bus.functions.remove(&(slot, function))).collect()
+        };
+        // Without the bus's lock: a device may take a moment to stop.
+        for mut function in taken {
+            function.reset();
+        }
+    }
+
     /// The interrupt line of a pin (1 is INTA#, to 4) of a slot.
     pub fn intx_line(&self, slot: u8, pin: u8) -> IrqLine {
         self.lock().intx.line(slot, pin.wrapping_sub(1))
@@ -402,6 +416,20 @@ mod tests {
         assert_eq!((bus.bar_read(id, 8, 4), bus.bar_read(BarId { slot: 9, ..id }, 0, 4)), (77, u64::MAX));
         bus.clone().reset();
         assert_eq!(bus.take_mappings(), Some(vec![]));
+    }
+
+    #[test]
+    fn what_is_taken_out_answers_no_more() {
+        let bus = bus();
+        let mut ecam = bus.ecam();
+        ecam.mmio_write(3 << 15 | 0x10, 4, 0xc000_0000);
+        ecam.mmio_write(3 << 15 | 4, 2, 2);
+        assert_eq!(bus.take_mappings().map(|m| m.len()), Some(1));
+        bus.remove(3);
+        bus.remove(3);
+        assert_eq!((ecam.mmio_read(3 << 15, 4), bus.take_mappings()), (0xffff_ffff, Some(vec![])));
+        assert!(bus.add(3, 0, Box::new(Card::new())), "the slot is free");
+        assert_eq!(ecam.mmio_read(3 << 15 | 0x10, 4), 0, "a new function, not yet placed");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Guest RAM: the only crate that dereferences guest memory.
 //!
 //! All RAM (and read-only memory such as firmware) lives in one memfd, mapped
-//! once and linearly. A [`MemoryMap`] places pieces of it in guest-physical
+//! once and linearly; files can be laid over parts of it. A [`MemoryMap`] places pieces of it in guest-physical
 //! space. Engines translate a guest-physical address to a [`RamOffset`] once,
 //! cache that, and access by offset: every access is bounds-checked against the
 //! mapping, so no value a guest can make reaches other memory of the process.
@@ -99,6 +99,29 @@ impl GuestMemory {
     /// hardware's second-level tables. Never dereference it.
     pub fn host_mapping(&self) -> (usize, std::os::fd::BorrowedFd<'_>) {
         (self.0.mapping.address(), self.0.mapping.file())
+    }
+
+    /// Let a file's first `len` bytes, rounded up to whole pages, take the place of
+    /// the memory at `offset`. `shared`: what is written there reaches the file, else
+    /// it stays with this machine. Only while nothing is cached of that memory.
+    ///
+    /// Nobody may shorten the file meanwhile: an access behind its end would be the
+    /// process's end (SIGBUS). [`GuestMemory::discard`] does not reach it.
+    ///
+    /// # Errors
+    /// What the host says.
+    ///
+    /// # Panics
+    /// When the range leaves the backing.
+    pub fn overlay_file(
+        &self,
+        offset: RamOffset,
+        file: impl std::os::fd::AsFd,
+        len: u64,
+        shared: bool,
+    ) -> std::io::Result<()> {
+        let len = len.next_multiple_of(PAGE_SIZE);
+        self.0.mapping.overlay(offset.0, len, file.as_fd(), shared)
     }
 
     /// Code and dirty marks.

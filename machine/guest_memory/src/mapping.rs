@@ -2,6 +2,7 @@
 // UNSAFE: maps and dereferences guest memory; every access is bounds-checked here.
 #![allow(unsafe_code, reason = "the home of guest memory's mapping")]
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
@@ -42,6 +43,32 @@ impl Mapping {
         .map_err(fail("mmap"))?;
         let base = NonNull::new(base.cast()).expect("mmap never returns null on success");
         Ok(Mapping { base, len, file })
+    }
+
+    /// Put `len` bytes of a file's start over those at `offset`; both whole pages.
+    /// `shared`: writes reach the file, else they stay here.
+    pub(crate) fn overlay(
+        &self,
+        offset: u64,
+        len: u64,
+        file: BorrowedFd<'_>,
+        shared: bool,
+    ) -> io::Result<()> {
+        let at = self.at(offset, usize::try_from(len).map_err(io::Error::other)?);
+        let kind = if shared { MapFlags::SHARED } else { MapFlags::PRIVATE };
+        // SAFETY: `at` checked the range, which is the mapping's own and stays mapped
+        // throughout; its bytes may change at any time, as all of guest memory.
+        unsafe {
+            mmap(
+                at.cast(),
+                len as usize,
+                ProtFlags::READ | ProtFlags::WRITE,
+                kind | MapFlags::FIXED | MapFlags::NORESERVE,
+                file,
+                0,
+            )
+        }?;
+        Ok(())
     }
 
     pub(crate) fn len(&self) -> u64 {

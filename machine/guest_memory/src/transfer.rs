@@ -213,6 +213,30 @@ mod tests {
     }
 
     #[test]
+    fn a_file_laid_over_memory_is_read_and_written_or_kept_as_it_is() {
+        use std::io::{Read, Seek};
+        for shared in [true, false] {
+            let m = GuestMemory::flat(0x5000).unwrap();
+            m.write(RamOffset(0x1000), 1u8);
+            let mut file = std::fs::File::from(memfd_create("test", MemfdFlags::CLOEXEC).unwrap());
+            std::io::Write::write_all(&mut file, &[7; 0x1800]).unwrap();
+            m.overlay_file(RamOffset(0x1000), &file, 0x1800, shared).unwrap();
+            let mut seen = [9; 0x4000];
+            m.read_bytes(RamOffset(0), &mut seen);
+            for (at, byte) in [(0xfff, 0), (0x1000, 7), (0x27ff, 7), (0x2800, 0), (0x3000, 0)] {
+                assert_eq!(seen[at], byte, "{at:#x}");
+            }
+            m.write(RamOffset(0x1001), 8u8);
+            m.discard(RamOffset(0), 0x5000).unwrap();
+            assert_eq!(m.read::<u8>(RamOffset(0x1001)), 8, "not the machine's own to give back");
+            file.rewind().unwrap();
+            let mut start = [0; 2];
+            file.read_exact(&mut start).unwrap();
+            assert_eq!(start, [7, if shared { 8 } else { 7 }]);
+        }
+    }
+
+    #[test]
     fn files_go_to_and_from_scattered_pieces() {
         let m = GuestMemory::flat(0x4000).unwrap();
         let f = file(b"0123456789");

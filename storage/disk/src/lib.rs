@@ -25,7 +25,7 @@ pub use contract::{CacheMode, Disk, FullListener, Geometry, ResizeListener, Segm
 pub use copy::copy;
 pub use error::{DiskError, OpenError};
 pub use lock::{Access, ImageLock};
-pub use probe::{ImageFormat, PROBE_LEN, probe, probe_file};
+pub use probe::{ImageFormat, PROBE_LEN, probe, probe_file, probe_open};
 pub use raw::{RawDisk, RawOptions};
 pub use read_only::{BlockMap, Place, ReadOnlyDisk};
 pub use room::room;

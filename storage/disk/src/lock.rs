@@ -52,6 +52,14 @@ impl ImageLock {
     /// [`OpenError::Locked`] when another process uses it.
     pub fn take(path: &Path, access: Access) -> Result<Self, OpenError> {
         let file = File::open(path).map_err(|e| OpenError::open(path, e))?;
+        Self::on(path, file, access)
+    }
+
+    /// Lock an image that is open to be read; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`ImageLock::take`].
+    pub fn on(path: &Path, file: File, access: Access) -> Result<Self, OpenError> {
         let used: &[u64] = if access == Access::Write { &[READ, WRITE, RESIZE] } else { &[READ] };
         let bytes = used.iter().map(|n| USED + n).chain(NEVER_SHARED.iter().map(|n| UNSHARED + n));
         for byte in bytes {

@@ -90,8 +90,16 @@ pub fn probe(start: &[u8]) -> ImageFormat {
 /// # Errors
 /// When it cannot be opened or read.
 pub fn probe_file(path: &Path) -> Result<ImageFormat, OpenError> {
+    let file = File::open(path).map_err(|e| OpenError::open(path, e))?;
+    probe_open(path, &file)
+}
+
+/// [`probe`] an image that is open; `path` is for messages.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn probe_open(path: &Path, file: &File) -> Result<ImageFormat, OpenError> {
     let fail = |e| OpenError::open(path, e);
-    let file = File::open(path).map_err(fail)?;
     let mut start = [0; PROBE_LEN];
     let mut filled = 0;
     while filled < start.len() {

@@ -56,7 +56,7 @@ impl RawDisk {
     /// # Errors
     /// [`OpenError`].
     pub fn open(path: &Path, options: RawOptions) -> Result<Self, OpenError> {
-        let RawOptions { read_only, cache, guessed } = options;
+        let RawOptions { read_only, cache, guessed: _ } = options;
         let flags = if cache == CacheMode::Direct { OFlags::DIRECT } else { OFlags::empty() };
         let file = OpenOptions::new()
             .read(true)
@@ -64,12 +64,23 @@ impl RawDisk {
             .custom_flags(flags.bits().cast_signed())
             .open(path)
             .map_err(|e| OpenError::open(path, e))?;
+        Self::of_file(path, file, options)
+    }
+
+    /// Take an image that was opened as the options say, here or by another process;
+    /// `path` is for messages. It is locked.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn of_file(path: &Path, file: File, options: RawOptions) -> Result<Self, OpenError> {
+        let RawOptions { read_only, cache, guessed } = options;
         let kind = file.metadata().map_err(|e| OpenError::open(path, e))?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             let kind = if kind.is_dir() { "directory" } else { "special file" };
             return Err(OpenError::Kind { path: path.to_path_buf(), kind });
         }
-        let lock = ImageLock::take(path, if read_only { Access::Read } else { Access::Write })?;
+        let locked = file.try_clone().map_err(|e| OpenError::open(path, e))?;
+        let lock = ImageLock::on(path, locked, if read_only { Access::Read } else { Access::Write })?;
         // A block device says its size by seeking only.
         let size = rustix::fs::seek(&file, SeekFrom::End(0)).map_err(|e| OpenError::open(path, e))?;
         let logical_block = if cache == CacheMode::Direct { direct_block(&file) } else { SECTOR };

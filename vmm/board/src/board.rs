@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use chipset::{ApicWiring, IoApic, IrqRouter, LocalApics, LocalApicsConfig, Pic, SerialOutput};
+use chipset::{ApicWiring, IoApic, IrqRouter, LocalApics, LocalApicsConfig, Pic, SerialOutput, SlotKind};
 use device_model::{Clock, Nanos, PortRange};
-use disk::Disk;
 use engine::{Attention, LocalInterrupts, VcpuConfig};
 use guest_memory::GuestMemory;
 use loader::{BootState, MemoryRange};
 use pci::PciBus;
+use virtio_console::PortOutput;
 use x86_state::{CpuModel, CpuState, Feature, PhysicalBits, Topology};
 
 use crate::boot::{self, BootError, ImageError, Images};
@@ -20,7 +20,9 @@ use crate::disks::DiskSpec;
 use crate::events::{EventPoster, EventQueue};
 use crate::interrupts::{HeldInterrupts, LocalInterruptSwitch};
 use crate::memory;
+use crate::pci_hotplug::PluggedDevice;
 use crate::pci_routes::PciRoutes;
+use crate::pmem::{self, PmemError};
 use crate::pvclock::ParavirtualClock;
 use crate::ranges::{Conflict, Range, RangeTable};
 use crate::spec::{MachineSpec, SpecError, TimeSource};
@@ -55,6 +57,9 @@ pub enum BoardError {
     /// A disk's image cannot be attached.
     #[error(transparent)]
     Disk(#[from] disk::OpenError),
+    /// A file cannot be in the guest's memory.
+    #[error(transparent)]
+    Pmem(#[from] PmemError),
     /// Two devices claim one address; a mistake in the device list or in
     /// `debug_exit`.
     #[error("devices {0} and {1} both claim address {2:#x}; move --debug-exit to a free port")]
@@ -68,6 +73,7 @@ impl BoardError {
             BoardError::Spec(_)
             | BoardError::Image(_)
             | BoardError::Disk(_)
+            | BoardError::Pmem(_)
             | BoardError::Conflict(..)
             | BoardError::Share { .. } => true,
             BoardError::Boot(e) => !matches!(e, BootError::Memory(_)),
@@ -102,7 +108,7 @@ pub struct Board {
     pub(crate) ports: RangeTable,
     pub(crate) mmio: RangeTable,
     pub(crate) handles: Handles,
-    disks: Vec<Arc<dyn Disk>>,
+    pub(crate) plugged: Mutex<Vec<PluggedDevice>>,
     /// Slots of the PCI configuration space, and where BARs are.
     pub(crate) pci: Option<([usize; 2], PciRoutes)>,
     pub(crate) apics: Arc<LocalApics>,
@@ -123,6 +129,10 @@ pub struct BoardIo {
     pub serial: Vec<Box<dyn SerialOutput>>,
     /// What carries the frames of the network cards, from [`crate::open_networks`].
     pub networks: Vec<crate::Ports>,
+    /// Where the virtio console's output goes.
+    pub console: Option<Box<dyn PortOutput>>,
+    /// Where that of the named ports goes, in their order.
+    pub ports: Vec<Box<dyn PortOutput>>,
     /// Where programs of the host reach the guest's sockets.
     pub vsock: Option<UnixListener>,
     /// The clock to use in host time, where an engine needs one of its own; it
@@ -138,7 +148,16 @@ impl BoardIo {
     /// No serial ports, a new event channel.
     pub fn new() -> Self {
         let (events, event_queue) = EventQueue::new();
-        BoardIo { serial: Vec::new(), networks: Vec::new(), vsock: None, clock: None, events, event_queue }
+        BoardIo {
+            serial: Vec::new(),
+            networks: Vec::new(),
+            console: None,
+            ports: Vec::new(),
+            vsock: None,
+            clock: None,
+            events,
+            event_queue,
+        }
     }
 }
 
@@ -211,8 +230,12 @@ impl Board {
     pub fn build(spec: MachineSpec, io: BoardIo) -> Result<Arc<Self>, BoardError> {
         let model = Arc::new(spec.validate()?);
         let images = Images::open(&spec.boot)?;
-        let memory = memory::reserve(spec.memory, spec.more_memory(), images.firmware_size())?;
-        let BoardIo { serial, networks, vsock, clock, events, event_queue } = io;
+        let (ram, more) = (spec.memory, spec.more_memory());
+        let pmems = pmem::open(&spec.pmems, memory::end(ram, more))?;
+        let regions = pmems.iter().map(pmem::PmemRange::region);
+        let memory = memory::reserve(ram, more, images.firmware_size(), regions)?;
+        pmems.iter().try_for_each(|range| range.map(&memory))?;
+        let BoardIo { serial, networks, console, ports, vsock, clock, events, event_queue } = io;
         let vsock = crate::virtio::make_vsock(&spec, vsock)?;
         let shares = crate::virtio::make_shares(&spec)?;
         let clock = match spec.time {
@@ -235,7 +258,10 @@ impl Board {
             power: devices::power_events(&events),
             events: events.clone(),
             memory: memory.clone(),
-            disks: disks.clone(),
+            disks,
+            console,
+            ports,
+            pmems,
             free_pci_slot: 1,
             serial_outputs: serial,
             networks,
@@ -245,6 +271,12 @@ impl Board {
         };
         let (devices, ports, mmio) = attach_devices(&mut context)?;
         let mut handles = context.handles;
+        let plugged = std::mem::take(&mut handles.plugged);
+        if let Some(hotplug) = &handles.hotplug {
+            for device in plugged.iter().filter(|d| d.on_bus) {
+                hotplug.set_present(SlotKind::Pci, device.slot.into());
+            }
+        }
         let pci = handles.pci.take().map(|(slots, bus)| (slots, PciRoutes::new(bus)));
         Ok(Arc::new(Board {
             memory_map: boot::memory_map(spec.memory, &[(PciBus::ECAM_BASE, PciBus::ECAM_SIZE)]),
@@ -260,7 +292,7 @@ impl Board {
             ports,
             mmio,
             handles,
-            disks,
+            plugged: Mutex::new(plugged),
             pci,
             apics,
             interrupts: switch,
@@ -280,6 +312,14 @@ impl Board {
     /// When an image cannot be read or is not what it should be.
     pub fn power_on(&self) -> Result<CpuState, BoardError> {
         self.events.release();
+        self.power_on_devices();
+        let rsdp = crate::tables::store(&self.memory, &self.spec, &self.handles.virtio_mmio)?;
+        let state = self.load(rsdp)?;
+        Ok(state.cpu)
+    }
+
+    /// Bring every device to power-up state.
+    pub(crate) fn power_on_devices(&self) {
         for (slot, device) in self.devices.iter().enumerate() {
             let mut device = devices::lock(device);
             device.reset();
@@ -294,9 +334,6 @@ impl Board {
         self.apics.reset();
         self.apic_deadline_changed();
         self.pvclock.reset();
-        let rsdp = crate::tables::store(&self.memory, &self.spec)?;
-        let state = self.load(rsdp)?;
-        Ok(state.cpu)
     }
 
     fn load(&self, rsdp: u64) -> Result<BootState, BoardError> {
@@ -401,11 +438,6 @@ impl Board {
     pub(crate) fn refresh_deadline(&self, slot: usize) {
         let mut device = devices::lock(&self.devices[slot]);
         self.timers.set(slot, device.timed().and_then(|t| t.next_deadline()));
-    }
-
-    /// The disks, in the order of the specification.
-    pub fn disks(&self) -> &[Arc<dyn Disk>] {
-        &self.disks
     }
 
     /// Press and release the power button.

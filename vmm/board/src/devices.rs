@@ -16,19 +16,20 @@ use chipset::{
 use device_model::{Clock, Device, IrqLine, MsiSink, PortRange};
 use disk::Disk;
 use guest_memory::GuestMemory;
-use nvme::NvmeHandle;
 use pci::{PciBus, PciBusConfig};
 use virtio_balloon::BalloonHandle;
-use virtio_core::VirtioHandle;
+use virtio_console::{ConsoleHandle, PortOutput};
 use virtio_fs::VirtioFs;
 use virtio_vsock::VirtioVsock;
 
-use crate::disks::{nvme_disks, virtio_blocks};
+use crate::disks::disks;
 use crate::events::{EventPoster, MachineEvent};
 use crate::network::virtio_nets;
+use crate::pci_hotplug::PluggedDevice;
+use crate::pmem::{PmemRange, virtio_pmems};
 use crate::power::{PanicNotifier, PowerPoster};
 use crate::spec::{MachineSpec, MachineType, WatchdogAction};
-use crate::virtio::{virtio_balloon, virtio_rng, virtio_shares, virtio_vsock};
+use crate::virtio::{virtio_balloon, virtio_console, virtio_ports, virtio_rng, virtio_shares, virtio_vsock};
 
 /// A device behind its lock.
 pub(crate) type SharedDevice = Arc<Mutex<dyn Device>>;
@@ -41,7 +42,7 @@ pub(crate) struct Attachment {
     pub(crate) mmio: Vec<(u64, u64)>,
 }
 
-fn attach(device: impl Device + 'static) -> Attachment {
+pub(crate) fn attach(device: impl Device + 'static) -> Attachment {
     Attachment { device: Arc::new(Mutex::new(device)), ports: Vec::new(), mmio: Vec::new() }
 }
 
@@ -53,7 +54,7 @@ impl Attachment {
     fn at_port(self, base: u16, len: u16) -> Self {
         self.ports(&[PortRange::new(base, len, 0)])
     }
-    fn mmio(mut self, start: u64, len: u64) -> Self {
+    pub(crate) fn mmio(mut self, start: u64, len: u64) -> Self {
         self.mmio.push((start, len));
         self
     }
@@ -80,6 +81,12 @@ pub(crate) struct Context<'a> {
     pub(crate) serial_outputs: Vec<Box<dyn SerialOutput>>,
     /// Ports of the network cards; taken by [`virtio_nets`].
     pub(crate) networks: Vec<crate::Ports>,
+    /// Output of the virtio console; taken by [`virtio_console`].
+    pub(crate) console: Option<Box<dyn PortOutput>>,
+    /// Outputs of the named ports; taken by [`virtio_ports`].
+    pub(crate) ports: Vec<Box<dyn PortOutput>>,
+    /// Opened files for the guest's memory; taken by [`virtio_pmems`].
+    pub(crate) pmems: Vec<PmemRange>,
     /// The socket device; taken by [`virtio_vsock`].
     pub(crate) vsock: Option<VirtioVsock>,
     /// The file system devices; taken by [`virtio_shares`].
@@ -96,11 +103,15 @@ pub(crate) struct Handles {
     pub(crate) hotplug: Option<Hotplug>,
     /// The bus and the slots through which its configuration space is reached.
     pub(crate) pci: Option<([usize; 2], PciBus)>,
-    /// Virtio devices in the order of their slots.
-    pub(crate) virtio: Vec<VirtioHandle>,
-    /// NVMe controllers in the order of their slots.
-    pub(crate) nvme: Vec<NvmeHandle>,
+    /// What sits in the slots of the PCI bus, and virtio devices beside it.
+    pub(crate) plugged: Vec<PluggedDevice>,
+    /// Registers and interrupt of virtio devices on the MMIO transport.
+    pub(crate) virtio_mmio: Vec<(u64, u32)>,
     pub(crate) balloon: Option<BalloonHandle>,
+    pub(crate) console: Option<ConsoleHandle>,
+    pub(crate) ports: Option<ConsoleHandle>,
+    /// Files that are locked as long as the machine is there.
+    pub(crate) pmems: Vec<PmemRange>,
 }
 
 impl Context<'_> {
@@ -133,13 +144,15 @@ pub(crate) const LIST: &[Make] = &[
     panic_notifier,
     debug_exit,
     firmware_configuration,
-    nvme_disks,
-    virtio_blocks,
+    disks,
     virtio_rng,
     virtio_balloon,
     virtio_nets,
     virtio_vsock,
     virtio_shares,
+    virtio_console,
+    virtio_ports,
+    virtio_pmems,
 ];
 
 /// First port and interrupt of COM1 to COM4.

@@ -1,5 +1,7 @@
 //! The machine's disks: what is wanted, and opening it.
 
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -10,8 +12,12 @@ use serde::{Deserialize, Serialize};
 use virtio_block::{Block, BlockConfig};
 
 use crate::devices::{Attachment, Context};
-use crate::events::MachineEvent;
+use crate::events::{EventPoster, MachineEvent};
+use crate::pci_hotplug::{DISK, PluggedDevice, Standing, disk_queues};
 use crate::spec::TimeSource;
+
+/// open(2): past the host's cache.
+const O_DIRECT: i32 = rustix::fs::OFlags::DIRECT.bits().cast_signed();
 
 /// The most disks a machine has: each takes a PCI slot.
 pub const MAX_DISKS: usize = 16;
@@ -69,10 +75,11 @@ impl DiskSpec {
     }
 
     /// The format named, or the one found; an error for those no disk is made of.
-    fn known_format(&self) -> Result<ImageFormat, OpenError> {
-        let format = match self.format {
-            Some(format) => format,
-            None => disk::probe_file(&self.path)?,
+    fn known_format(&self, open: Option<&File>) -> Result<ImageFormat, OpenError> {
+        let format = match (self.format, open) {
+            (Some(format), _) => format,
+            (None, Some(file)) => disk::probe_open(&self.path, file)?,
+            (None, None) => disk::probe_file(&self.path)?,
         };
         match format {
             ImageFormat::Raw | ImageFormat::Qcow2 => Ok(format),
@@ -94,7 +101,7 @@ impl DiskSpec {
     /// # Errors
     /// As [`DiskSpec::open`].
     pub fn files(&self) -> Result<Vec<PathBuf>, OpenError> {
-        match self.known_format()? {
+        match self.known_format(None)? {
             ImageFormat::Qcow2 => {
                 let chain = disk_qcow2::backing_chain(&self.path, !self.read_only, self.gate())?;
                 Ok(chain.into_iter().map(|link| link.path).collect())
@@ -109,7 +116,7 @@ impl DiskSpec {
     /// When the host, another process or its contents refuse.
     pub fn open(&self) -> Result<Arc<dyn Disk>, OpenError> {
         let (read_only, cache) = (self.read_only, self.cache);
-        Ok(match self.known_format()? {
+        Ok(match self.known_format(None)? {
             ImageFormat::Qcow2 => {
                 let options = Qcow2Options { read_only, cache, backing: self.gate() };
                 disk_qcow2::open(&self.path, options)?
@@ -120,10 +127,59 @@ impl DiskSpec {
             }
         })
     }
+
+    /// Open [`DiskSpec::files`], for a process that may not do so itself: it gives
+    /// them to [`DiskSpec::open_of`].
+    ///
+    /// # Errors
+    /// As [`DiskSpec::open`].
+    pub fn open_files(&self) -> Result<Vec<File>, OpenError> {
+        let direct = if self.cache == CacheMode::Direct { O_DIRECT } else { 0 };
+        let open = |(n, path): (usize, PathBuf)| {
+            let write = n == 0 && !self.read_only;
+            let opened = OpenOptions::new().read(true).write(write).custom_flags(direct).open(&path);
+            opened.map_err(|e| OpenError::open(&path, e))
+        };
+        self.files()?.into_iter().enumerate().map(open).collect()
+    }
+
+    /// Take the image in files that were opened by [`DiskSpec::open_files`]: a raw one.
+    ///
+    /// # Errors
+    /// As [`DiskSpec::open`]; also for other formats.
+    pub fn open_of(&self, mut files: Vec<File>) -> Result<Arc<dyn Disk>, OpenError> {
+        let (read_only, cache) = (self.read_only, self.cache);
+        let Some(first) = files.first() else {
+            return Err(OpenError::refused(&self.path, "it was not opened".to_string()));
+        };
+        Ok(match self.known_format(Some(first))? {
+            ImageFormat::Qcow2 => {
+                let why = "a running machine takes raw images; attach it with --disk, or convert it with: \
+                           strata image convert";
+                return Err(OpenError::refused(&self.path, why.to_string()));
+            }
+            _ => {
+                let options = RawOptions { read_only, cache, guessed: self.format.is_none() };
+                Arc::new(RawDisk::of_file(&self.path, files.swap_remove(0), options)?)
+            }
+        })
+    }
+}
+
+/// Whether both interfaces can tell a serial number.
+pub(crate) fn serial_fits(serial: &str) -> bool {
+    (1..=MAX_DISK_SERIAL).contains(&serial.len()) && serial.bytes().all(|b| b.is_ascii_graphic())
+}
+
+/// Tells the machine's owner that the host has no room for disk `number`.
+pub(crate) fn tells_full(events: &EventPoster, number: usize) -> FullListener {
+    let events = events.clone();
+    Arc::new(move || events.post(MachineEvent::DiskFull { disk: number }))
 }
 
 /// A disk to be attached.
 struct Wanted {
+    id: String,
     serial: String,
     disk: Arc<dyn Disk>,
     on_full: FullListener,
@@ -133,38 +189,38 @@ struct Wanted {
 fn disks_of(c: &Context<'_>, interface: DiskInterface) -> Vec<Wanted> {
     let all = c.spec.disks.iter().zip(&c.disks).enumerate();
     let wanted = all.filter(|(_, (spec, _))| spec.interface == interface);
-    wanted
-        .map(|(n, (spec, disk))| {
-            let events = c.events.clone();
-            Wanted {
-                serial: spec.serial.clone().unwrap_or_else(|| format!("disk-{n}")),
-                disk: disk.clone(),
-                on_full: Arc::new(move || events.post(MachineEvent::DiskFull { disk: n })),
-            }
-        })
-        .collect()
+    let named = wanted.map(|(n, (spec, disk))| {
+        let id = format!("{DISK}{n}");
+        let serial = spec.serial.clone().unwrap_or_else(|| id.clone());
+        Wanted { id, serial, disk: disk.clone(), on_full: tells_full(&c.events, n) }
+    });
+    named.collect()
 }
 
-/// A controller for each NVMe disk. They are on the bus, which the guest finds them by.
-pub(crate) fn nvme_disks(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
-    for Wanted { serial, disk, on_full } in disks_of(c, DiskInterface::Nvme) {
+/// A controller for each NVMe disk, then a device for each virtio disk. They are on
+/// the bus, which the guest finds them by.
+pub(crate) fn disks(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
+    for Wanted { id, serial, disk, on_full } in disks_of(c, DiskInterface::Nvme) {
         let inline = c.spec.time == TimeSource::Virtual;
+        let kept = Some(disk.clone());
         let config = NvmeConfig { serial, disk, inline, on_full: Some(on_full) };
         let function = Nvme::new(config, c.memory.clone(), c.msi.clone());
-        c.handles.nvme.push(function.handle());
+        let handle = Standing::Nvme(function.handle());
         let slot = c.take_pci_slot();
         if let Some((_, bus)) = &c.handles.pci {
             bus.add(slot, 0, Box::new(function));
         }
+        c.handles.plugged.push(PluggedDevice { id, slot, on_bus: true, handle, disk: kept });
     }
-    Vec::new()
-}
-
-/// A device for each virtio disk, with a queue for each vCPU.
-pub(crate) fn virtio_blocks(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
-    let queues = c.spec.most_cpus().min(virtio_block::MAX_QUEUES.into()) as u16;
-    for Wanted { serial, disk, on_full } in disks_of(c, DiskInterface::Virtio) {
-        c.plug(Box::new(Block::new(BlockConfig { disk, serial, queues, on_full: Some(on_full) })));
+    let mut list = Vec::new();
+    for Wanted { id, serial, disk, on_full } in disks_of(c, DiskInterface::Virtio) {
+        let kept = Some(disk.clone());
+        let queues = disk_queues(c.spec);
+        let config = BlockConfig { disk, serial, queues, on_full: Some(on_full) };
+        list.extend(c.plug(id, Box::new(Block::new(config))));
+        if let Some(plugged) = c.handles.plugged.last_mut() {
+            plugged.disk = kept;
+        }
     }
-    Vec::new()
+    list
 }

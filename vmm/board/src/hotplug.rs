@@ -31,6 +31,23 @@ pub enum HotplugError {
     /// Not so much memory, or less than at the start.
     #[error("{asked} of memory: this machine has {least} to {most} in steps of {step}; start it with another --memory or --memory-max", asked = bytes_text(*.0), least = bytes_text(*.1), most = bytes_text(*.2), step = bytes_text(*.3))]
     Memory(u64, u64, u64, u64),
+    /// The PCI bus is full.
+    #[error("no slot of the PCI bus is free; remove a device first")]
+    NoSlot,
+    /// No device of this name.
+    #[error("there is no device {0}; this machine has {list}", list = if .1.is_empty() { "none" } else { .1 })]
+    NoDevice(String, String),
+    /// A device that is part of the machine.
+    #[error("{0} stays: disks and network cards on the PCI bus can be removed")]
+    Stays(String),
+    /// A serial number no interface can tell.
+    #[error(
+        "disk serial number \"{0}\" is not 1 to 20 letters, digits and punctuation marks; use e.g. serial=data-1"
+    )]
+    Serial(String),
+    /// Runs would not repeat.
+    #[error("a machine in virtual time keeps the devices it has; start it without --time virtual")]
+    VirtualTime,
 }
 
 impl Board {
@@ -92,8 +109,10 @@ impl Board {
     /// The guest has emptied a slot; for the owner, when the event comes.
     pub fn ejected(&self, kind: SlotKind, slot: usize) {
         // A vCPU halts without interrupts, as the guest left it, until it is started again.
-        if kind == SlotKind::Memory {
-            self.release_piece(slot);
+        match kind {
+            SlotKind::Processor => {}
+            SlotKind::Memory => self.release_piece(slot),
+            SlotKind::Pci => self.empty_slot(slot),
         }
     }
 
@@ -117,7 +136,14 @@ impl Board {
         for slot in wanted..slots {
             changed |= hotplug.ask_removal(kind, slot);
         }
-        if let (true, Some((slot, pm))) = (changed, &self.handles.pm) {
+        if changed {
+            self.raise(kind);
+        }
+    }
+
+    /// Tell the guest that slots of a kind have changed.
+    pub(crate) fn raise(&self, kind: SlotKind) {
+        if let Some((slot, pm)) = &self.handles.pm {
             pm.raise_gpe(kind.gpe());
             self.refresh_deadline(*slot);
         }

@@ -15,7 +15,9 @@
 //! | `pci_routes` | where the guest has mapped BARs |
 //! | `interrupts` | the switch between the platform's local APICs and an engine's |
 //! | `hotplug` | processors and memory that come and go |
-//! | `virtio` | virtio devices on the PCI bus |
+//! | `pci_hotplug` | disks and network cards that come and go |
+//! | `virtio` | virtio devices on the PCI bus and beside it |
+//! | `pmem` | files in the guest's memory |
 //! | `network` | network cards and what carries their frames |
 //! | `timers` | when devices act by themselves |
 //! | `pvclock` | the paravirtual clock |
@@ -34,7 +36,9 @@ mod hotplug;
 mod interrupts;
 mod memory;
 mod network;
+mod pci_hotplug;
 mod pci_routes;
+mod pmem;
 mod power;
 mod pvclock;
 mod ranges;
@@ -50,9 +54,13 @@ pub use events::{EventPoster, EventQueue, MachineEvent};
 pub use hotplug::{HotplugError, Resources};
 pub use interrupts::HeldInterrupts;
 pub use memory::{HIGH_RAM_START, LOW_RAM_LIMIT, MIN_PIECE};
-pub use network::{NatSpec, NetBackend, NetSpec, NetworkError, PasstSpec, Ports, TapSpec, open_networks};
+pub use network::{NatSpec, NetBackend, NetSpec, NetworkError, PasstSpec, Ports, TapSpec, open_network, open_networks};
+pub use pci_hotplug::DeviceInfo;
+pub use pmem::{PmemError, PmemSpec};
 pub use spec::{
-    BalloonSpec, BootSpec, MAX_CPUS, MAX_MEMORY, MIN_MEMORY, MachineSpec, MachineType, RngSpec, SerialSpec,
-    ShareSpec, SpecError, TimeSource, VsockSpec, WatchdogAction, bytes_text,
+    BalloonSpec, BootSpec, MAX_CPUS, MAX_MEMORY, MAX_PORT_NAME, MIN_MEMORY, MachineSpec, MachineType,
+    PortSpec, RngSpec, SerialSpec, ShareSpec, SpecError, TimeSource, VirtioTransport, VsockSpec,
+    WatchdogAction, bytes_text,
 };
 pub use timers::{NEVER, TimerQueue};
+pub use virtio_console::{ConsoleHandle, PortOutput};

@@ -11,6 +11,7 @@ use tap::{Tap, TapError};
 use virtio_net::VirtioNet;
 
 use crate::devices::{Attachment, Context};
+use crate::pci_hotplug::NET;
 use crate::spec::MachineSpec;
 
 /// Address of the first card without one of its own, as QEMU's users know it; the
@@ -127,7 +128,7 @@ pub enum NetworkError {
 /// The ports of one card, a queue pair each.
 pub type Ports = Vec<Box<dyn Port>>;
 
-fn mac(spec: &NetSpec, index: usize) -> MacAddress {
+pub(crate) fn mac(spec: &NetSpec, index: usize) -> MacAddress {
     let [a, b, c, d, e, last] = FIRST_MAC;
     spec.mac.unwrap_or(MacAddress([a, b, c, d, e, last.wrapping_add(index as u8)]))
 }
@@ -139,10 +140,14 @@ fn mac(spec: &NetSpec, index: usize) -> MacAddress {
 /// # Errors
 /// When the host refuses.
 pub fn open_networks(spec: &MachineSpec) -> Result<Vec<Ports>, NetworkError> {
-    spec.nets.iter().enumerate().map(|(index, net)| open(net, mac(net, index))).collect()
+    spec.nets.iter().enumerate().map(|(index, net)| open_network(net, mac(net, index))).collect()
 }
 
-fn open(spec: &NetSpec, guest_mac: MacAddress) -> Result<Ports, NetworkError> {
+/// Open what carries the frames of one card with this address.
+///
+/// # Errors
+/// When the host refuses.
+pub fn open_network(spec: &NetSpec, guest_mac: MacAddress) -> Result<Ports, NetworkError> {
     let ports: Ports = match &spec.backend {
         NetBackend::Nat(nat) => {
             let NatSpec { mtu, host_name, forwards, policy, host_loopback, mut resolvers } = nat.clone();
@@ -189,10 +194,11 @@ fn open_passt(spec: &PasstSpec) -> Result<Passt, PasstError> {
 
 /// The network cards.
 pub(crate) fn virtio_nets(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
+    let mut list = Vec::new();
     for (index, ports) in std::mem::take(&mut c.networks).into_iter().enumerate() {
         if let Some(spec) = c.spec.nets.get(index).filter(|_| !ports.is_empty()) {
-            c.plug(Box::new(VirtioNet::new(mac(spec, index), ports)));
+            list.extend(c.plug(format!("{NET}{index}"), Box::new(VirtioNet::new(mac(spec, index), ports))));
         }
     }
-    Vec::new()
+    list
 }

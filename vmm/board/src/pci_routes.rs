@@ -32,6 +32,11 @@ impl PciRoutes {
         PciRoutes { bus, routes: RwLock::default() }
     }
 
+    /// The bus.
+    pub(crate) fn bus(&self) -> &PciBus {
+        &self.bus
+    }
+
     /// Look whether the guest has moved a BAR. Call after configuration accesses.
     pub(crate) fn refresh(&self) {
         let Some(mappings) = self.bus.take_mappings() else { return };

@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use crate::network::NetSpec;
+use crate::pmem::PmemSpec;
 use serde::{Deserialize, Serialize};
 use x86_state::{CpuModel, CpuModelError};
 
@@ -23,6 +24,8 @@ pub const MAX_MEMORY: u64 = 512 << 30;
 pub const MAX_CPUS: u32 = 64;
 /// The longest kernel command line, in bytes (Linux's COMMAND_LINE_SIZE).
 pub const MAX_CMDLINE: usize = 2047;
+/// The longest name of a port, in bytes.
+pub const MAX_PORT_NAME: usize = 63;
 /// The most serial ports a machine has (COM1-COM4).
 pub const MAX_SERIAL: usize = 4;
 
@@ -118,6 +121,26 @@ impl Default for BalloonSpec {
     }
 }
 
+/// What virtio devices are reached by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VirtioTransport {
+    /// Functions of the PCI bus.
+    #[default]
+    Pci,
+    /// Memory-mapped registers that ACPI tells of.
+    Mmio,
+}
+
+/// A named channel between programs of the guest and of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortSpec {
+    /// The guest finds it at /dev/virtio-ports/NAME.
+    pub name: String,
+    /// The Unix socket at which the host's programs connect.
+    pub socket: PathBuf,
+}
+
 /// What the machine starts.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -177,6 +200,14 @@ pub struct MachineSpec {
     pub watchdog: Option<WatchdogAction>,
     /// Port at which a guest write ends the process with a status of its choice.
     pub debug_exit: Option<u16>,
+    /// What virtio devices are reached by.
+    pub virtio: VirtioTransport,
+    /// A virtio console with the process's standard input and output: hvc0 in Linux.
+    pub console: bool,
+    /// Named channels, ports of one more virtio console device.
+    pub ports: Vec<PortSpec>,
+    /// Files in the guest's memory, a virtio persistent memory device each.
+    pub pmems: Vec<PmemSpec>,
     /// The virtio entropy device; `None`: there is none.
     pub rng: Option<RngSpec>,
     /// The virtio memory balloon; `None`: there is none.
@@ -206,6 +237,10 @@ impl Default for MachineSpec {
             epoch: 1_767_225_600,
             watchdog: Some(WatchdogAction::Reset),
             debug_exit: None,
+            virtio: VirtioTransport::default(),
+            console: false,
+            ports: Vec::new(),
+            pmems: Vec::new(),
             rng: None,
             balloon: None,
             nets: Vec::new(),
@@ -259,7 +294,9 @@ pub enum SpecError {
     #[error("{0} serial ports: a machine has at most {MAX_SERIAL}; remove a --serial")]
     Serial(usize),
     /// Two ports want the terminal.
-    #[error("two serial ports use stdio; give one of them --serial null or --serial file:PATH")]
+    #[error(
+        "two consoles use stdio; give a serial port --serial null or --serial file:PATH, or leave out --console virtio"
+    )]
     TwoTerminals,
     /// Too many disks.
     #[error("{0} disks: a machine has at most {MAX_DISKS}; remove a --disk")]
@@ -281,6 +318,19 @@ pub enum SpecError {
     /// A network in virtual time.
     #[error("a network answers in the host's time; leave out --time virtual, or use --network none")]
     NetworkInVirtualTime,
+    /// A port name that guests cannot show.
+    #[error(
+        "port name \"{0}\" is not 1 to {MAX_PORT_NAME} letters, digits, dots, dashes and underscores, or is there twice; use e.g. org.example.0"
+    )]
+    PortName(String),
+    /// Too many ports.
+    #[error("{0} ports: a machine has at most {most}; remove a --port", most = virtio_console::MAX_PORTS)]
+    Ports(usize),
+    /// A console's input in virtual time.
+    #[error(
+        "a virtio console's input comes in the host's time; leave out --time virtual, or use a serial port"
+    )]
+    ConsoleInVirtualTime,
     /// A context identifier with a meaning of its own.
     #[error("vsock context identifier {0} is not a guest's; choose one from 3 to 4294967294")]
     VsockCid(u32),
@@ -312,9 +362,33 @@ impl MachineSpec {
 
     /// Devices that take a slot of the PCI bus.
     pub(crate) fn pci_devices(&self) -> usize {
-        let single = [self.rng.is_some(), self.balloon.is_some(), self.vsock.is_some()];
+        let single = [
+            self.rng.is_some(),
+            self.balloon.is_some(),
+            self.vsock.is_some(),
+            self.console,
+            !self.ports.is_empty(),
+        ];
         let single = single.into_iter().filter(|there| *there).count();
-        single + self.nets.len() + self.disks.len() + self.shares.len()
+        single + self.nets.len() + self.disks.len() + self.shares.len() + self.pmems.len()
+    }
+
+    fn validate_ports(&self) -> Result<(), SpecError> {
+        if self.ports.len() > virtio_console::MAX_PORTS {
+            return Err(SpecError::Ports(self.ports.len()));
+        }
+        for (n, PortSpec { name, .. }) in self.ports.iter().enumerate() {
+            let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
+            let fits = (1..=MAX_PORT_NAME).contains(&name.len()) && name.bytes().all(plain);
+            if !fits || self.ports[..n].iter().any(|other| other.name == *name) {
+                return Err(SpecError::PortName(name.clone()));
+            }
+        }
+        let waits = self.console || !self.ports.is_empty();
+        if waits && self.time == TimeSource::Virtual {
+            return Err(SpecError::ConsoleInVirtualTime);
+        }
+        Ok(())
     }
 
     /// Judge the specification; answers the processor model it names.
@@ -348,15 +422,16 @@ impl MachineSpec {
         if self.serial.len() > MAX_SERIAL {
             return Err(SpecError::Serial(self.serial.len()));
         }
-        if self.serial.iter().filter(|s| **s == SerialSpec::Stdio).count() > 1 {
+        let terminals = self.serial.iter().filter(|s| **s == SerialSpec::Stdio).count();
+        if terminals + usize::from(self.console) > 1 {
             return Err(SpecError::TwoTerminals);
         }
+        self.validate_ports()?;
         if self.disks.len() > MAX_DISKS {
             return Err(SpecError::Disks(self.disks.len()));
         }
         for serial in self.disks.iter().filter_map(|d| d.serial.as_ref()) {
-            let fits = (1..=MAX_DISK_SERIAL).contains(&serial.len());
-            if !fits || !serial.bytes().all(|b| b.is_ascii_graphic()) {
+            if !crate::disks::serial_fits(serial) {
                 return Err(SpecError::DiskSerial(serial.clone()));
             }
         }

@@ -2,12 +2,13 @@
 
 use acpi::{
     AcpiDescription, HotplugDescription, HpetDescription, PciDescription, SerialDescription,
-    WatchdogDescription,
+    VirtioMmioDescription, WatchdogDescription,
 };
 use chipset::{AcpiPm, Hpet, IoApic, ResetControl, SlotKind, Watchdog};
 use guest_memory::{GuestMemory, MemoryError};
 
 use pci::PciBus;
+use virtio_core::VirtioMmio;
 
 use crate::devices::{PCI_GSIS, PCI_SLOTS, SERIAL_PLACES};
 use crate::memory::{PCI_WINDOW_32, PCI_WINDOW_64};
@@ -17,7 +18,7 @@ use crate::spec::MachineSpec;
 const RESET_PORT: u16 = ResetControl::PORTS[0].base;
 
 /// What the ACPI tables say of a machine.
-fn describe(spec: &MachineSpec) -> AcpiDescription {
+fn describe(spec: &MachineSpec, virtio_mmio: &[(u64, u32)]) -> AcpiDescription {
     let serial = SERIAL_PLACES.iter().take(spec.serial.len());
     AcpiDescription {
         ioapic_id: ioapic_id(spec.most_cpus()),
@@ -47,6 +48,14 @@ fn describe(spec: &MachineSpec) -> AcpiDescription {
             period_ms: (Watchdog::PERIOD / 1_000_000) as u32,
             max_count: Watchdog::MAX_COUNT,
         }),
+        virtio_mmio: virtio_mmio
+            .iter()
+            .map(|&(address, gsi)| VirtioMmioDescription {
+                address: address as u32,
+                size: VirtioMmio::SIZE as u32,
+                gsi,
+            })
+            .collect(),
         ..AcpiDescription::pc((0..spec.cpus).collect())
     }
 }
@@ -56,12 +65,17 @@ pub(crate) fn ioapic_id(cpus: u32) -> u8 {
     cpus as u8
 }
 
-/// Store the ACPI tables; answers the RSDP's address.
+/// Store the ACPI tables; answers the RSDP's address. `virtio_mmio`: registers and
+/// interrupt of each virtio device on that transport.
 ///
 /// # Errors
 /// When the machine's memory does not reach to 1 MiB, which none of ours does.
-pub(crate) fn store(memory: &GuestMemory, spec: &MachineSpec) -> Result<u64, MemoryError> {
-    let description = describe(spec);
+pub(crate) fn store(
+    memory: &GuestMemory,
+    spec: &MachineSpec,
+    virtio_mmio: &[(u64, u32)],
+) -> Result<u64, MemoryError> {
+    let description = describe(spec, virtio_mmio);
     for piece in acpi::build(&description) {
         memory.store(piece.address, &piece.bytes)?;
     }
@@ -79,12 +93,17 @@ mod tests {
             let memory_max = Some(MachineSpec::default().memory + (64 << 30));
             let cpus_max = Some(crate::spec::MAX_CPUS);
             let spec = MachineSpec { cpus, cpus_max, memory_max, ..MachineSpec::default() };
-            let at = store(&memory, &spec).unwrap();
+            let all: Vec<_> =
+                (1..32).map(|n| (crate::memory::VIRTIO_MMIO + n * VirtioMmio::SIZE, 16)).collect();
+            let at = store(&memory, &spec, &all).unwrap();
             let mut signature = [0; 8];
             memory.load(at, &mut signature).unwrap();
             assert_eq!(&signature, b"RSD PTR ");
-            let end =
-                acpi::build(&describe(&spec)).iter().map(|p| p.address + p.bytes.len() as u64).max().unwrap();
+            let end = acpi::build(&describe(&spec, &all))
+                .iter()
+                .map(|p| p.address + p.bytes.len() as u64)
+                .max()
+                .unwrap();
             assert!(end <= 0x10_0000, "{end:#x}");
         }
     }

@@ -1,36 +1,53 @@
-//! Virtio devices on the PCI bus.
+//! Virtio devices, on the PCI bus or beside it.
 //!
 //! A device function makes a [`VirtioDevice`] of what the specification says and
 //! plugs it in; slots are given in the order of the device list.
 
 use std::os::unix::net::UnixListener;
 
-use nvme::NvmeHandle;
 use virtio_balloon::{Balloon, BalloonHandle};
-use virtio_core::{VirtioDevice, VirtioHandle, VirtioPci, VirtioPciConfig};
+use virtio_console::{Console, ConsoleHandle, Port};
+use virtio_core::{VirtioDevice, VirtioMmio, VirtioMmioConfig, VirtioPci, VirtioPciConfig};
 use virtio_fs::{FsConfig, VirtioFs};
 use virtio_rng::{Rng, Source};
 use virtio_vsock::{VirtioVsock, VsockConfig};
 
 use crate::board::{Board, BoardError};
-use crate::devices::{Attachment, Context, PCI_SLOTS};
-use crate::spec::{MachineSpec, ShareSpec, TimeSource, VsockSpec};
+use crate::devices::{Attachment, Context, PCI_GSIS, PCI_SLOTS, attach};
+use crate::memory;
+use crate::pci_hotplug::{PluggedDevice, Standing};
+use crate::spec::{MachineSpec, PortSpec, ShareSpec, TimeSource, VirtioTransport, VsockSpec};
 
 impl Context<'_> {
-    /// Plug a device into the next free slot of the PCI bus. The specification has
-    /// been judged: there is one.
-    pub(crate) fn plug(&mut self, device: Box<dyn VirtioDevice>) {
+    /// Give a device the next free slot of the PCI bus, or the registers and the
+    /// interrupt that go with it. The specification has been judged: there is one.
+    pub(crate) fn plug(&mut self, id: String, device: Box<dyn VirtioDevice>) -> Option<Attachment> {
         let slot = self.take_pci_slot();
-        let Some((_, bus)) = &self.handles.pci else { return };
-        let function = VirtioPci::new(VirtioPciConfig {
-            device,
-            memory: self.memory.clone(),
-            msi: self.msi.clone(),
-            intx: bus.intx_line(slot, 1),
-            inline: self.spec.time == TimeSource::Virtual,
-        });
-        self.handles.virtio.push(function.handle());
-        bus.add(slot, 0, Box::new(function));
+        let (_, bus) = self.handles.pci.as_ref()?;
+        let (memory, inline) = (self.memory.clone(), self.spec.time == TimeSource::Virtual);
+        let line = bus.intx_line(slot, 1);
+        let on_bus = self.spec.virtio == VirtioTransport::Pci;
+        let (handle, attachment) = if on_bus {
+            let config = VirtioPciConfig { device, memory, msi: self.msi.clone(), intx: line, inline };
+            let function = VirtioPci::new(config);
+            let handle = function.handle();
+            bus.add(slot, 0, Box::new(function));
+            (handle, None)
+        } else {
+            let device = VirtioMmio::new(VirtioMmioConfig { device, memory, line, inline });
+            let at = memory::VIRTIO_MMIO + u64::from(slot) * VirtioMmio::SIZE;
+            // Where the bus leads the slot's INTA#.
+            self.handles.virtio_mmio.push((at, PCI_GSIS[usize::from(slot) % PCI_GSIS.len()]));
+            (device.handle(), Some(attach(device).mmio(at, VirtioMmio::SIZE)))
+        };
+        let device = PluggedDevice { id, slot, on_bus, handle: Standing::Virtio(handle), disk: None };
+        self.handles.plugged.push(device);
+        attachment
+    }
+
+    /// As [`Context::plug`], for device functions with one device at most.
+    fn plug_one(&mut self, id: &str, device: impl VirtioDevice + 'static) -> Vec<Attachment> {
+        self.plug(id.to_string(), Box::new(device)).into_iter().collect()
     }
 }
 
@@ -39,14 +56,13 @@ pub(crate) const MAX_DEVICES: usize = PCI_SLOTS as usize - 1;
 
 /// The entropy device.
 pub(crate) fn virtio_rng(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
-    if let Some(spec) = &c.spec.rng {
-        let source = match c.spec.time {
-            TimeSource::Host => Source::Host,
-            TimeSource::Virtual => Source::Seeded(c.spec.epoch),
-        };
-        c.plug(Box::new(Rng::new(source, spec.bytes_per_second)));
-    }
-    Vec::new()
+    let Some(spec) = &c.spec.rng else { return Vec::new() };
+    let source = match c.spec.time {
+        TimeSource::Host => Source::Host,
+        TimeSource::Virtual => Source::Seeded(c.spec.epoch),
+    };
+    let device = Rng::new(source, spec.bytes_per_second);
+    c.plug_one("rng", device)
 }
 
 /// Make the socket device that the specification asks for.
@@ -65,10 +81,10 @@ pub(crate) fn make_vsock(
 
 /// The socket device, which the board has made.
 pub(crate) fn virtio_vsock(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
-    if let Some(device) = c.vsock.take() {
-        c.plug(Box::new(device));
+    match c.vsock.take() {
+        Some(device) => c.plug_one("vsock", device),
+        None => Vec::new(),
     }
-    Vec::new()
 }
 
 /// Make the file system devices.
@@ -86,20 +102,43 @@ pub(crate) fn make_shares(spec: &MachineSpec) -> Result<Vec<VirtioFs>, BoardErro
 
 /// The file system devices, which the board has made.
 pub(crate) fn virtio_shares(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
-    for device in std::mem::take(&mut c.shares) {
-        c.plug(Box::new(device));
+    let mut list = Vec::new();
+    for (n, device) in std::mem::take(&mut c.shares).into_iter().enumerate() {
+        list.extend(c.plug(format!("share-{n}"), Box::new(device)));
     }
-    Vec::new()
+    list
 }
 
 /// The memory balloon.
 pub(crate) fn virtio_balloon(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
-    if let Some(spec) = &c.spec.balloon {
-        let balloon = Balloon::new(spec.free_page_reporting);
-        c.handles.balloon = Some(balloon.handle());
-        c.plug(Box::new(balloon));
+    let Some(spec) = &c.spec.balloon else { return Vec::new() };
+    let balloon = Balloon::new(spec.free_page_reporting);
+    c.handles.balloon = Some(balloon.handle());
+    c.plug_one("balloon", balloon)
+}
+
+/// The terminal.
+pub(crate) fn virtio_console(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
+    let Some(output) = c.console.take().filter(|_| c.spec.console) else { return Vec::new() };
+    let console = Console::terminal(output);
+    c.handles.console = Some(console.handle());
+    c.plug_one("console", console)
+}
+
+/// The named channels, of one device.
+pub(crate) fn virtio_ports(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
+    let outputs = std::mem::take(&mut c.ports);
+    let port = |(spec, output): (&PortSpec, _)| Port { name: spec.name.clone(), console: false, output };
+    let ports: Vec<_> = c.spec.ports.iter().zip(outputs).map(port).collect();
+    if ports.is_empty() {
+        return Vec::new();
     }
-    Vec::new()
+    let console = Console::new(ports);
+    let handle = console.handle();
+    // Nobody has connected yet.
+    (0..handle.ports()).for_each(|port| handle.set_connected(port, false));
+    c.handles.ports = Some(handle);
+    c.plug_one("ports", console)
 }
 
 impl Board {
@@ -108,26 +147,13 @@ impl Board {
         self.handles.balloon.as_ref()
     }
 
-    /// Virtio devices, in the order of their slots.
-    pub fn virtio(&self) -> &[VirtioHandle] {
-        &self.handles.virtio
+    /// The host's side of the virtio console, if there is one.
+    pub fn console(&self) -> Option<&ConsoleHandle> {
+        self.handles.console.as_ref()
     }
 
-    /// NVMe controllers, in the order of their slots.
-    pub fn nvme(&self) -> &[NvmeHandle] {
-        &self.handles.nvme
-    }
-
-    /// Make every device with threads of its own stand still: guest memory changes
-    /// no more once no vCPU runs either.
-    pub fn quiesce_devices(&self) {
-        self.handles.virtio.iter().for_each(VirtioHandle::quiesce);
-        self.handles.nvme.iter().for_each(NvmeHandle::quiesce);
-    }
-
-    /// Let them go on.
-    pub fn resume_devices(&self) {
-        self.handles.virtio.iter().for_each(VirtioHandle::resume);
-        self.handles.nvme.iter().for_each(NvmeHandle::resume);
+    /// The host's side of the named ports, in the order of the specification.
+    pub fn ports(&self) -> Option<&ConsoleHandle> {
+        self.handles.ports.as_ref()
     }
 }

@@ -44,7 +44,7 @@ impl FullDisk {
 }
 
 fn room(board: &Board, disk: usize) -> Option<u64> {
-    board.disks().get(disk)?.room()
+    board.disk(disk)?.room()
 }
 
 /// A quota does not show: without more room than before, nothing has changed.

@@ -118,12 +118,12 @@ impl Signals {
         self.drive(&v);
     }
 
-    pub fn vector(&self, source: Source) -> u16 {
+    pub(super) fn vector(&self, source: Source) -> u16 {
         self.lock().vector(source)
     }
 
     /// Map a vector; one that does not exist reads back as none.
-    pub fn set_vector(&self, source: Source, vector: u16) {
+    pub(super) fn set_vector(&self, source: Source, vector: u16) {
         let mut v = self.lock();
         let vector = if usize::from(vector) <= v.queues.len() { vector } else { NO_VECTOR };
         match source {
