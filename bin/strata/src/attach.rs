@@ -7,12 +7,14 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use anyhow::Context;
-use host_sys::RawTerminal;
+use guest_client::Size;
+use host_sys::{RawTerminal, SessionSignals};
 use machine_store::{LogReader, MachineStore};
 use rustix::event::{PollFd, PollFlags, poll};
 use vm_api::{Action, Client, Found, Registry};
 
 use crate::cli::{ConsoleArgs, LogsArgs};
+use crate::exec::window_size;
 
 /// What the escape keys do.
 pub const KEYS: &str = "  \
@@ -70,6 +72,7 @@ impl Keys {
 /// `strata console`.
 pub fn console(args: &ConsoleArgs) -> anyhow::Result<u8> {
     let found = Found::pick(Registry::all()?, &args.machine)?;
+    let signals = SessionSignals::block().context("cannot block signals")?;
     let client = Client::connect(&found.socket()).context("the machine does not answer; see `strata ps`")?;
     let (stream, shown) = client.attach(PATIENCE).context("cannot have the machine's console")?;
     let terminal = RawTerminal::enter().context("cannot set the terminal to raw mode")?;
@@ -77,12 +80,36 @@ pub fn console(args: &ConsoleArgs) -> anyhow::Result<u8> {
         eprint!("strata: the console of {}; Ctrl-A d leaves it, Ctrl-A h shows all keys\r\n", args.machine);
     }
     show(&shown)?;
+    if terminal.is_some() {
+        follow_size(&found, signals)?;
+    }
     let ended = carry(&found, &stream, terminal.is_some());
     drop(terminal);
     if ended? {
         eprintln!("strata: the machine has ended");
     }
     Ok(0)
+}
+
+/// Tell the machine the terminal's size, now and whenever it changes. Other signals
+/// end this process as they always would.
+fn follow_size(found: &Found, signals: SessionSignals) -> anyhow::Result<()> {
+    let socket = found.socket();
+    let follow = move || {
+        loop {
+            // A serial console has no size; nothing is to be told then.
+            if let (Some(Size { rows, columns }), Ok(mut client)) = (window_size(), Client::connect(&socket))
+            {
+                let _ = client.call(Action::ResizeConsole { columns, rows }, PATIENCE);
+            }
+            if let Some(signal) = signals.wait() {
+                host_sys::restore_terminal();
+                std::process::exit(128 + signal);
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name("signals".to_string()).spawn(follow);
+    thread.map(drop).context("cannot start the signal thread")
 }
 
 fn show(bytes: &[u8]) -> io::Result<()> {

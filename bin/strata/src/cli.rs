@@ -44,10 +44,10 @@ pub enum Command {
     /// Returns when the guest executes there. Where the engine refuses, the machine goes on where it was.
     #[command(after_help = ENGINE_HELP)]
     Engine(EngineArgs),
-    /// Give a running machine other numbers of vCPUs and another size of RAM
+    /// Give a running machine other vCPUs, RAM, disks and network cards
     ///
-    /// What is added the guest has at once, what is taken away when it lets go. The machine must
-    /// have been started with --cpus-max or --memory-max.
+    /// What is added the guest has at once, what is taken away when it lets go. For vCPUs and RAM
+    /// the machine must have been started with --cpus-max or --memory-max.
     #[command(after_help = UPDATE_HELP)]
     Update(UpdateArgs),
     /// Park the vCPUs of machines; their time stands still
@@ -138,7 +138,9 @@ const STATS_HELP: &str = concat!(
 const ENGINE_HELP: &str =
     concat!("Examples:\n  strata engine web jit\n  strata engine 3f kvm\n\n", control_status!());
 const UPDATE_HELP: &str = concat!(
-    "Examples:\n  strata update --cpus 4 web\n  strata update --memory 2G --wait 10s web\n  strata update --disk 0=20G web\n\n",
+    "Examples:\n  strata update --cpus 4 web\n  strata update --memory 2G --wait 10s web\n  \
+     strata update --disk 0=20G web\n  \
+     strata update --add-disk data.img,serial=data web\n  strata update --remove disk-1 web\n\n",
     control_status!()
 );
 const STOP_HELP: &str = concat!(
@@ -186,6 +188,24 @@ pub enum Time {
     Host,
     /// One nanosecond for each instruction: every run is the same
     Virtual,
+}
+
+/// Where the console is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ConsoleKind {
+    /// A serial port
+    Serial,
+    /// A virtio console
+    Virtio,
+}
+
+/// What virtio devices are reached by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Transport {
+    /// The PCI bus
+    Pci,
+    /// Memory-mapped registers
+    Mmio,
 }
 
 /// The board.
@@ -271,9 +291,27 @@ pub struct RunArgs {
     /// reset, power-off, or none for no watchdog
     #[arg(long, value_name = "ACTION", default_value = "reset", value_parser = watchdog)]
     pub watchdog: Watchdog,
-    /// Give the guest a virtio entropy device
+    /// Where the console is: serial (COM1), or virtio, a faster one that knows the terminal's size
+    /// (hvc0 in Linux); COM1 is silent then unless --serial says otherwise
+    #[arg(long, value_enum, value_name = "KIND", default_value_t = ConsoleKind::Serial)]
+    pub console: ConsoleKind,
+    /// Give the guest a channel /dev/virtio-ports/NAME, to which programs of the host connect at the
+    /// Unix socket PATH, one at a time; repeat for more
+    #[arg(long, value_name = "NAME=PATH", value_parser = crate::ports::parse)]
+    pub port: Vec<board::PortSpec>,
+    /// What virtio devices are reached by: pci, or mmio, registers that ACPI tells of
+    #[arg(long, value_enum, value_name = "KIND", default_value_t = Transport::Pci)]
+    pub virtio_transport: Transport,
+    /// Put a file into the guest's memory (/dev/pmem0 and on); repeat for more. Commas in PATH are
+    /// doubled. With ro the file stays as it is; else its size is a multiple of 2 MiB
+    #[arg(long, value_name = "PATH[,ro]", value_parser = crate::disk_option::parse_pmem)]
+    pub pmem: Vec<board::PmemSpec>,
+    /// Give the guest a virtio entropy device [default: with IMAGE or --disk]
     #[arg(long)]
     pub rng: bool,
+    /// Give it none
+    #[arg(long, conflicts_with = "rng")]
+    pub no_rng: bool,
     #[command(flatten)]
     pub network: NetworkArgs,
     /// Disk image or block device; repeat for more. Commas in PATH are doubled. Options: ro,
@@ -443,6 +481,16 @@ pub struct UpdateArgs {
     /// Make disk N (from 0, as on the command line) larger; units K, M, G, T, a bare number is MiB
     #[arg(short, long, value_name = "N=SIZE", value_parser = quantity::disk_size, group = "what")]
     pub disk: Vec<(usize, u64)>,
+    /// Plug in a disk: a raw image, with the options of `strata run --disk`; repeat for more
+    #[arg(long, value_name = "PATH[,OPTION…]", value_parser = crate::disk_option::parse, group = "what")]
+    pub add_disk: Vec<board::DiskSpec>,
+    /// Plug in a network card: nat, with an Ethernet address if wanted
+    #[arg(long, value_name = "nat[,mac=ADDRESS]", value_parser = crate::network::parse_added, group = "what")]
+    pub add_net: Vec<board::NetSpec>,
+    /// Ask the guest to give up a disk or network card, by its name in `strata inspect`: disk-1, net-0;
+    /// repeat for more
+    #[arg(long, value_name = "ID", group = "what")]
+    pub remove: Vec<String>,
     /// How long to wait for a guest that has to let go; units ms, s, m, h, a bare number is seconds
     #[arg(short, long, value_name = "TIME", default_value = "10s", value_parser = quantity::duration)]
     pub wait: Duration,

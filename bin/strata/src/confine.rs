@@ -72,6 +72,12 @@ impl Sandbox {
                 files.update.push(disk.path.clone());
             }
         }
+        for pmem in &spec.pmems {
+            files.read.push(pmem.path.clone());
+            if !pmem.read_only {
+                files.update.push(pmem.path.clone());
+            }
+        }
         let landlock = sandbox::confine_files(&files).context("cannot enter the sandbox")?;
         let to_host = spec.vsock.as_ref().is_some_and(|v| v.to_host.is_some());
         let folders = !spec.shares.is_empty();

@@ -4,7 +4,8 @@ use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
-use board::{Board, MachineEvent};
+use board::{Board, MachineEvent, SerialSpec};
+use guest_client::Size;
 
 /// What the escape keys do, for `--help` and Ctrl-A h.
 pub const KEYS: &str = "  \
@@ -55,10 +56,45 @@ impl Keys {
     }
 }
 
-/// Carry standard input to serial port `port` until it ends; its end is not the
-/// machine's. The port holds input back until the guest receives. With `terminal`
+/// Where what is typed goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keyboard {
+    /// Serial port of this number, COM1 is 0.
+    Serial(usize),
+    /// The virtio console.
+    Virtio,
+}
+
+impl Keyboard {
+    /// The one of a machine's console on standard input and output, if it has any.
+    pub fn of(board: &Board) -> Option<Keyboard> {
+        if board.console().is_some() {
+            return Some(Keyboard::Virtio);
+        }
+        board.spec().serial.iter().position(|s| *s == SerialSpec::Stdio).map(Keyboard::Serial)
+    }
+
+    /// Offer bytes; how many were taken.
+    fn offer(self, board: &Board, bytes: &[u8]) -> usize {
+        match (self, board.console()) {
+            (Keyboard::Serial(port), _) => board.serial_input(port, bytes),
+            (Keyboard::Virtio, Some(console)) => console.input(0, bytes),
+            (Keyboard::Virtio, None) => bytes.len(),
+        }
+    }
+}
+
+/// Tell the virtio console the size of the terminal this process has, if any.
+pub fn tell_size(board: &Board) {
+    if let (Some(console), Some(Size { rows, columns })) = (board.console(), crate::exec::window_size()) {
+        console.resize(columns, rows);
+    }
+}
+
+/// Carry standard input to a keyboard until it ends; its end is not the
+/// machine's. It holds input back until the guest receives. With `terminal`
 /// the escape keys work; else every byte is the guest's.
-pub fn carry_input(board: &Arc<Board>, port: usize, terminal: bool) {
+pub fn carry_input(board: &Arc<Board>, to: Keyboard, terminal: bool) {
     let mut keys = Keys::default();
     let mut buffer = [0; 256];
     loop {
@@ -69,7 +105,7 @@ pub fn carry_input(board: &Arc<Board>, port: usize, terminal: bool) {
             Err(_) => return,
         };
         if !terminal {
-            send(board, port, &buffer[..n]);
+            send(board, to, &buffer[..n]);
             continue;
         }
         let mut typed = Vec::with_capacity(n);
@@ -82,15 +118,15 @@ pub fn carry_input(board: &Arc<Board>, port: usize, terminal: bool) {
                 Key::Help => eprint!("\r\n{}\r\n", KEYS.replace('\n', "\r\n")),
             }
         }
-        send(board, port, &typed);
+        send(board, to, &typed);
     }
 }
 
-/// Offer bytes until the port has taken all: a guest that does not read holds
+/// Offer bytes until all are taken: a guest that does not read holds
 /// back its own input, nothing else.
-pub fn send(board: &Board, port: usize, mut bytes: &[u8]) {
+pub fn send(board: &Board, to: Keyboard, mut bytes: &[u8]) {
     while !bytes.is_empty() {
-        bytes = &bytes[board.serial_input(port, bytes).min(bytes.len())..];
+        bytes = &bytes[to.offer(board, bytes).min(bytes.len())..];
         if !bytes.is_empty() {
             std::thread::sleep(RETRY);
         }

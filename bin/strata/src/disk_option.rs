@@ -1,6 +1,6 @@
 //! `--disk PATH[,OPTION…]`.
 
-use board::{DiskInterface, DiskSpec};
+use board::{DiskInterface, DiskSpec, PmemSpec};
 use disk::{CacheMode, ImageFormat};
 
 /// Parts between single commas; a doubled one stands for itself.
@@ -64,6 +64,20 @@ pub fn parse(text: &str) -> Result<DiskSpec, String> {
     Ok(spec)
 }
 
+/// Parse the value of `--pmem`.
+pub fn parse_pmem(text: &str) -> Result<PmemSpec, String> {
+    let mut parts = parts(text).into_iter();
+    let path = parts.next().filter(|p| !p.is_empty()).ok_or("no path; write --pmem PATH")?;
+    let mut spec = PmemSpec { path: path.into(), read_only: false };
+    for part in parts {
+        match part.as_str() {
+            "ro" | "readonly" => spec.read_only = true,
+            _ => return Err(format!("\"{part}\" is no option here; use ro, and double commas of a path")),
+        }
+    }
+    Ok(spec)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,6 +92,12 @@ mod tests {
         check("a,serial=s=1", DiskSpec { serial: Some("s=1".into()), ..DiskSpec::new("a") });
         let (interface, cache) = (DiskInterface::Virtio, CacheMode::Direct);
         check("a,cache=direct,if=virtio", DiskSpec { interface, cache, ..DiskSpec::new("a") });
+        for (text, path, read_only) in
+            [("a,,b", "a,b", false), ("a,ro", "a", true), ("a,readonly", "a", true)]
+        {
+            assert_eq!(parse_pmem(text), Ok(PmemSpec { path: path.into(), read_only }));
+        }
+        assert!(parse_pmem("a,rw").is_err() && parse_pmem("").is_err());
         for (bad, text) in
             [("", "--disk PATH"), ("a,rw", "\"rw\""), ("a,if=ide", "if=nvme|virtio"), ("a,", "\"\"")]
         {

@@ -133,7 +133,7 @@ fn request(args: &ExecArgs) -> anyhow::Result<Exec> {
 }
 
 /// The size of the terminal this process has, if any.
-fn window_size() -> Option<Size> {
+pub fn window_size() -> Option<Size> {
     let stdout = std::io::stdout();
     let size = if stdout.is_terminal() {
         rustix::termios::tcgetwinsize(stdout)

@@ -16,6 +16,7 @@
 //! | `network` | network flags |
 //! | `confine` | the sandbox of a run |
 //! | `console` | keys to the guest, escape keys |
+//! | `ports` | named channels of a guest |
 //! | `output` | serial output, and what is recognised in it |
 //! | `phases` | how long each phase of a start took |
 //! | `doctor` | `strata doctor` |
@@ -47,6 +48,7 @@ mod machines;
 mod network;
 mod output;
 mod phases;
+mod ports;
 mod progress;
 mod quantity;
 mod run;

@@ -58,6 +58,22 @@ impl Network {
     }
 }
 
+/// A card that is plugged in while the machine runs.
+pub fn parse_added(text: &str) -> Result<NetSpec, String> {
+    const FORMS: &str = "use nat or nat,mac=ADDRESS";
+    let mac = match text.split_once(',') {
+        None if text == "nat" => None,
+        Some(("nat", option)) => {
+            let mac = option.strip_prefix("mac=").and_then(|mac| mac.parse().ok());
+            Some(mac.ok_or_else(|| format!("\"{option}\" is no Ethernet address; {FORMS}"))?)
+        }
+        _ => return Err(format!("no card that can be plugged in; {FORMS}")),
+    };
+    // The machine's process cannot look.
+    let backend = NetBackend::Nat(NatSpec { resolvers: nat::host_resolvers(), ..NatSpec::default() });
+    Ok(NetSpec { mac, backend, pcap: None })
+}
+
 /// The network of a machine.
 #[derive(Args)]
 pub struct NetworkArgs {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use anyhow::Context;
-use board::{EventPoster, MachineEvent, SerialSpec};
+use board::{EventPoster, MachineEvent, PortOutput, SerialSpec};
 use chipset::{BufferedOutput, SerialOutput};
 use machine_store::ConsoleLog;
 use vm_process::ConsoleHub;
@@ -209,6 +209,19 @@ fn create(path: &Path) -> anyhow::Result<File> {
             "cannot write serial output to {path}; give a --serial file:PATH that you may write"
         ))
     })
+}
+
+impl Output {
+    /// The console on standard output.
+    pub fn terminal(terminal: &Terminal, watch: Watch, listeners: Listeners) -> Self {
+        Output { sink: Sink::Terminal(terminal.clone()), watch: Some(watch), listeners: Some(listeners) }
+    }
+}
+
+impl PortOutput for Output {
+    fn write(&mut self, bytes: &[u8]) {
+        self.put(bytes);
+    }
 }
 
 impl SerialOutput for Output {

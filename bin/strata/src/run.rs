@@ -7,20 +7,25 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use board::{Board, BoardIo, BootSpec, MachineSpec, MachineType, SerialSpec, TimeSource, VsockSpec};
-use host_sys::{RawTerminal, TerminationSignals};
+use board::{
+    Board, BoardIo, BootSpec, MachineSpec, MachineType, NetBackend, SerialSpec, TimeSource, VirtioTransport,
+    VsockSpec,
+};
+use host_sys::{RawTerminal, SessionSignals};
 use lifecycle::{EnginePlan, Outcome, Policy, Recorder, Symbols, Vm};
 use machine_store::{Held, MachineStore, Restart};
 use serde_json::json;
 use vm_api::{Registration, Registry, RegistryError, RuntimeDir, Server};
 use vm_process::{Console, ConsoleHub, Identity, Owner, Switch};
 
-use crate::cli::{Format, Machine, MachineArgs, RunArgs, Time};
+use crate::cli::{ConsoleKind, Format, Machine, MachineArgs, RunArgs, Time, Transport};
 use crate::confine::Sandbox;
+use crate::console::Keyboard;
 use crate::failure::InputError;
 use crate::kept::{self, Keeping};
 use crate::output::{Listeners, Markers, Output, Terminal, Watch};
 use crate::phases::{Phase, Phases};
+use crate::ports::Ports;
 use crate::{console, definition, guest, shares};
 
 /// `strata run`: a machine of this process, or one that outlasts it.
@@ -68,7 +73,7 @@ fn run_kept(id: &str, start: Instant) -> anyhow::Result<u8> {
 /// Run a machine to its end; answers the exit status.
 fn run(args: RunArgs, held: Option<Held>, start: Instant) -> anyhow::Result<u8> {
     let phases = Arc::new(Phases::new(start));
-    let signals = TerminationSignals::block().context("cannot block termination signals")?;
+    let signals = SessionSignals::block().context("cannot block signals")?;
     let mut spec = specification(&args)?;
     if let Some(held) = &held {
         kept::apply(held, &args, &mut spec)?;
@@ -84,6 +89,11 @@ fn run(args: RunArgs, held: Option<Held>, start: Instant) -> anyhow::Result<u8> 
         spec.boot = BootSpec { protocol: spec.boot.protocol, ..found };
     }
     shares::add(&args.volumes, &mut spec)?;
+    if spec.console && args.machine.append.is_none() {
+        // Beside what is there: messages before the console's driver comes are COM1's.
+        spec.boot.cmdline.push_str(" console=hvc0");
+    }
+    let ports = Ports::bind(&spec)?;
     phases.mark(Phase::Images);
     let virtual_time = spec.time == TimeSource::Virtual;
     let mut plan = lifecycle::plan(args.engine, virtual_time);
@@ -105,7 +115,8 @@ fn run(args: RunArgs, held: Option<Held>, start: Instant) -> anyhow::Result<u8> 
     let guest_status = Arc::new(OnceLock::new());
     let terminal = Terminal::start()?;
     let hub = Arc::new(ConsoleHub::default());
-    let io = BoardIo { networks, vsock, clock: plan.clock.clone(), ..BoardIo::new() };
+    let clock = plan.clock.clone();
+    let io = BoardIo { networks, vsock, ports: ports.outputs(), clock, ..BoardIo::new() };
     // Guests of images say what the built-in one says.
     let told = (built_in || args.image.is_some()).then(|| guest_status.clone());
     let console = Listeners { hub: hub.clone(), log };
@@ -118,6 +129,14 @@ fn run(args: RunArgs, held: Option<Held>, start: Instant) -> anyhow::Result<u8> 
     if args.format == Format::Text {
         owner.on_switch(|name, took| eprintln!("strata: continued on engine {name} ({took:.1?})"));
         owner.on_wait(|what| eprintln!("strata: paused: the machine waits for {what}"));
+    }
+    if args.no_sandbox
+        || owner.vm().board().spec().nets.iter().any(|n| matches!(n.backend, NetBackend::Nat(_)))
+    {
+        owner.allow_networks();
+    }
+    if let Some(handle) = board.ports() {
+        ports.serve(handle)?;
     }
     let id = socket.as_ref().map(|s| s.0.id().to_string()).unwrap_or_default();
     let _door = socket.map(|s| open_door(s, &mut owner, hub)).transpose()?;
@@ -220,8 +239,8 @@ fn open_door(
     let (registration, listener) = socket;
     let board = owner.vm().board().clone();
     let (mut desk, requests) = vm_process::desk(board.events().clone());
-    if let Some(port) = terminal_port(&board) {
-        desk = desk.with_console(Console::new(hub, move |bytes| console::send(&board, port, bytes)));
+    if let Some(to) = Keyboard::of(&board) {
+        desk = desk.with_console(Console::new(hub, move |bytes| console::send(&board, to, bytes)));
     }
     owner.serve(Identity { id: registration.id().clone(), name: registration.name().cloned() }, requests);
     let server = vm_api::serve(listener, Arc::new(desk)).context("cannot start the control thread")?;
@@ -289,10 +308,20 @@ fn specification(args: &RunArgs) -> anyhow::Result<MachineSpec> {
     spec.disks = args.disk.clone();
     spec.watchdog = args.watchdog;
     spec.balloon = (!args.no_balloon).then(board::BalloonSpec::default);
-    spec.rng = args.rng.then(board::RngSpec::default);
+    let usual = args.image.is_some() || !args.disk.is_empty();
+    spec.rng = (args.rng || usual && !args.no_rng).then(board::RngSpec::default);
+    spec.virtio = match args.virtio_transport {
+        Transport::Pci => VirtioTransport::Pci,
+        Transport::Mmio => VirtioTransport::Mmio,
+    };
+    spec.console = args.console == ConsoleKind::Virtio;
+    spec.ports = args.port.clone();
+    spec.pmems = args.pmem.clone();
     spec.nets = args.network.cards(args.name.as_ref().map(ToString::to_string), args.image.is_some())?;
     if !args.serial.is_empty() {
         spec.serial = args.serial.clone();
+    } else if spec.console {
+        spec.serial = vec![SerialSpec::Null];
     }
     Ok(spec)
 }
@@ -309,41 +338,42 @@ fn build(
     let mut listeners = Some(listeners);
     let mut markers =
         guest_status.map(|receiver| Markers { ready: guest::READY, status: guest::STATUS, receiver });
+    let watch = |markers| Watch::new(phases.clone(), io.events.clone(), !args.ignore_panic, markers);
+    if let Some(listeners) = listeners.take_if(|_| spec.console) {
+        io.console = Some(Box::new(Output::terminal(terminal, watch(markers.take()), listeners)));
+    }
     for (i, serial) in spec.serial.iter().enumerate() {
-        // COM1 is the console.
-        let watch = (i == 0)
-            .then(|| Watch::new(phases.clone(), io.events.clone(), !args.ignore_panic, markers.take()));
+        // COM1 is the console, or has what comes before its driver.
+        let watch = (i == 0).then(|| watch(markers.take()));
         let listeners = listeners.take_if(|_| *serial == SerialSpec::Stdio);
         io.serial.push(Box::new(Output::open(serial, terminal, watch, listeners)?));
     }
     Ok(Board::build(spec, io)?)
 }
 
-/// The serial port on standard input and output.
-fn terminal_port(board: &Board) -> Option<usize> {
-    board.spec().serial.iter().position(|s| *s == SerialSpec::Stdio)
-}
-
-/// Connect standard input to the port that wants it.
+/// Connect standard input to the console that wants it.
 fn start_console(board: &Arc<Board>) -> anyhow::Result<Option<RawTerminal>> {
-    let Some(port) = terminal_port(board) else { return Ok(None) };
+    let Some(to) = Keyboard::of(board) else { return Ok(None) };
+    console::tell_size(board);
     let terminal = RawTerminal::enter().context("cannot set the terminal to raw mode")?;
     let (board, raw) = (board.clone(), terminal.is_some());
     // Ends with the process: a read of standard input cannot be called back.
     std::thread::Builder::new()
         .name("console".to_string())
-        .spawn(move || console::carry_input(&board, port, raw))
+        .spawn(move || console::carry_input(&board, to, raw))
         .context("cannot start the console thread")?;
     Ok(terminal)
 }
 
-fn watch_signals(signals: TerminationSignals, board: &Arc<Board>) -> anyhow::Result<()> {
-    let events = board.events().clone();
+fn watch_signals(signals: SessionSignals, board: &Arc<Board>) -> anyhow::Result<()> {
+    let board = board.clone();
     std::thread::Builder::new()
         .name("signals".to_string())
         .spawn(move || {
-            signals.wait();
-            events.post(board::MachineEvent::Stop);
+            while signals.wait().is_none() {
+                console::tell_size(&board);
+            }
+            board.events().post(board::MachineEvent::Stop);
         })
         .context("cannot start the signal thread")?;
     Ok(())

@@ -21,6 +21,8 @@ const KERNEL: &str = "vmlinuz";
 const BUSYBOX: &str = "busybox";
 /// Drivers, an archive to follow the initramfs.
 const MODULES: &str = "modules.cpio";
+/// Which drivers were asked for, a name a line.
+const DRIVERS: &str = "drivers";
 const DESCRIPTION: &str = "description";
 /// Names and sizes of the files, written last.
 const MANIFEST: &str = "manifest";
@@ -104,6 +106,9 @@ impl Cache {
         let manifest = fs::read_to_string(home.join(MANIFEST)).ok()?;
         // One without drivers is of an older version.
         manifest.lines().find(|l| l.ends_with(MODULES))?;
+        // So is one with fewer.
+        let drivers = fs::read_to_string(home.join(DRIVERS)).ok()?;
+        modules::NAMES.iter().all(|name| drivers.lines().any(|d| d == *name)).then_some(())?;
         for line in manifest.lines() {
             let (size, name) = line.split_once(' ')?;
             let found = fs::metadata(home.join(name)).ok()?.len();
@@ -147,6 +152,7 @@ impl Cache {
             (initrd_name(), initramfs::default_initramfs(&busybox, &modules)),
             (BUSYBOX.to_string(), busybox),
             (MODULES.to_string(), modules),
+            (DRIVERS.to_string(), modules::NAMES.join("\n").into_bytes()),
             (DESCRIPTION.to_string(), parts.description.into_bytes()),
         ];
         let mut manifest = String::new();
@@ -240,6 +246,13 @@ mod tests {
 
         let manifest = files.kernel.with_file_name(MANIFEST);
         let text = fs::read_to_string(&manifest).unwrap();
+        let drivers = files.kernel.with_file_name(DRIVERS);
+        let asked = fs::read_to_string(&drivers).unwrap();
+        fs::write(&drivers, asked.replace("vsock", "VSOCK")).unwrap();
+        assert_eq!(cache.find("cloud").unwrap(), None, "other drivers");
+
+        let parts = Parts { modules: vec![scratch.0.join("vsock.ko")], ..scratch.parts() };
+        cache.install("cloud", parts, &Silent).unwrap();
         let older: String = text.lines().filter(|l| !l.contains(MODULES)).map(|l| format!("{l}\n")).collect();
         fs::write(&manifest, older).unwrap();
         assert_eq!(cache.find("cloud").unwrap(), None);

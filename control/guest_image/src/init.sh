@@ -18,7 +18,7 @@ load() {
     done
 }
 
-# The numbers of virtio devices (virtio 1.2, section 5; on PCI from 0x1040 on).
+# The numbers of virtio devices (virtio 1.2, section 5; on PCI from 0x1040 on, beside it from 1 on).
 devices=
 for file in /sys/bus/pci/devices/*/device; do
     read -r vendor < "${file%/*}/vendor"
@@ -26,8 +26,20 @@ for file in /sys/bus/pci/devices/*/device; do
     [ "$vendor" = 0x1af4 ] && devices="$devices $device"
 done
 
+read -r line < /proc/cmdline
+
 # What a command may need before it starts.
-case $devices in ?*) load virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci ;; esac
+mmio=
+[ -e /sys/bus/acpi/devices/LNRO0005:00 ] && mmio=1
+case $devices$mmio in ?*) load virtio_ring virtio ;; esac
+case $devices in ?*) load virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci ;; esac
+if [ -n "$mmio" ]; then
+    load virtio_mmio
+    for file in /sys/bus/virtio/devices/*/device; do
+        read -r device < "$file"
+        devices="$devices 0x10$(printf %02x $((device + 0x40)))"
+    done
+fi
 case $devices in *0x1042*) load virtio_blk ;; esac
 case $devices in *0x1041*) load failover net_failover virtio_net ;; esac
 case $devices in *0x1043*) load virtio_console ;; esac
@@ -36,6 +48,9 @@ case $devices in *0x105a*)
     strata-agent mount
     ;;
 esac
+case $devices in *0x105b*) load libnvdimm nd_btt nd_pmem nd_virtio virtio_pmem ;; esac
+# The console that the kernel was told, now that its driver is there.
+case $line in *console=hvc0*) [ -c /dev/hvc0 ] && exec < /dev/hvc0 > /dev/hvc0 2>&1 ;; esac
 # What may come while it runs.
 {
     case $devices in *0x1053*)
@@ -48,7 +63,6 @@ esac
 } &
 
 command=
-read -r line < /proc/cmdline
 for word in $line; do
     case $word in
     strata.cmd=*) command=$(echo "${word#strata.cmd=}" | base64 -d) ;;

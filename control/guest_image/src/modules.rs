@@ -6,12 +6,13 @@ use crate::Archive;
 
 /// Those packed, whatever devices a machine has; the start script loads what it
 /// finds devices for, in an order that suits their dependencies.
-pub(crate) const NAMES: [&str; 19] = [
+pub(crate) const NAMES: [&str; 25] = [
     "virtio_ring",
     "virtio",
     "virtio_pci_legacy_dev",
     "virtio_pci_modern_dev",
     "virtio_pci",
+    "virtio_mmio",
     "vsock",
     "vmw_vsock_virtio_transport_common",
     "vmw_vsock_virtio_transport",
@@ -24,6 +25,11 @@ pub(crate) const NAMES: [&str; 19] = [
     "virtio_net",
     "fuse",
     "virtiofs",
+    "libnvdimm",
+    "nd_btt",
+    "nd_pmem",
+    "nd_virtio",
+    "virtio_pmem",
     "button",
     "evdev",
 ];

@@ -1,6 +1,7 @@
 //! The end of the socket that a command holds.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -48,7 +49,20 @@ impl Client {
     /// # Errors
     /// When the machine refuses, or no answer comes within `limit`.
     pub fn call(&mut self, action: Action, limit: Duration) -> Result<Reply, CallError> {
-        self.ask(action, limit).map(|(reply, _)| reply)
+        self.ask(action, &[], limit).map(|(reply, _)| reply)
+    }
+
+    /// [`Client::call`], with files that this process has opened for the machine.
+    ///
+    /// # Errors
+    /// As [`Client::call`]; also with more than [`crate::MAX_FILES`].
+    pub fn call_with(
+        &mut self,
+        action: Action,
+        files: &[BorrowedFd<'_>],
+        limit: Duration,
+    ) -> Result<Reply, CallError> {
+        self.ask(action, files, limit).map(|(reply, _)| reply)
     }
 
     /// Make this connection the machine's console; answers it and what the
@@ -57,7 +71,7 @@ impl Client {
     /// # Errors
     /// As [`Client::call`].
     pub fn attach(mut self, limit: Duration) -> Result<(UnixStream, Vec<u8>), CallError> {
-        match self.ask(Action::Console, limit)? {
+        match self.ask(Action::Console, &[], limit)? {
             (Reply::Attached, shown) => {
                 let back = self.0.set_read_timeout(None).and_then(|()| self.0.set_write_timeout(None));
                 back.map_err(|e| CallError::Lost(e.to_string()))?;
@@ -68,10 +82,15 @@ impl Client {
     }
 
     /// The answer, and what came behind it.
-    fn ask(&mut self, action: Action, limit: Duration) -> Result<(Reply, Vec<u8>), CallError> {
+    fn ask(
+        &mut self,
+        action: Action,
+        files: &[BorrowedFd<'_>],
+        limit: Duration,
+    ) -> Result<(Reply, Vec<u8>), CallError> {
         let lost = |e: &dyn std::fmt::Display| CallError::Lost(e.to_string());
         let request = Request { version: VERSION, action };
-        let sent = wire::send(&self.0, &request, limit);
+        let sent = wire::send_with(&self.0, &request, files, limit);
         // A server that refuses a connection answers without reading: look before giving up.
         let mut lines = Lines::new(&self.0, MAX_RESPONSE);
         let line = lines.next(limit).map_err(|e| match e {

@@ -35,4 +35,4 @@ pub use protocol::{
 };
 pub use registry::{Found, Registration, Registry, RegistryError};
 pub use server::{Handler, MAX_CONNECTIONS, Server, serve};
-pub use wire::MAX_REQUEST;
+pub use wire::{MAX_FILES, MAX_REQUEST};

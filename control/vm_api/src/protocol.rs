@@ -63,6 +63,29 @@ pub enum Action {
         /// Bytes, whole blocks.
         size: u64,
     },
+    /// Plug in a disk, whose files come along. A machine's process opens none itself.
+    AddDisk {
+        /// The disk, as a specification has it.
+        spec: serde_json::Value,
+    },
+    /// Plug in a network card.
+    AddNet {
+        /// The card, as a specification has it.
+        spec: serde_json::Value,
+    },
+    /// Ask the guest to give up a device. It has gone when [`Action::Inspect`] does
+    /// not tell of it any more.
+    RemoveDevice {
+        /// Its name.
+        id: String,
+    },
+    /// The terminal at the console has this size now, in characters.
+    ResizeConsole {
+        /// Characters of a line.
+        columns: u16,
+        /// Lines.
+        rows: u16,
+    },
     /// Press and release the ACPI power button; a paused machine goes on first,
     /// or its guest could not answer.
     PressPowerButton,
@@ -129,6 +152,11 @@ pub enum Reply {
         cpus: u32,
         /// Bytes of RAM.
         memory: u64,
+    },
+    /// To [`Action::AddDisk`] and [`Action::AddNet`]: it is there; the guest was told.
+    Added {
+        /// Its name in the machine.
+        id: String,
     },
     /// To [`Action::Console`]: what follows is the console's.
     Attached,

@@ -1,6 +1,7 @@
 //! The end of the socket that a machine's process holds.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -23,11 +24,12 @@ const RETRY: Duration = Duration::from_millis(200);
 
 /// Who does what is asked.
 pub trait Handler: Send + Sync + 'static {
-    /// Do it and answer. Called from several threads; may take its time.
+    /// Do it and answer. Called from several threads; may take its time. `files`:
+    /// what the client has opened for it, at most [`crate::MAX_FILES`].
     ///
     /// # Errors
     /// When it was not done; nothing has changed then.
-    fn handle(&self, action: Action) -> Result<Reply, Refusal>;
+    fn handle(&self, action: Action, files: Vec<OwnedFd>) -> Result<Reply, Refusal>;
 
     /// After [`Reply::Attached`]: the connection is the console's until this
     /// returns. `typed`: what the client sent behind its request.
@@ -148,7 +150,8 @@ fn connection(stream: &Arc<UnixStream>, handler: &dyn Handler, in_hand: &InHand)
             Err(e) => return refuse(stream, Refusal::new(RefusalKind::TooSlow, e.to_string())),
         };
         in_hand.change(|count| *count += 1);
-        let result = Request::parse(&line).and_then(|request| handler.handle(request.action));
+        let files = lines.take_files();
+        let result = Request::parse(&line).and_then(|request| handler.handle(request.action, files));
         let attached = matches!(result, Ok(Reply::Attached));
         let sent = wire::send(stream, &Response::new(result), RESPONSE_TIME);
         in_hand.change(|count| *count -= 1);
@@ -185,8 +188,9 @@ mod tests {
     struct Echo;
 
     impl Handler for Echo {
-        fn handle(&self, action: Action) -> Result<Reply, Refusal> {
+        fn handle(&self, action: Action, files: Vec<OwnedFd>) -> Result<Reply, Refusal> {
             match action {
+                Action::AddDisk { .. } => Ok(Reply::Added { id: format!("{} files", files.len()) }),
                 Action::SwitchEngine { engine } => Ok(Reply::Switched { engine, took_us: 1 }),
                 Action::End => Err(Refusal::new(RefusalKind::Refused, "not today")),
                 Action::Console => Ok(Reply::Attached),
@@ -233,6 +237,19 @@ mod tests {
             assert_eq!(reply, Reply::Switched { engine: engine.into(), took_us: 1 });
             let refusal = client.call(Action::End, LIMIT).unwrap_err();
             assert!(matches!(refusal, CallError::Refused(r) if r.message == "not today"));
+        }
+    }
+
+    #[test]
+    fn files_reach_whom_they_are_for() {
+        use std::os::fd::AsFd;
+        let socket = Socket::new();
+        let mut client = Client::connect(&socket.0).unwrap();
+        let (a, _b) = UnixStream::pair().unwrap();
+        for files in [2, 0, 1] {
+            let action = Action::AddDisk { spec: serde_json::Value::Null };
+            let reply = client.call_with(action, &vec![a.as_fd(); files], LIMIT).unwrap();
+            assert_eq!(reply, Reply::Added { id: format!("{files} files") });
         }
     }
 
@@ -290,7 +307,7 @@ mod tests {
     struct Slow(Duration);
 
     impl Handler for Slow {
-        fn handle(&self, _: Action) -> Result<Reply, Refusal> {
+        fn handle(&self, _: Action, _: Vec<OwnedFd>) -> Result<Reply, Refusal> {
             std::thread::sleep(self.0);
             Ok(Reply::Done)
         }

@@ -1,14 +1,24 @@
 //! Lines on a socket: one JSON value each, with a cap on length and time.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
 
 /// The longest request in bytes, its newline included: the longest action is a
 /// few dozen, and what a client sends is held in memory.
 pub const MAX_REQUEST: usize = 16 << 10;
 /// The longest response a client takes: the statistics of 64 vCPUs fit many times.
 pub(crate) const MAX_RESPONSE: usize = 4 << 20;
+
+/// Open files that go with one request: a disk image and all it may stand on.
+pub const MAX_FILES: usize = 16;
 
 /// Why no line came.
 #[derive(Debug, thiserror::Error)]
@@ -33,12 +43,37 @@ pub(crate) struct Lines<'a> {
     cap: usize,
     /// Read and not yet taken.
     rest: Vec<u8>,
+    /// Files that came along, not yet taken.
+    files: Vec<OwnedFd>,
 }
+
+/// Room for [`MAX_FILES`] in a message, aligned as the host wants it.
+type Control = [MaybeUninit<u8>; rustix::cmsg_space!(ScmRights(MAX_FILES))];
 
 impl<'a> Lines<'a> {
     /// Lines of at most `cap` bytes.
     pub(crate) fn new(stream: &'a UnixStream, cap: usize) -> Self {
-        Lines { stream, cap, rest: Vec::new() }
+        Lines { stream, cap, rest: Vec::new(), files: Vec::new() }
+    }
+
+    /// The files that came with what was read so far, at most [`MAX_FILES`].
+    pub(crate) fn take_files(&mut self) -> Vec<OwnedFd> {
+        std::mem::take(&mut self.files)
+    }
+
+    /// Read bytes and files; more files than there may be are closed.
+    fn receive(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        let mut space: Control = [const { MaybeUninit::uninit() }; _];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let got = recvmsg(self.stream, &mut [IoSliceMut::new(to)], &mut control, flags)?;
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(files) = message {
+                self.files.extend(files);
+            }
+        }
+        self.files.truncate(MAX_FILES);
+        Ok(got.bytes)
     }
 
     /// What was read and is no line yet.
@@ -69,7 +104,7 @@ impl<'a> Lines<'a> {
             self.stream.set_read_timeout(Some(left))?;
             let mut buffer = [0; 4096];
             let room = buffer.len().min(self.cap - looked);
-            match (&*self.stream).read(&mut buffer[..room]) {
+            match self.receive(&mut buffer[..room]) {
                 Ok(0) if self.rest.is_empty() => return Ok(None),
                 Ok(0) => return Err(LineError::Cut),
                 Ok(n) => self.rest.extend_from_slice(&buffer[..n]),
@@ -83,11 +118,33 @@ impl<'a> Lines<'a> {
 
 /// Write one value and its newline; `limit` bounds each write.
 pub(crate) fn send(stream: &UnixStream, value: &impl serde::Serialize, limit: Duration) -> io::Result<()> {
+    send_with(stream, value, &[], limit)
+}
+
+/// [`send`], with open files for the other end.
+pub(crate) fn send_with(
+    stream: &UnixStream,
+    value: &impl serde::Serialize,
+    files: &[BorrowedFd<'_>],
+    limit: Duration,
+) -> io::Result<()> {
     let mut line = serde_json::to_vec(value)?;
     line.push(b'\n');
     stream.set_write_timeout(Some(limit))?;
+    let mut sent = 0;
+    if !files.is_empty() {
+        let mut space: Control = [const { MaybeUninit::uninit() }; _];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !control.push(SendAncillaryMessage::ScmRights(files)) {
+            return Err(io::Error::other(format!(
+                "{} files: at most {MAX_FILES} go with a request",
+                files.len()
+            )));
+        }
+        sent = sendmsg(stream, &[IoSlice::new(&line)], &mut control, SendFlags::NOSIGNAL)?;
+    }
     let mut stream = stream;
-    stream.write_all(&line)
+    stream.write_all(&line[sent..])
 }
 
 #[cfg(test)]
@@ -108,6 +165,33 @@ mod tests {
         assert_eq!(lines.next(LIMIT).unwrap().as_deref(), Some(&b""[..]));
         drop(a);
         assert!(lines.next(LIMIT).unwrap().is_none());
+    }
+
+    #[test]
+    fn files_go_along_and_more_than_a_few_do_not() {
+        use std::os::fd::AsFd;
+        let (a, b) = UnixStream::pair().unwrap();
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        send_with(&a, &1, &[writer.as_fd(), writer.as_fd()], LIMIT).unwrap();
+        drop(writer);
+        let mut lines = Lines::new(&b, 16);
+        assert_eq!(lines.next(LIMIT).unwrap().as_deref(), Some(&b"1"[..]));
+        let files = lines.take_files();
+        assert_eq!((files.len(), lines.take_files().len()), (2, 0));
+        rustix::io::write(&files[1], b"x").unwrap();
+        drop(files);
+        let mut seen = Vec::new();
+        std::io::Read::read_to_end(&mut reader, &mut seen).unwrap();
+        assert_eq!(seen, b"x", "and every end is closed");
+        let many = [a.as_fd(); MAX_FILES + 1];
+        assert!(send_with(&a, &1, &many, LIMIT).is_err());
+        for _ in 0..3 {
+            send_with(&a, &1, &many[..MAX_FILES], LIMIT).unwrap();
+        }
+        for _ in 0..3 {
+            lines.next(LIMIT).unwrap();
+        }
+        assert!(lines.take_files().len() <= MAX_FILES);
     }
 
     #[test]

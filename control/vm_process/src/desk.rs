@@ -1,5 +1,6 @@
 //! Where requests wait for the machine's owner.
 
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,6 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// One request, and where its answer goes.
 pub(crate) struct Pending {
     pub(crate) action: Action,
+    pub(crate) files: Vec<OwnedFd>,
     pub(crate) answer: SyncSender<Result<Reply, Refusal>>,
 }
 
@@ -54,7 +56,7 @@ impl Handler for Desk {
         }
     }
 
-    fn handle(&self, action: Action) -> Result<Reply, Refusal> {
+    fn handle(&self, action: Action, files: Vec<OwnedFd>) -> Result<Reply, Refusal> {
         if action == Action::Console && self.console.is_none() {
             let message = "its console is not on standard output; start it without --serial";
             return Err(Refusal::new(RefusalKind::Refused, message));
@@ -62,7 +64,7 @@ impl Handler for Desk {
         let ending = || Refusal::new(RefusalKind::Unavailable, "the machine is ending");
         // Room for one: the owner never waits for a client.
         let (answer, wait) = sync_channel(1);
-        let pending = Pending { action, answer };
+        let pending = Pending { action, files, answer };
         self.requests.lock().unwrap_or_else(PoisonError::into_inner).send(pending).map_err(|_| ending())?;
         self.events.post(MachineEvent::Attend);
         match wait.recv_timeout(self.patience) {
@@ -87,14 +89,14 @@ mod tests {
         let (events, queue) = EventQueue::new();
         let (mut desk, requests) = desk(events);
         desk.patience = Duration::from_millis(10);
-        let slow = desk.handle(Action::Info).unwrap_err();
+        let slow = desk.handle(Action::Info, Vec::new()).unwrap_err();
         assert_eq!(slow.kind, RefusalKind::Unavailable);
         assert!(slow.message.contains("did not get to it"), "{slow}");
         assert!(matches!(queue.poll(), Some(MachineEvent::Attend)));
-        let no_console = desk.handle(Action::Console).unwrap_err();
+        let no_console = desk.handle(Action::Console, Vec::new()).unwrap_err();
         assert!(no_console.message.contains("--serial"), "{no_console}");
         drop(requests);
-        let gone = desk.handle(Action::Info).unwrap_err();
+        let gone = desk.handle(Action::Info, Vec::new()).unwrap_err();
         assert!(gone.message.contains("ending"), "{gone}");
     }
 }

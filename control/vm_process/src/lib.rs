@@ -11,6 +11,7 @@
 
 mod console;
 mod desk;
+mod devices;
 mod figures;
 mod owner;
 

@@ -1,5 +1,6 @@
 //! The owner of a machine's life.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use serde_json::json;
 use vm_api::{Action, MachineId, MachineInfo, MachineName, Refusal, RefusalKind, Reply, State};
 
 use crate::desk::{Pending, Requests};
-use crate::figures;
+use crate::{devices, figures};
 
 /// Who the machine is to others.
 #[derive(Debug, Clone)]
@@ -36,6 +37,8 @@ pub struct Owner {
     /// Goes along to every engine that can use it.
     recorder: Option<Arc<Recorder>>,
     began: Instant,
+    /// The process may make sockets for networks that come later.
+    may_connect: bool,
     /// Told when the machine continued on another engine, and how long the guest stood.
     on_switch: Told,
     /// Told what the machine begins to wait for.
@@ -47,7 +50,7 @@ pub struct Owner {
 /// Receives an engine's name and a duration.
 type Told = Box<dyn FnMut(&str, Duration) + Send>;
 
-fn refused(e: impl std::error::Error) -> Refusal {
+pub(crate) fn refused(e: impl std::error::Error) -> Refusal {
     Refusal::new(RefusalKind::Refused, e.to_string())
 }
 
@@ -62,10 +65,16 @@ impl Owner {
             engine_reason,
             recorder,
             began,
+            may_connect: false,
             on_switch: Box::new(|_, _| {}),
             on_wait: Box::new(|_| {}),
             waits_for: None,
         }
+    }
+
+    /// Let networks come later: the process may make sockets.
+    pub fn allow_networks(&mut self) {
+        self.may_connect = true;
     }
 
     /// Serve requests that come to a desk, as this machine.
@@ -143,13 +152,13 @@ impl Owner {
     /// Do everything that was asked so far.
     fn attend(&mut self) {
         while let Some(pending) = self.served.as_ref().and_then(|(_, requests)| requests.0.try_recv().ok()) {
-            let Pending { action, answer } = pending;
+            let Pending { action, files, answer } = pending;
             // A client that left does not want the answer.
-            let _ = answer.try_send(self.act(action));
+            let _ = answer.try_send(self.act(action, files));
         }
     }
 
-    fn act(&mut self, action: Action) -> Result<Reply, Refusal> {
+    fn act(&mut self, action: Action, files: Vec<OwnedFd>) -> Result<Reply, Refusal> {
         match action {
             Action::Info => Ok(Reply::Info(Box::new(self.info()))),
             Action::Stats => {
@@ -161,6 +170,18 @@ impl Owner {
             Action::SwitchEngine { engine } => self.switch_to(&engine),
             Action::Update { cpus, memory } => self.update(cpus, memory),
             Action::ResizeDisk { disk, size } => self.resize_disk(disk, size),
+            Action::AddDisk { spec } => devices::add_disk(self.vm.board(), spec, files),
+            Action::AddNet { spec } => devices::add_net(self.vm.board(), spec, self.may_connect),
+            Action::RemoveDevice { id } => {
+                self.vm.board().remove_device(&id).map(|()| Reply::Done).map_err(refused)
+            }
+            Action::ResizeConsole { columns, rows } => match self.vm.board().console() {
+                Some(console) => {
+                    console.resize(columns, rows);
+                    Ok(Reply::Done)
+                }
+                None => Err(devices::no_size()),
+            },
             Action::Pause => {
                 self.vm.pause().map_err(refused)?;
                 Ok(Reply::Paused { time_stands: self.vm.board().clock().is_stopped() })
@@ -199,9 +220,8 @@ impl Owner {
     }
 
     fn resize_disk(&self, disk: usize, size: u64) -> Result<Reply, Refusal> {
-        let disks = self.vm.board().disks();
-        let Some(found) = disks.get(disk) else {
-            let message = format!("there is no disk {disk}; the machine has {} of them, from 0", disks.len());
+        let Some(found) = self.vm.board().disk(disk) else {
+            let message = format!("there is no disk-{disk}; strata inspect tells the machine's devices");
             return Err(Refusal::new(RefusalKind::Refused, message));
         };
         found.resize(size).map(|()| Reply::Done).map_err(refused)
@@ -269,6 +289,7 @@ impl Owner {
                 "features": board.model().feature_names(),
                 "tsc_khz": board.model().tsc_khz(),
             },
+            "devices": board.devices(),
             "reboots": self.vm.policy().reboot,
             "strata": env!("CARGO_PKG_VERSION"),
         })

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use guest_image::{Flavour, command_parameter};
 use guests::SOFTWARE_ENGINES;
-use guests::machine::{Guest, LIMIT, stock_guest};
+use guests::machine::{Guest, stock_guest};
 
 /// The default guest on Debian's cloud kernel with a command, these arguments of
 /// `strata run` and kernel parameters. None: no guest here.
@@ -54,7 +54,27 @@ fn the_kernel_reads_random_bytes_by_a_shared_line() {
 
 #[test]
 #[ignore = "boots stock kernels"]
+fn the_kernel_finds_devices_in_registers_that_acpi_tells_of() {
+    let path = std::env::temp_dir().join(format!("strata-mmio-{}", std::process::id()));
+    std::fs::write(&path, vec![b'x'; 1 << 20]).expect("a file");
+    let disk = format!("{},format=raw,if=virtio", path.display());
+    let command = format!(
+        "{}; head -c 3 /dev/vda; echo; printf changed | dd of=/dev/vda bs=512 seek=4 conv=sync,fsync 2>/dev/null",
+        RNG.replace("virtio0", "virtio[0-9]")
+    );
+    let arguments = ["--virtio-transport", "mmio", "--cpus", "2", "--disk", &disk];
+    // The entropy device comes with the disk.
+    check(&arguments, "", &command, &["two reads differ", "interrupts by IO-APIC", "xxx"]);
+    let written = std::fs::read(&path).expect("a file");
+    std::fs::remove_file(&path).expect("it is there");
+    assert!(written[2048..].starts_with(b"changed"));
+}
+
+#[test]
+#[ignore = "boots stock kernels"]
 fn memory_that_the_guest_frees_goes_back_to_the_host() {
+    /// Within how long, on a host that has a processor for it (SPECIFICATION.md).
+    const PROMISED: Duration = Duration::from_secs(15);
     const FILE: u64 = 150 << 20;
     let command = "until grep -q reporting_vq /proc/interrupts; do sleep 0.05; done; \
         mkdir /t; mount -t tmpfs t /t; dd if=/dev/zero of=/t/x bs=1M count=150 2>/dev/null; echo filled; \
@@ -64,12 +84,13 @@ fn memory_that_the_guest_frees_goes_back_to_the_host() {
     running.wait_for("filled").expect("the file is written");
     let (_, full) = running.resident().expect("the process runs");
     running.wait_for("freed").expect("the file is removed");
+    let freed = running.elapsed();
     loop {
         let (_, now) = running.resident().expect("the process runs");
         if now + FILE * 9 / 10 < full {
             break;
         }
-        assert!(running.elapsed() < LIMIT, "{now} bytes resident, {full} with the file");
+        assert!(running.elapsed() < freed + PROMISED, "{now} bytes resident, {full} with the file");
         std::thread::sleep(Duration::from_millis(100));
     }
 }
