@@ -130,14 +130,7 @@ fn run(args: RunArgs, held: Option<Held>, start: Instant) -> anyhow::Result<u8> 
         owner.on_switch(|name, took| eprintln!("strata: continued on engine {name} ({took:.1?})"));
         owner.on_wait(|what| eprintln!("strata: paused: the machine waits for {what}"));
     }
-    if args.no_sandbox
-        || owner.vm().board().spec().nets.iter().any(|n| matches!(n.backend, NetBackend::Nat(_)))
-    {
-        owner.allow_networks();
-    }
-    if let Some(handle) = board.ports() {
-        ports.serve(handle)?;
-    }
+    admit(&args, &mut owner, ports)?;
     let id = socket.as_ref().map(|s| s.0.id().to_string()).unwrap_or_default();
     let _door = socket.map(|s| open_door(s, &mut owner, hub)).transpose()?;
     let raw = if args.keep.detach { None } else { start_console(&board)? };
@@ -163,6 +156,16 @@ fn run(args: RunArgs, held: Option<Held>, start: Instant) -> anyhow::Result<u8> 
         keeping.close(outcome.word(), status);
     }
     Ok(status)
+}
+
+/// Serve the guest's named ports, and let networks come where the process may make
+/// sockets.
+fn admit(args: &RunArgs, owner: &mut Owner, ports: Ports) -> anyhow::Result<()> {
+    let board = owner.vm().board().clone();
+    if args.no_sandbox || board.spec().nets.iter().any(|n| matches!(n.backend, NetBackend::Nat(_))) {
+        owner.allow_networks();
+    }
+    board.ports().map_or(Ok(()), |handle| ports.serve(handle))
 }
 
 /// What the user should know of the engine and the machine's name.

@@ -10,12 +10,12 @@ use guests::SOFTWARE_ENGINES;
 use guests::machine::{Guest, stock_guest};
 
 /// Says which terminal it has, what was typed at it and its size when that changes;
-/// answers a line on the port. The kernel names ports in sysfs; udev would make links.
+/// answers a line on the port, which has an end while nobody is there. The kernel names ports in sysfs; udev would make links.
 const COMMAND: &str = r#"echo "on $(tty), kernel on $(cat /sys/class/tty/console/active);"
 read words; echo "heard $words;"
-until [ "$(stty size)" = "43 132" ]; do sleep 0.1; done; echo "size $(stty size);"
+until [ "$(stty size 2>/dev/null)" = "43 132" ]; do sleep 0.1; done; echo "size $(stty size);"
 name=$(grep -lx org.strata.test /sys/class/virtio-ports/*/name); port=/dev/$(basename ${name%/name})
-exec 3<> $port; read question <&3; echo "answer to $question" >&3
+exec 3<> $port; until read question <&3; do sleep 0.1; done; echo "answer to $question" >&3
 read rest <&3; echo "the port said $rest;"
 "#;
 
