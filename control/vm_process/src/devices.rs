@@ -38,8 +38,8 @@ pub(crate) fn add_net(board: &Arc<Board>, spec: Value, may_connect: bool) -> Res
             );
         }
         NetBackend::Nat(_) => {}
-        NetBackend::Tap(_) => {
-            return told("a tap is opened when a machine starts; give --network tap:NAME then");
+        NetBackend::Tap(_) | NetBackend::Bridge(_) | NetBackend::Passt(_) => {
+            return told("only NAT comes while a machine runs; give --network when it starts");
         }
     }
     let ports = board::open_network(&spec, board.next_mac(&spec)).map_err(refused)?;

@@ -54,7 +54,9 @@ pub use events::{EventPoster, EventQueue, MachineEvent};
 pub use hotplug::{HotplugError, Resources};
 pub use interrupts::HeldInterrupts;
 pub use memory::{HIGH_RAM_START, LOW_RAM_LIMIT, MIN_PIECE};
-pub use network::{NatSpec, NetBackend, NetSpec, NetworkError, PasstSpec, Ports, TapSpec, open_network, open_networks};
+pub use network::{
+    NatSpec, NetBackend, NetSpec, NetworkError, PasstSpec, Ports, TapSpec, open_network, open_networks,
+};
 pub use pci_hotplug::DeviceInfo;
 pub use pmem::{PmemError, PmemSpec};
 pub use spec::{
