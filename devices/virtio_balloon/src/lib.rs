@@ -186,10 +186,7 @@ impl VirtioDevice for Balloon {
     /// Wanted and actual size in pages, both 32 bits (5.5.4).
     fn config_read(&mut self, offset: u64, to: &mut [u8]) {
         let words = [self.shared.target(), self.shared.actual()].map(u32::to_le_bytes);
-        for (at, byte) in (offset..).zip(to) {
-            *byte =
-                usize::try_from(at).ok().and_then(|at| words.as_flattened().get(at)).copied().unwrap_or(0);
-        }
+        virtio_core::read_config(words.as_flattened(), offset, to);
     }
     fn config_write(&mut self, offset: u64, from: &[u8]) {
         let mut actual = self.shared.actual().to_le_bytes();

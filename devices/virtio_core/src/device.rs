@@ -75,6 +75,13 @@ pub enum ActivateError {
     },
 }
 
+/// [`VirtioDevice::config_read`] of a configuration at hand: what lies behind its end reads as 0.
+pub fn read_config(config: &[u8], offset: u64, to: &mut [u8]) {
+    for (at, byte) in (offset..).zip(to) {
+        *byte = usize::try_from(at).ok().and_then(|at| config.get(at)).copied().unwrap_or(0);
+    }
+}
+
 /// A virtio device, whatever transport it is behind.
 ///
 /// A transport calls all of this with the device's lock held, most of it on a

@@ -39,7 +39,7 @@ mod virtio_pci;
 mod worker;
 
 pub use chain::{Chain, Piece, Reader, TooShort, Writer};
-pub use device::{ActivateError, Activation, DeviceType, VirtioDevice};
+pub use device::{ActivateError, Activation, DeviceType, VirtioDevice, read_config};
 pub use error::RingError;
 pub use front::{VirtioHandle, VirtioState};
 pub use interrupt::{Interrupt, InterruptSink};

@@ -158,6 +158,7 @@ impl Server {
 
     pub(crate) fn hard_link(&mut self, folder: u64, input: &mut In<'_>, out: &mut Out) -> Done {
         let (old, name) = (input.u64()?, input.name()?);
+        self.nodes.hold(old);
         let path = proc_path(self.nodes.get(old)?);
         rustix::fs::linkat(CWD, path, self.nodes.get(folder)?, name, AtFlags::SYMLINK_FOLLOW)?;
         self.tell(folder, name, out)
@@ -213,6 +214,7 @@ impl Server {
 
     pub(crate) fn remove(&mut self, folder: u64, name: &[u8], is_folder: bool) -> Done {
         let flags = if is_folder { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+        self.nodes.pin(folder, name);
         rustix::fs::unlinkat(self.nodes.get(folder)?, name, flags)
     }
 
@@ -228,7 +230,14 @@ impl Server {
             RenameFlags::empty()
         };
         let (old, new) = (input.name()?, input.name()?);
-        rustix::fs::renameat_with(self.nodes.get(from)?, old, self.nodes.get(to)?, new, flags)
+        self.nodes.pin(from, old);
+        self.nodes.pin(to, new);
+        rustix::fs::renameat_with(self.nodes.get(from)?, old, self.nodes.get(to)?, new, flags)?;
+        self.nodes.moved(to, new);
+        if flags.contains(RenameFlags::EXCHANGE) {
+            self.nodes.moved(from, old);
+        }
+        Ok(())
     }
 
     pub(crate) fn set_attribute(&mut self, node: u64, input: &mut In<'_>) -> Done {

@@ -121,9 +121,7 @@ impl VirtioDevice for VirtioFs {
         let mut config = [0; MAX_TAG + 4];
         config[..MAX_TAG].copy_from_slice(&self.tag);
         config[MAX_TAG..].copy_from_slice(&1u32.to_le_bytes());
-        for (at, byte) in (offset..).zip(to) {
-            *byte = usize::try_from(at).ok().and_then(|at| config.get(at)).copied().unwrap_or(0);
-        }
+        virtio_core::read_config(&config, offset, to);
     }
 
     fn activate(&mut self, a: Activation) -> Result<(), ActivateError> {

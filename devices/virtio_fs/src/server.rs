@@ -123,6 +123,8 @@ impl Server {
         if !self.ready {
             return Err(Errno::IO);
         }
+        self.nodes.begin();
+        self.nodes.hold(node);
         match header.opcode {
             Opcode::LOOKUP => self.look_up(node, input.name()?, out),
             Opcode::GETATTR => self.get_attributes(node, out),

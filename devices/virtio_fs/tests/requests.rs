@@ -385,3 +385,72 @@ fn attributes_of_users_are_kept_and_others_refused() {
         assert_eq!(s.ask(Opcode::SETXATTR, node, set(other)), Err(95), "{other}");
     }
 }
+
+/// The soft limit on descriptors lowered to `most` for as long as this is kept: a
+/// share takes half of it, and at least 256.
+fn few_descriptors(most: u64) -> impl Drop {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    struct Back(Rlimit);
+    impl Drop for Back {
+        fn drop(&mut self) {
+            setrlimit(Resource::Nofile, self.0).unwrap();
+        }
+    }
+    let before = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: before.maximum }).unwrap();
+    Back(before)
+}
+
+#[test]
+fn a_guest_knows_more_files_than_the_host_has_descriptors() {
+    // Only what is made now asks for the limit; other tests keep theirs.
+    let limit = few_descriptors(1024);
+    let mut s = Share::new("many", false);
+    drop(limit);
+    let open_now = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let before = open_now();
+    const FILES: usize = 1200;
+    s.ask(Opcode::MKDIR, ROOT, body().u32(0o755).u32(0).text("d")).unwrap();
+    let folder = s.look_up(ROOT, "d").unwrap();
+    for i in 0..FILES {
+        std::fs::write(s.path(&format!("d/{i}")), i.to_string()).unwrap();
+    }
+    let nodes: Vec<u64> = (0..FILES).map(|i| s.look_up(folder, &i.to_string()).unwrap()).collect();
+    assert!(open_now() - before < 700, "{} descriptors", open_now() - before);
+    let about = |s: &mut Share, node| s.ask(Opcode::GETATTR, node, body().u32(0).u32(0).u64(0));
+    let read = |s: &mut Share, node| -> Result<String, i32> {
+        let handle = s.open(node, 0)?;
+        let bytes = s.read(handle, 0, 100)?;
+        s.ask(Opcode::RELEASE, node, body().u64(handle).u32(0).u32(0).u64(0))?;
+        Ok(String::from_utf8(bytes).unwrap())
+    };
+    for (i, node) in nodes.iter().enumerate() {
+        assert_eq!(read(&mut s, *node), Ok(i.to_string()));
+        assert_eq!(u64_at(&about(&mut s, *node).unwrap(), 24), i.to_string().len() as u64);
+    }
+    // The first have been let go again. What the guest does to their names changes nothing:
+    let rename = |to: u64, old: &str, new: &str| body().u64(to).text(old).text(new);
+    s.ask(Opcode::RENAME, folder, rename(ROOT, "0", "moved")).unwrap();
+    s.ask(Opcode::RENAME, folder, rename(folder, "1", "2")).unwrap();
+    s.ask(Opcode::UNLINK, folder, name("3")).unwrap();
+    s.ask(Opcode::LINK, ROOT, body().u64(nodes[4]).text("linked")).unwrap();
+    s.ask(Opcode::UNLINK, folder, name("4")).unwrap();
+    for node in &nodes[100..] {
+        about(&mut s, *node).unwrap();
+    }
+    for (i, node) in nodes.iter().enumerate().take(5) {
+        assert_eq!(read(&mut s, *node), Ok(i.to_string()), "{i}");
+    }
+    assert_eq!(s.look_up(ROOT, "moved"), Ok(nodes[0]));
+    assert_eq!(s.look_up(ROOT, "linked"), Ok(nodes[4]));
+    // What the host puts in the place of one that was let go is not taken for it.
+    std::fs::remove_file(s.path("d/5")).unwrap();
+    symlink("/etc/passwd", s.path("d/5")).unwrap();
+    std::fs::rename(s.path("d/7"), s.path("d/6")).unwrap();
+    assert_eq!(about(&mut s, nodes[5]), Err(ESTALE));
+    assert_eq!(s.open(nodes[6], 0), Err(ESTALE));
+    assert_ne!(s.look_up(folder, "5").unwrap(), nodes[5]);
+    nodes.iter().for_each(|node| s.forget(*node, 1));
+    s.look_up(ROOT, "d").unwrap();
+    assert!(open_now() - before < 100, "{} descriptors", open_now() - before);
+}

@@ -178,9 +178,7 @@ impl VirtioDevice for VirtioVsock {
 
     fn config_read(&mut self, offset: u64, to: &mut [u8]) {
         let config = self.cid.to_le_bytes();
-        for (at, byte) in (offset..).zip(to) {
-            *byte = usize::try_from(at).ok().and_then(|at| config.get(at)).copied().unwrap_or(0);
-        }
+        virtio_core::read_config(&config, offset, to);
     }
 
     fn activate(&mut self, a: Activation) -> Result<(), ActivateError> {
