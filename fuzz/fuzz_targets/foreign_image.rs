@@ -3,6 +3,7 @@
 //! byte) for each, then reads of 4 bytes.
 #![no_main]
 
+#[allow(dead_code, reason = "tests use all of it")]
 #[path = "../../storage/disk_foreign/tests/images/mod.rs"]
 mod images;
 
