@@ -62,19 +62,19 @@ impl Alignment {
     pub fn make(&mut self, list: &[Instruction], facts: &[Facts], plan: &Plan, start: u64) {
         let jumps = |i: &Instruction, f: &Facts| f.flow != FlowControl::Next && goes_to(i, start);
         let repeats = list.iter().zip(facts).any(|(i, f)| jumps(i, f));
-        let count = (0..list.len()).filter(|n| plan.alone(*n)).count();
+        let count = (0..list.len()).filter(|n| plan.span(*n).is_some()).count();
         if count == 0 {
             return;
         }
         if count == 1 && !repeats {
             // What one operand gains is not worth a check: unless it needs none.
-            let needs = |(n, (i, f))| if plan.alone(n) { needs(i, f, &[None; 16]) } else { None };
+            let needs = |(n, (i, f))| plan.span(n).and_then(|span| needs(i, f, &[None; 16], span));
             self.needs.extend(list.iter().zip(facts).enumerate().map(needs));
             return;
         }
         let mut values = values_at_start();
         for (n, (i, facts)) in list.iter().zip(facts).enumerate() {
-            self.needs.push(if plan.alone(n) { needs(i, facts, &values) } else { None });
+            self.needs.push(plan.span(n).and_then(|span| needs(i, facts, &values, span)));
             follow(&mut values, i, facts);
         }
         if repeats {
@@ -178,10 +178,12 @@ fn goes_to(i: &Instruction, to: u64) -> bool {
 }
 
 /// What an instruction's memory operand needs to be aligned; `None` if it has none,
-/// none that is probed, or cannot be told.
-fn needs(i: &Instruction, facts: &Facts, values: &[Value; 16]) -> Option<Needs> {
+/// none that is probed or all of its window of `span` bytes, or cannot be told.
+fn needs(i: &Instruction, facts: &Facts, values: &[Value; 16], span: i32) -> Option<Needs> {
     let o = operand(i, facts, 8)?;
-    let size = u8::try_from(o.size).ok().filter(|s| s.is_power_of_two() && (2..=WIDEST).contains(s))?;
+    let size = u8::try_from(o.size)
+        .ok()
+        .filter(|s| s.is_power_of_two() && (2..=WIDEST).contains(s) && i32::from(*s) == span)?;
     let (base, index) = o.registers()?;
     if base == Some(RSP) || checks_alignment(i, size.into()) {
         return None;

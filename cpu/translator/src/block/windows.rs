@@ -1,10 +1,11 @@
 //! Windows: several accesses of a block near one address share one look-up.
 //!
 //! Before a block is emitted, its memory operands are grouped by what their
-//! address is made of (the same registers, unchanged in between, or the same
-//! constant page). A group that spans little memory is a window: its first
-//! access checks that all of it lies in one page, looks that page up, and keeps
-//! the host address of the window's start; the others need no check at all.
+//! address is made of (the same registers, which change by constants alone in
+//! between, or the same constant page). A group that spans little memory is a
+//! window: its first access checks that all of it lies in one page, looks that
+//! page up, and keeps the host address of the window's start; the others need no
+//! check at all.
 //! They cannot miss, fault or leave, so nothing can come between them and the
 //! look-up but the block's own instructions.
 //!
@@ -23,6 +24,9 @@ use crate::layout::{PINNED, WINDOWS, gpr_home, gs, host};
 
 /// Largest span of a window, in bytes. The wider, the more often one straddles.
 pub(crate) const SPAN: i32 = 512;
+
+/// Bytes of the widest operand.
+const WIDEST_OPERAND: i32 = 32;
 
 /// Guest RSP.
 const RSP: usize = 4;
@@ -45,6 +49,15 @@ impl Origin {
         matches!(self, Origin::Registers(Some(base), None) if usize::from(base) == RSP)
     }
 
+    /// By how much it has changed, when its registers have by so much. `None`: by more
+    /// than displacements hold.
+    fn moved(self, by: &[i32; 16]) -> Option<i32> {
+        let Origin::Registers(base, index) = self else { return Some(0) };
+        let base = base.map_or(0, |n| by[usize::from(n & 15)]);
+        let index = index.map_or(Some(0), |(n, scale)| by[usize::from(n & 15)].checked_mul(1 << scale));
+        base.checked_add(index?)
+    }
+
     /// The registers it is made of, a bit each.
     fn registers(self) -> u16 {
         match self {
@@ -64,6 +77,8 @@ struct Window {
     high: i32,
     members: u32,
     open: bool,
+    /// Branches in front of its first access.
+    branches: u8,
 }
 
 /// An access that belongs to a window.
@@ -120,25 +135,29 @@ impl Plan {
     /// Group the accesses of a block; there are no windows yet. `word`: 8, or 4 in
     /// 32-bit code.
     pub fn make(&mut self, list: &[Instruction], facts: &[Facts], word: i32) {
-        let mut moved = 0_i32;
+        let mut moved = [0_i32; 16];
+        let mut branches = 0;
         for (i, facts) in list.iter().zip(facts) {
-            let member = operand(i, facts, word).and_then(|o| self.join(&o, moved));
+            let member = operand(i, facts, word).and_then(|o| {
+                let moved = o.origin.moved(&moved)?;
+                self.join(&o, moved, branches)
+            });
             self.members.push(member);
-            let written = written(i, facts);
-            let moves = facts.stack || written >> RSP & 1 != 0;
-            let by = if moves { stack_change(i, word) } else { None };
-            // Beyond what displacements hold, RSP is as good as unknown.
-            let now = by.and_then(|by| moved.checked_add(by)).filter(|m| m.unsigned_abs() <= 1 << 30);
-            match now {
-                Some(now) => moved = now,
-                None if by.is_some() || written >> RSP & 1 != 0 => moved = 0,
-                None => {}
+            branches += u8::from(facts.flow != FlowControl::Next);
+            let mut unknown = written(i, facts);
+            let moves = facts.stack || unknown != 0;
+            if let Some((register, by)) = if moves { step(i, word) } else { None } {
+                // Beyond what displacements hold, a register is as good as unknown.
+                let now = moved[register].checked_add(by).filter(|m| m.unsigned_abs() <= 1 << 30);
+                moved[register] = now.unwrap_or(0);
+                let bit = 1 << register;
+                unknown = if now.is_some() { unknown & !bit } else { unknown | bit };
             }
-            let stack = 1_u16 << RSP;
-            let written = if by.is_some() { written | stack } else { written };
-            let kept = if now.is_some() { stack } else { 0 };
-            if written & self.watched != 0 {
-                self.close(|o| o.registers() & if o.is_stack() { written & !kept } else { written } != 0);
+            if unknown != 0 {
+                (0..16).filter(|n| unknown >> n & 1 != 0).for_each(|n| moved[n] = 0);
+                if unknown & self.watched != 0 {
+                    self.close(|o| o.registers() & unknown != 0);
+                }
             }
             if facts.barrier {
                 self.close(|_| true);
@@ -153,14 +172,14 @@ impl Plan {
         member.is_some_and(|m| self.windows[m.window].members > 1 && self.slots[m.window].is_none())
     }
 
-    /// Whether an instruction's operand is looked up by itself, at an address made of
-    /// registers other than RSP.
-    pub fn alone(&self, instruction: usize) -> bool {
-        let member = self.members.get(instruction).copied().flatten();
-        member.is_some_and(|m| {
-            let w = self.windows[m.window];
-            w.members == 1 && matches!(w.origin, Origin::Registers(..)) && !w.origin.is_stack()
-        })
+    /// Bytes of the window that holds an instruction's operand, whose address is made of
+    /// registers other than RSP. They are all in one page if the operand is as large, and
+    /// a multiple of its size.
+    pub fn span(&self, instruction: usize) -> Option<i32> {
+        let member = self.members.get(instruction).copied().flatten()?;
+        let w = self.windows[member.window];
+        let other = matches!(w.origin, Origin::Registers(..)) && !w.origin.is_stack();
+        other.then_some(w.high - w.low).filter(|span| *span <= WIDEST_OPERAND)
     }
 
     /// An instruction looks its operand up by itself.
@@ -181,19 +200,21 @@ impl Plan {
     }
 
     /// Add an access to an open window, or open one for it.
-    fn join(&mut self, o: &Operand, moved: i32) -> Option<Member> {
-        let moved = if o.origin.is_stack() { moved } else { 0 };
+    /// `moved`: by how much its origin has changed so far. `branches`: how many are in
+    /// front of it.
+    fn join(&mut self, o: &Operand, moved: i32, branches: u8) -> Option<Member> {
         // Displacements that leave room for the stack's movement both ways.
         let at = o.disp.checked_add(moved).filter(|at| at.unsigned_abs() < 1 << 30)?;
         let (low, high) = match o.origin {
             Origin::Page(_) => (0, 0x1000),
             Origin::Registers(..) => (at, at.checked_add(o.size)?),
         };
-        // What may be written may be read.
+        // What may be written may be read; what will be written for certain is looked up
+        // for that at once.
         let found = self.windows.iter_mut().enumerate().rev().find(|(_, w)| {
             w.open
                 && w.origin == o.origin
-                && (w.access == o.access || w.access == Access::Store)
+                && (w.access == o.access || w.access == Access::Store || w.branches == branches)
                 && (matches!(o.origin, Origin::Page(_))
                     || i64::from(w.high.max(high)) - i64::from(w.low.min(low)) <= i64::from(SPAN))
         });
@@ -201,6 +222,9 @@ impl Plan {
             Some((n, w)) => {
                 (w.low, w.high) = (w.low.min(low), w.high.max(high));
                 w.members += 1;
+                if o.access == Access::Store {
+                    w.access = Access::Store;
+                }
                 n
             }
             None => {
@@ -212,6 +236,7 @@ impl Plan {
                     high,
                     members: 1,
                     open: true,
+                    branches,
                 });
                 self.windows.len() - 1
             }
@@ -278,6 +303,31 @@ fn displacement(i: &Instruction, word: i32) -> Option<i32> {
         return Some(i.memory_displacement32() as i32);
     }
     i32::try_from(i.memory_displacement64() as i64).ok()
+}
+
+/// The register that an instruction moves by a constant, and by how much, if that is all
+/// it does to it: any in 64-bit code, ESP in 32-bit code.
+fn step(i: &Instruction, word: i32) -> Option<(usize, i32)> {
+    if let Some(by) = stack_change(i, word) {
+        return Some((RSP, by));
+    }
+    if word != 8 || i.op_count() == 0 || i.op0_kind() != OpKind::Register {
+        return None;
+    }
+    let register = gpr_number(i.op0_register())?;
+    let by = match i.code() {
+        Code::Add_rm64_imm8 | Code::Add_rm64_imm32 | Code::Add_RAX_imm32 => i.immediate(1) as i64,
+        Code::Sub_rm64_imm8 | Code::Sub_rm64_imm32 | Code::Sub_RAX_imm32 => {
+            (i.immediate(1) as i64).checked_neg()?
+        }
+        Code::Inc_rm64 => 1,
+        Code::Dec_rm64 => -1,
+        Code::Lea_r64_m if i.memory_base() == i.op0_register() && i.memory_index() == Register::None => {
+            i.memory_displacement64() as i64
+        }
+        _ => return None,
+    };
+    Some((register, i32::try_from(by).ok()?))
 }
 
 /// By how much an instruction moves RSP (ESP in 32-bit code), if that is known and
@@ -376,17 +426,121 @@ impl Builder<'_> {
                 } else {
                     self.e.lea(host::ADDRESS, m);
                 }
-                self.e.pext_gs(host::TEMP, host::ADDRESS, gs!(page_offset_mask));
-                let last = gs!(within_page) + (w.high - w.low - 1);
-                self.e
-                    .load_byte(host::TEMP, Mem { gs: true, base: Some(host::TEMP), index: None, disp: last });
-                let at = self.e.jrcxz();
-                self.pend(Pending { at, kind: PendingKind::Plain(self.ip) });
+                if !self.alignment.of(usize::from(self.index)) {
+                    self.e.pext_gs(host::TEMP, host::ADDRESS, gs!(page_offset_mask));
+                    let last = gs!(within_page) + (w.high - w.low - 1);
+                    self.e.load_byte(
+                        host::TEMP,
+                        Mem { gs: true, base: Some(host::TEMP), index: None, disp: last },
+                    );
+                    let at = self.e.jrcxz();
+                    self.pend(Pending { at, kind: PendingKind::Plain(self.ip) });
+                }
             }
         }
         self.e.pext(host::TEMP, host::ADDRESS, host::PAGE_MASK);
         let entry = Mem::indexed(host::TABLE, host::TEMP, 3);
         self.load_entry(w.access, entry, Place::Register(host::ADDRESS, 0), false);
         self.e.lea(host::TEMP, Mem::indexed(host::TEMP, host::ADDRESS, 0));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::code_asm::*;
+    use iced_x86::{Decoder, DecoderOptions};
+
+    use super::super::classify::HostFeatures;
+    use super::super::facts::FactTable;
+    use super::Access::{Load, Store};
+    use super::*;
+
+    type Build = fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>;
+
+    /// The windows' spans, from what their registers are at first, accesses and members.
+    fn check(build: Build, expected: &[(i32, i32, Access, u32)]) {
+        let mut a = CodeAssembler::new(64).unwrap();
+        build(&mut a).unwrap();
+        let code = a.assemble(0x40_1000).unwrap();
+        let list: Vec<Instruction> =
+            Decoder::with_ip(64, &code, 0x40_1000, DecoderOptions::NONE).into_iter().collect();
+        let mut plan = Plan::default();
+        let mut table = FactTable::new(HostFeatures::detect());
+        let facts: Vec<Facts> = list.iter().map(|i| table.of(i)).collect();
+        plan.make(&list, &facts, 8);
+        let found: Vec<_> = plan.windows.iter().map(|w| (w.low, w.high, w.access, w.members)).collect();
+        let text = list.iter().map(|i| format!("{i}\n")).collect::<String>();
+        assert_eq!(found, expected, "windows of\n{text}");
+    }
+
+    #[test]
+    fn constant_steps_are_followed() {
+        check(
+            |a| {
+                a.mov(ecx, dword_ptr(rdx + 4))?;
+                a.add(rdx, 4)?;
+                a.mov(esi, dword_ptr(rdx + 0x20))?;
+                a.dec(rdx)?;
+                a.lea(rdx, rdx - 3)?;
+                a.add(ecx, dword_ptr(rdx + 8))
+            },
+            &[(4, 0x28, Load, 3)],
+        );
+        // A scaled index, which steps by its elements.
+        check(
+            |a| {
+                a.mov(rax, qword_ptr(rbx + rsi * 8))?;
+                a.inc(rsi)?;
+                a.mov(rdx, qword_ptr(rbx + rsi * 8))?;
+                a.sub(rbx, 0x10)?;
+                a.mov(rdi, qword_ptr(rbx + rsi * 8))
+            },
+            &[(-8, 16, Load, 3)],
+        );
+        // A step of 32 bits clears the rest; a register added is not known.
+        check(
+            |a| {
+                a.mov(rax, qword_ptr(rbx))?;
+                a.add(ebx, 8)?;
+                a.mov(rax, qword_ptr(rbx))?;
+                a.add(rbx, rcx)?;
+                a.mov(rax, qword_ptr(rbx))
+            },
+            &[(0, 8, Load, 1), (0, 8, Load, 1), (0, 8, Load, 1)],
+        );
+        // What was pushed is popped into a register that a window uses.
+        check(
+            |a| {
+                a.mov(rax, qword_ptr(rbx))?;
+                a.push(rax)?;
+                a.pop(rbx)?;
+                a.mov(rax, qword_ptr(rbx))
+            },
+            &[(0, 8, Load, 1), (-8, 0, Store, 2), (0, 8, Load, 1)],
+        );
+    }
+
+    #[test]
+    fn a_store_joins_loads_that_it_follows_for_certain() {
+        check(
+            |a| {
+                a.mov(rax, qword_ptr(rbx))?;
+                a.inc(rax)?;
+                a.mov(qword_ptr(rbx), rax)
+            },
+            &[(0, 8, Store, 2)],
+        );
+        check(
+            |a| {
+                let mut over = a.create_label();
+                a.mov(rax, qword_ptr(rbx))?;
+                a.test(rax, rax)?;
+                a.jne(over)?;
+                a.mov(qword_ptr(rbx), rcx)?;
+                a.set_label(&mut over)?;
+                a.nop()
+            },
+            &[(0, 8, Load, 1), (0, 8, Store, 1)],
+        );
     }
 }
