@@ -165,6 +165,15 @@ pub(super) fn is_vector(i: &Instruction) -> bool {
                 | Mnemonic::Vstmxcsr
                 | Mnemonic::Vzeroupper
                 | Mnemonic::Vzeroall
+                // From memory to a general register, with MXCSR's rounding and flags.
+                | Mnemonic::Cvtss2si
+                | Mnemonic::Cvttss2si
+                | Mnemonic::Cvtsd2si
+                | Mnemonic::Cvttsd2si
+                | Mnemonic::Vcvtss2si
+                | Mnemonic::Vcvttss2si
+                | Mnemonic::Vcvtsd2si
+                | Mnemonic::Vcvttsd2si
         )
 }
 
