@@ -11,8 +11,8 @@ use std::sync::{Arc, OnceLock};
 
 use arbitrary::{Arbitrary, Result, Unstructured};
 use board::{
-    BalloonSpec, Board, BoardIo, BootSpec, DiskInterface, DiskSpec, MachineSpec, RngSpec, TimeSource, VsockSpec,
-    WatchdogAction,
+    BalloonSpec, Board, BoardIo, BootSpec, DiskInterface, DiskSpec, MachineSpec, RngSpec, TimeSource,
+    VsockSpec, WatchdogAction,
 };
 use chipset::SerialOutput;
 use engine::Bus;
@@ -27,27 +27,67 @@ const PORTS: [u16; 20] = [
     0x660, 0xae00, 0xcf8, 0xcfc,
 ];
 /// The I/O APIC, the HPET, local APICs; configuration space; BARs.
-const PLACES: [u64; 8] = [
-    0xfec0_0000, 0xfed0_0000, 0xfee0_0000, 0xe000_0000, 0xe000_8000, 0xc000_0000, 0xc000_8000, 0xc001_0000,
-];
+const PLACES: [u64; 8] =
+    [0xfec0_0000, 0xfed0_0000, 0xfee0_0000, 0xe000_0000, 0xe000_8000, 0xc000_0000, 0xc000_8000, 0xc001_0000];
 const MSRS: [u32; 8] = [0x1b, 0x6e0, 0x800, 0x80f, 0x830, 0x832, 0x838, 0x4b56_4d00];
 
 #[derive(Debug, Arbitrary)]
 enum Step {
-    In { port: u8, offset: u8, size: u8 },
-    Out { port: u8, offset: u8, size: u8, value: u32 },
-    Load { place: u8, offset: u16, size: u8 },
-    Store { place: u8, offset: u16, size: u8, value: u32 },
+    In {
+        port: u8,
+        offset: u8,
+        size: u8,
+    },
+    Out {
+        port: u8,
+        offset: u8,
+        size: u8,
+        value: u32,
+    },
+    Load {
+        place: u8,
+        offset: u16,
+        size: u8,
+    },
+    Store {
+        place: u8,
+        offset: u16,
+        size: u8,
+        value: u32,
+    },
     /// A PCI function's configuration by mechanism 1.
-    Configure { slot: u8, register: u8, value: u32 },
-    ReadMsr { msr: u8, offset: u8 },
-    WriteMsr { msr: u8, offset: u8, value: u64 },
+    Configure {
+        slot: u8,
+        register: u8,
+        value: u32,
+    },
+    ReadMsr {
+        msr: u8,
+        offset: u8,
+    },
+    WriteMsr {
+        msr: u8,
+        offset: u8,
+        value: u64,
+    },
     /// What devices will find in memory.
-    Fill { at: u32, value: u64 },
-    Pass { microseconds: u16 },
-    Acknowledge { vcpu: u8 },
-    TaskPriority { vcpu: u8, class: u8 },
-    Type { bytes: [u8; 4] },
+    Fill {
+        at: u32,
+        value: u64,
+    },
+    Pass {
+        microseconds: u16,
+    },
+    Acknowledge {
+        vcpu: u8,
+    },
+    TaskPriority {
+        vcpu: u8,
+        class: u8,
+    },
+    Type {
+        bytes: [u8; 4],
+    },
     PowerButton,
     PowerOn,
 }
@@ -116,13 +156,16 @@ fn step(board: &Board, step: Step) {
         _ => at(&PORTS, port).wrapping_add((offset & 31).into()),
     };
     let size = |n: u8| 1u8 << (n % 4);
-    let address = |place: u8, offset: u16, size: u8| {
-        at(&PLACES, place) + u64::from(offset & !(u16::from(size) - 1))
-    };
+    let address =
+        |place: u8, offset: u16, size: u8| at(&PLACES, place) + u64::from(offset & !(u16::from(size) - 1));
     match step {
         Step::In { port: p, offset, size } => _ = board.port_read(port(p, offset), 1 << (size % 3)),
         Step::Out { port: p, offset, size, value } => {
-            board.port_write(port(p, offset), 1 << (size % 3), value & (u32::MAX >> (32 - (8 << (size % 3)))));
+            board.port_write(
+                port(p, offset),
+                1 << (size % 3),
+                value & (u32::MAX >> (32 - (8 << (size % 3)))),
+            );
         }
         Step::Load { place, offset, size: n } => {
             board.mmio_read(usize::from(offset) % CPUS, address(place, offset, size(n)), size(n));
@@ -140,7 +183,11 @@ fn step(board: &Board, step: Step) {
             board.platform_msr_read(usize::from(offset >> 7), at(&MSRS, msr) + u32::from(offset & 63));
         }
         Step::WriteMsr { msr, offset, value } => {
-            board.platform_msr_write(usize::from(offset >> 7), at(&MSRS, msr) + u32::from(offset & 63), value);
+            board.platform_msr_write(
+                usize::from(offset >> 7),
+                at(&MSRS, msr) + u32::from(offset & 63),
+                value,
+            );
         }
         Step::Fill { at, value } => _ = board.memory().write(RamOffset(u64::from(at) % (MEMORY - 8)), value),
         Step::Pass { microseconds } => board.clock().advance(u64::from(microseconds) * 1000),

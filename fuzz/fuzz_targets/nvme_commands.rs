@@ -11,6 +11,7 @@ use guest_memory::{GuestMemory, RamOffset};
 use libfuzzer_sys::fuzz_target;
 use nvme::{Nvme, NvmeConfig};
 use pci::{BarAccess, PciFunction};
+use saved_state::Saved;
 
 struct Nowhere;
 
@@ -51,7 +52,7 @@ fuzz_target!(|data: &[u8]| {
     let mut tails = [0u32; 4];
     for step in data.chunks_exact(20) {
         let queue = usize::from(step[1] & 3);
-        match step[0] % 8 {
+        match step[0] % 9 {
             // A command into a queue, wherever the driver said it is; then its doorbell.
             0..=4 => {
                 let base = if queue == 0 { ADMIN_SQ } else { 0x10_000 + 0x1000 * queue as u64 };
@@ -73,7 +74,22 @@ fuzz_target!(|data: &[u8]| {
                 bar.read(0, u64::from(word(step, 2) & 0x3fff), 1 << (step[1] & 3));
                 memory.write_bytes(RamOffset(u64::from(word(step, 2) & 0xf_ff00)), &step[6..20]);
             }
-            _ => nvme.config_write((word(step, 2) & 0xff) as u16, 1 << (step[1] % 3), word(step, 6)),
+            7 => nvme.config_write((word(step, 2) & 0xff) as u16, 1 << (step[1] % 3), word(step, 6)),
+            // Save, restore something else or be refused, go on.
+            _ => {
+                let mut handle = nvme.handle();
+                handle.quiesce();
+                let state = handle.save();
+                let mut bytes = postcard::to_allocvec(&state).expect("plain values");
+                let at = (word(step, 2) & 0xffff) as usize % bytes.len();
+                bytes[at] ^= step[6];
+                if let Ok(damaged) = postcard::from_bytes(&bytes)
+                    && handle.restore(&damaged).is_err()
+                {
+                    assert_eq!(handle.save(), state, "a refused state changes nothing");
+                }
+                handle.resume();
+            }
         }
     }
     bar.write(0, 0x14, 4, 0);

@@ -76,6 +76,11 @@ enum Step {
     },
     /// Save, restore, go on.
     Replace,
+    /// Save, restore something else or be refused, go on.
+    Damage {
+        at: u16,
+        bits: u8,
+    },
     Reset,
 }
 
@@ -149,7 +154,7 @@ fn device(kind: u8) -> Box<dyn VirtioDevice> {
     match kind % 7 {
         0 => Box::new(Rng::new(Source::Seeded(1), 1 << 20)),
         1 => Box::new(Balloon::new(true)),
-        2 => Box::new(Block::new(BlockConfig { disk: disk(1 << 20), serial: "fuzz".to_string(), queues: 2 })),
+        2 => Box::new(Block::new(BlockConfig { disk: disk(1 << 20), serial: "fuzz".to_string(), queues: 2, on_full: None })),
         3 => {
             let echo = || {
                 let flags = rustix::event::EventfdFlags::NONBLOCK | rustix::event::EventfdFlags::CLOEXEC;
@@ -273,6 +278,20 @@ impl Machine {
                 let state = handle.save();
                 assert_eq!(handle.restore(&state), Ok(()), "its own state");
                 assert_eq!(handle.save(), state);
+                handle.resume();
+            }
+            Step::Damage { at, bits } => {
+                let mut handle = self.function.handle();
+                handle.quiesce();
+                let state = handle.save();
+                let mut bytes = postcard::to_allocvec(&state).expect("plain values");
+                let at = usize::from(at) % bytes.len();
+                bytes[at] ^= bits;
+                if let Ok(damaged) = postcard::from_bytes(&bytes)
+                    && handle.restore(&damaged).is_err()
+                {
+                    assert_eq!(handle.save(), state, "a refused state changes nothing");
+                }
                 handle.resume();
             }
             Step::Reset => self.function.reset(),
