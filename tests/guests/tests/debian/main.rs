@@ -3,6 +3,7 @@
 //! in the network and in shared folders.
 
 mod reach;
+mod share;
 
 use std::path::PathBuf;
 use std::process::Command;
