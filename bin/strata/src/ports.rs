@@ -1,6 +1,7 @@
 //! `--port NAME=PATH`: programs of the host at the guest's named channels.
 
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -91,8 +92,10 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     }
 }
 
+/// A socket that refuses; so does a file that is none, and that is somebody's.
 fn is_left_behind(path: &Path) -> bool {
-    UnixStream::connect(path).is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused)
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket());
+    is_socket && UnixStream::connect(path).is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused)
 }
 
 fn serve(listener: &UnixListener, client: &Client, handle: &ConsoleHandle, number: usize) {

@@ -51,17 +51,6 @@ esac
 case $devices in *0x105b*) load libnvdimm nd_btt nd_pmem nd_virtio virtio_pmem ;; esac
 # The console that the kernel was told, now that its driver is there.
 case $line in *console=hvc0*) [ -c /dev/hvc0 ] && exec < /dev/hvc0 > /dev/hvc0 2>&1 ;; esac
-# What may come while it runs.
-{
-    case $devices in *0x1053*)
-        load vsock vmw_vsock_virtio_transport_common vmw_vsock_virtio_transport
-        strata-agent serve &
-        ;;
-    esac
-    case $devices in *0x1044*) load virtio-rng ;; esac
-    case $devices in *0x1045*) load virtio_balloon ;; esac
-} &
-
 command=
 for word in $line; do
     case $word in
@@ -72,16 +61,30 @@ done
 read -r up idle < /proc/uptime
 echo "strata: shell ready, $up s after the kernel started"
 
-# The power button, which `strata stop` presses, is an input device.
+# What may come while it runs. What drivers say meanwhile would come into the middle of
+# the shell's lines: it is in dmesg.
 {
+    read -r level rest < /proc/sys/kernel/printk
+    echo 4 > /proc/sys/kernel/printk
+    case $devices in *0x1053*)
+        load vsock vmw_vsock_virtio_transport_common vmw_vsock_virtio_transport
+        strata-agent serve &
+        ;;
+    esac
+    case $devices in *0x1044*) load virtio-rng ;; esac
+    case $devices in *0x1045*) load virtio_balloon ;; esac
     load button evdev
-    for name in /sys/class/input/event*/device/name; do
-        read -r what < "$name"
-        [ "$what" = "Power Button" ] || continue
-        event=${name%/device/name}
-        { head -c 1 "/dev/input/${event##*/}" > /dev/null && poweroff -f; } &
-    done
-} 2> /dev/null &
+    echo "$level" > /proc/sys/kernel/printk
+    # The power button, which `strata stop` presses, is an input device.
+    {
+        for name in /sys/class/input/event*/device/name; do
+            read -r what < "$name"
+            [ "$what" = "Power Button" ] || continue
+            event=${name%/device/name}
+            { head -c 1 "/dev/input/${event##*/}" > /dev/null && poweroff -f; } &
+        done
+    } 2> /dev/null
+} &
 
 if [ -n "$command" ]; then
     sh -c "$command"

@@ -135,7 +135,8 @@ pub(crate) fn send_with(
     if !files.is_empty() {
         let mut space: Control = [const { MaybeUninit::uninit() }; _];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        if !control.push(SendAncillaryMessage::ScmRights(files)) {
+        // The space is rounded up and may take one more.
+        if files.len() > MAX_FILES || !control.push(SendAncillaryMessage::ScmRights(files)) {
             return Err(io::Error::other(format!(
                 "{} files: at most {MAX_FILES} go with a request",
                 files.len()
