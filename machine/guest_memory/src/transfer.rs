@@ -91,21 +91,6 @@ impl GuestMemory {
         self.fill_from(file.as_fd(), Transfer::ReadAt(offset), &mut [], to)
     }
 
-    /// As [`GuestMemory::read_from`], as far as the host has the bytes in memory
-    /// (preadv2, RWF_NOWAIT).
-    ///
-    /// # Errors
-    /// `WouldBlock` when it has none; what else the host says, also that the file
-    /// system cannot tell.
-    pub fn read_from_now(
-        &self,
-        file: impl AsFd,
-        offset: u64,
-        to: &[(RamOffset, usize)],
-    ) -> io::Result<usize> {
-        self.fill_from(file.as_fd(), Transfer::ReadAtNow(offset), &mut [], to)
-    }
-
     /// Write RAM straight to a file's byte `offset` (pwritev). Counts as
     /// [`GuestMemory::read_from`].
     ///

@@ -19,8 +19,6 @@ pub type RawPiece = libc::iovec;
 pub enum Transfer {
     /// From the file's byte into memory.
     ReadAt(u64),
-    /// The same if the host has it in memory; else `WouldBlock`, or less than asked for.
-    ReadAtNow(u64),
     /// From memory to the file's byte.
     WriteAt(u64),
     /// From a stream into memory.
@@ -54,9 +52,6 @@ pub unsafe fn transfer(file: BorrowedFd<'_>, what: Transfer, pieces: &[RawPiece]
         let n = unsafe {
             match what {
                 Transfer::ReadAt(at) => libc::preadv64(fd, list, count as libc::c_int, position(at)?),
-                Transfer::ReadAtNow(at) => {
-                    libc::preadv2(fd, list, count as libc::c_int, position(at)?, libc::RWF_NOWAIT)
-                }
                 Transfer::WriteAt(at) => libc::pwritev64(fd, list, count as libc::c_int, position(at)?),
                 Transfer::Read => libc::readv(fd, list, count as libc::c_int),
                 Transfer::Write => libc::writev(fd, list, count as libc::c_int),
