@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A guest's disk on Strata's engines and on QEMU TCG: the same kernel, program and NVMe controller, in turns.
 
-    bench/disk.py [--engines jit] [--rounds 3] [--seconds 3] [--format raw|qcow2]
+    bench/disk.py [--engines jit] [--rounds 3] [--seconds 3] [--format raw|qcow2] [--disk-options aio=io_uring]...
 
 Prints a table: operations a second, the median of the rounds, and how many times QEMU's each engine's are. The image
 lies in a temporary directory and is in the host's cache: what is measured is the way between guest and host.
@@ -52,6 +52,7 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--seconds", type=float, default=3, help="for each kind of access")
     arguments.add_argument("--format", choices=["raw", "qcow2"], default="raw")
+    arguments.add_argument("--disk-options", action="append", help="Strata's, after the format; repeat it to compare")
     arguments.add_argument("--qemu", default="qemu-system-x86_64")
     options = arguments.parse_args()
     guest_image.check_tools()
@@ -70,9 +71,11 @@ def main() -> None:
                          "-device", "nvme,drive=d,serial=bench"],
         }
         for engine in options.engines.split(","):
-            machines[engine] = [str(strata), "run", "--engine", engine, "--timeout", str(LIMIT),
-                                *(f"-{word}" if word.startswith("-") else word for word in boot),
-                                "--disk", f"{image},format={options.format}"]
+            for extra in options.disk_options or [""]:
+                disk = ",".join(filter(None, [str(image), f"format={options.format}", extra]))
+                machines[f"{engine} {extra}".strip()] = [
+                    str(strata), "run", "--engine", engine, "--timeout", str(LIMIT),
+                    *(f"-{word}" if word.startswith("-") else word for word in boot), "--disk", disk]
         results: dict[str, list[dict[str, float]]] = {machine: [] for machine in machines}
         for _ in range(options.rounds):
             for machine, command in machines.items():

@@ -1,7 +1,7 @@
 //! `--disk PATH[,OPTION…]`.
 
 use board::{DiskInterface, DiskSpec, PmemSpec};
-use disk::{CacheMode, ImageFormat};
+use disk::{Aio, CacheMode, ImageFormat};
 
 /// Parts between single commas; a doubled one stands for itself.
 fn parts(text: &str) -> Vec<String> {
@@ -53,10 +53,14 @@ pub fn parse(text: &str) -> Result<DiskSpec, String> {
                 ];
                 spec.cache = one_of(name, value, &words)?;
             }
+            Some((name @ "aio", value)) => {
+                let words = [("threads", Aio::Threads), ("io_uring", Aio::IoUring)];
+                spec.aio = one_of(name, value, &words)?;
+            }
             Some(("serial", value)) => spec.serial = Some(value.to_string()),
             _ => {
                 return Err(format!(
-                    "\"{part}\" is no option of a disk; use ro, format=, serial=, if=, cache= or backing=, and double commas of a path"
+                    "\"{part}\" is no option of a disk; use ro, format=, serial=, if=, cache=, aio= or backing=, and double commas of a path"
                 ));
             }
         }
@@ -91,6 +95,7 @@ mod tests {
         check("a,format=qcow2", DiskSpec { format, ..DiskSpec::new("a") });
         check("a,serial=s=1", DiskSpec { serial: Some("s=1".into()), ..DiskSpec::new("a") });
         let (interface, cache) = (DiskInterface::Virtio, CacheMode::Direct);
+        check("a,aio=io_uring", DiskSpec { aio: Aio::IoUring, ..DiskSpec::new("a") });
         check("a,cache=direct,if=virtio", DiskSpec { interface, cache, ..DiskSpec::new("a") });
         for (text, path, read_only) in
             [("a,,b", "a,b", false), ("a,ro", "a", true), ("a,readonly", "a", true)]

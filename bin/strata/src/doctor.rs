@@ -82,6 +82,7 @@ fn look(probe: &ProbeResult) -> Vec<Finding> {
         memory(),
         processors(),
         confinement(),
+        disks(),
         fetching(),
         cache(),
         runtime(),
@@ -215,6 +216,21 @@ fn confinement() -> Finding {
         Landlock::Absent => partial(
             "no Landlock; seccomp alone confines a run",
             "a kernel with CONFIG_SECURITY_LANDLOCK and landlock in its lsm= list",
+        ),
+    }
+}
+
+fn disks() -> Finding {
+    const SUBJECT: &str = "io_uring";
+    match disk::check_io_uring() {
+        Ok(()) => good(SUBJECT, "a disk with aio=io_uring has several requests of a queue under way"),
+        Err(e) => lacking(
+            SUBJECT,
+            Grade::Fair,
+            format!(
+                "not for this process ({e}); a disk with aio=io_uring executes one request after another"
+            ),
+            "a kernel of version 5.10 or newer, sysctl kernel.io_uring_disabled=0, a container that allows it",
         ),
     }
 }

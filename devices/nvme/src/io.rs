@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use disk::{Disk, DiskError, FullListener};
+use disk::{Disk, DiskError, FullListener, Segment};
 use guest_memory::GuestMemory;
 use rate_log::RateLog;
 
@@ -63,11 +63,37 @@ impl Namespace {
         }
     }
 
+    /// Whether commands wait for room on the host, rather than fail.
+    pub fn holds(&self) -> bool {
+        self.on_full.is_some()
+    }
+
+    /// A read or write that may be executed beside others: whether it writes, first
+    /// byte, and where its data are. `None`: leave it to [`Namespace::execute`].
+    pub fn transfer(&self, command: &Command) -> Option<(bool, u64, Vec<Segment>)> {
+        let (write, direction) = match command.opcode {
+            nvm::READ => (false, Direction::ToGuest),
+            nvm::WRITE if command.dword(12) & FUA == 0 => (true, Direction::FromGuest),
+            _ => return None,
+        };
+        if command.unsupported || command.nsid != NSID {
+            return None;
+        }
+        let (offset, len) = self.range(command.lba(), command.blocks()).ok()?;
+        Some((write, offset, prp::segments(&self.memory, command, len, direction).ok()?))
+    }
+
+    /// What became of a [`Namespace::transfer`].
+    pub fn finish(&self, command: &Command, result: Result<(), DiskError>) -> Completion {
+        let status = self.judge(result, command).err().unwrap_or(Status::SUCCESS);
+        Completion { cid: command.cid, status, result: 0 }
+    }
+
     /// Execute a command.
     pub fn execute(&self, command: &Command) -> Outcome {
         let status = match self.dispatch(command) {
             Ok(()) => Status::SUCCESS,
-            Err(Status::CAPACITY) if self.on_full.is_some() => return Outcome::Full,
+            Err(Status::CAPACITY) if self.holds() => return Outcome::Full,
             Err(status) => status,
         };
         Outcome::Done(Completion { cid: command.cid, status, result: 0 })

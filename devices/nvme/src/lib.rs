@@ -13,6 +13,7 @@
 //! | `admin`, `identify`, `events` | admin commands |
 //! | `submission`, `completion` | queues |
 //! | `io` | I/O commands |
+//! | `overlap` | several of a queue at once, where the disk can |
 //! | `prp` | where a command's data are |
 //! | `interrupts` | MSI-X from any thread |
 //! | `saved` | standing still, saved state |
@@ -36,6 +37,7 @@ mod function;
 mod identify;
 mod interrupts;
 mod io;
+mod overlap;
 mod prp;
 mod saved;
 mod spec;

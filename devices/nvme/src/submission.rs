@@ -10,11 +10,12 @@ use guest_memory::GuestMemory;
 use crate::command::Command;
 use crate::completion::CompletionQueue;
 use crate::io::{Namespace, Outcome};
+use crate::overlap::Overlap;
 use crate::spec::SQE_SIZE;
 
 /// Completions after which the driver hears of them, though more commands wait:
 /// few interrupts, and a driver that can go on meanwhile.
-const BATCH: u32 = 16;
+pub const BATCH: u32 = 16;
 
 /// An I/O submission queue.
 pub struct Submission {
@@ -85,17 +86,39 @@ impl Submission {
         self.stop.load(Ordering::Acquire) || self.held.load(Ordering::Acquire)
     }
 
-    fn fetch(&self, head: u16) -> Option<Command> {
+    /// Where it takes commands for.
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// The entry after one.
+    pub fn after(&self, entry: u16) -> u16 {
+        (entry + 1) % self.entries
+    }
+
+    /// Whether the driver has put a command there that may be executed now.
+    pub fn has_command(&self, entry: u16) -> bool {
+        entry != self.tail.load(Ordering::Acquire) && !self.must_not_work()
+    }
+
+    /// The command of an entry, if that is memory still.
+    pub fn fetch(&self, head: u16) -> Option<Command> {
         let mut entry = [0; SQE_SIZE as usize];
         self.memory.load(self.base + u64::from(head) * SQE_SIZE, &mut entry).ok()?;
         Some(Command::parse(&entry))
+    }
+
+    /// The next command waits for room on the host.
+    fn hold(&self) {
+        self.held.store(true, Ordering::Release);
+        self.namespace.tell_full();
     }
 
     /// Take commands until there are no more, the completion queue is full or one is
     /// held.
     fn work(&self, mut head: MutexGuard<'_, u16>) {
         let mut unsignalled = 0;
-        while *head != self.tail.load(Ordering::Acquire) && !self.must_not_work() {
+        while self.has_command(*head) {
             if !self.completions.promise() {
                 break;
             }
@@ -103,12 +126,11 @@ impl Submission {
             let Some(Outcome::Done(completion)) = outcome else {
                 self.completions.withdraw();
                 if outcome.is_some() {
-                    self.held.store(true, Ordering::Release);
-                    self.namespace.tell_full();
+                    self.hold();
                 }
                 break;
             };
-            *head = (*head + 1) % self.entries;
+            *head = self.after(*head);
             self.completions.post(self.id, *head, completion);
             unsignalled += 1;
             if unsignalled == BATCH {
@@ -123,7 +145,17 @@ impl Submission {
 
     fn serve(&self) {
         while !self.stop.load(Ordering::Acquire) {
-            self.work(self.head.lock().unwrap_or_else(PoisonError::into_inner));
+            let mut head = self.head.lock().unwrap_or_else(PoisonError::into_inner);
+            if self.namespace.disk.overlaps() {
+                let held;
+                (*head, held) = Overlap::run(self, *head);
+                if held {
+                    self.hold();
+                }
+                drop(head);
+            } else {
+                self.work(head);
+            }
             std::thread::park();
         }
     }

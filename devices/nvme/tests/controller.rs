@@ -2,7 +2,7 @@
 
 mod driver;
 
-use disk::RawOptions;
+use disk::{Aio, RawOptions};
 use driver::{DATA, Driver, ENTRIES, MEMORY};
 use guest_memory::RamOffset;
 use pci::PciFunction;
@@ -44,8 +44,8 @@ fn identify_tells_the_disk() {
 
 #[test]
 fn data_go_both_ways_by_pages_and_lists() {
-    for inline in [false, true] {
-        let mut d = Driver::new(SIZE, RawOptions::default(), inline);
+    for (inline, aio) in [(false, Aio::Threads), (true, Aio::Threads), (false, Aio::IoUring)] {
+        let mut d = Driver::new(SIZE, RawOptions { aio, ..RawOptions::default() }, inline);
         d.ready();
         // Bytes, first block, offset of the first page: one page, two, a list, a list
         // over several pages of entries.
@@ -94,6 +94,39 @@ fn data_go_both_ways_by_pages_and_lists() {
             assert!(back == data, "read of {blocks} blocks");
         }
         assert!(d.messages.take().iter().all(|v| *v == 1), "vector 1 only");
+    }
+}
+
+#[test]
+fn many_commands_are_all_answered_while_others_come() {
+    for aio in [Aio::Threads, Aio::IoUring] {
+        let mut d = Driver::new(SIZE, RawOptions { aio, ..RawOptions::default() }, false);
+        d.ready();
+        let (mut wanted, mut answered) = (Vec::new(), Vec::new());
+        for n in 0..400u32 {
+            // A flush now and then.
+            wanted.push(if n % 16 == 15 {
+                d.put(1, 0x00, 1, (0, 0), &[])
+            } else {
+                let at = DATA + u64::from(n % 16) * 4096;
+                d.memory.write::<u32>(RamOffset(at), n);
+                d.put(1, 0x01, 1, (at, 0), &[n, 0, 0])
+            });
+            d.ring(1);
+            if wanted.len() - answered.len() == usize::from(ENTRIES) - 2 {
+                answered.push(d.wait(1));
+            }
+        }
+        while answered.len() < wanted.len() {
+            answered.push(d.wait(1));
+        }
+        answered.sort_unstable();
+        assert_eq!(answered, wanted.iter().map(|cid| (*cid, (0, 0))).collect::<Vec<_>>(), "{aio:?}");
+        for n in (0..400u32).filter(|n| n % 16 != 15) {
+            let mut block = [0; 512];
+            d.disk.read(u64::from(n) * 512, &mut block).unwrap();
+            assert_eq!(block[..4], n.to_le_bytes(), "{aio:?}");
+        }
     }
 }
 

@@ -8,9 +8,11 @@
 //! | module | what |
 //! | --- | --- |
 //! | `request` | one request: header, execution, status |
+//! | `overlap` | several requests of a queue at once, where the disk can |
 //! | `config` | the configuration structure |
 
 mod config;
+mod overlap;
 mod request;
 
 use std::sync::Arc;
@@ -106,6 +108,8 @@ struct Requests {
     shared: Arc<Shared>,
     /// The next request waits for room on the host, until the device goes on.
     held: bool,
+    /// Several at once.
+    overlaps: bool,
 }
 
 impl Requests {
@@ -120,6 +124,9 @@ impl Requests {
 
 impl Handler for Requests {
     fn queue(&mut self, _queue: u16) {
+        if self.overlaps {
+            return overlap::run(self);
+        }
         let mut unsignalled = 0;
         while !self.held {
             let Some(chain) = self.queue.pop() else { break };
@@ -180,9 +187,11 @@ impl VirtioDevice for Block {
             a.interrupt.config_changed();
         }
         self.shared.set_interrupt(Some(a.interrupt));
+        // Inline, runs are to repeat: one after another.
+        let overlaps = !a.inline && self.shared.target.disk().overlaps();
         for (n, queue) in a.queues.into_iter().enumerate() {
             let worker = queue.map(|queue| {
-                let requests = Requests { queue, shared: self.shared.clone(), held: false };
+                let requests = Requests { queue, shared: self.shared.clone(), held: false, overlaps };
                 Worker::start(&format!("block{n}"), 1, a.inline, requests)
                     .map_err(|error| ActivateError::Host { what: "a thread", error })
             });

@@ -42,6 +42,12 @@ enum Status {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Full;
 
+/// Type and sector of a header.
+fn parse(header: [u8; HEADER]) -> (u32, u64) {
+    let [k0, k1, k2, k3, _, _, _, _, s @ ..] = header;
+    (u32::from_le_bytes([k0, k1, k2, k3]), u64::from_le_bytes(s))
+}
+
 /// Where requests go. Shared by all queues.
 pub struct Target {
     disk: Arc<dyn Disk>,
@@ -75,12 +81,46 @@ impl Target {
 
     /// End a request with an error; answers how many bytes were written.
     pub fn fail(chain: &Chain) -> u32 {
+        Self::end(chain, Status::IoError)
+    }
+
+    /// End a request whose data, if any, are in its buffers.
+    fn end(chain: &Chain, status: Status) -> u32 {
         let mut writer = chain.writer();
         let Some(data) = writer.remaining().checked_sub(1) else { return 0 };
         writer.skip(data as usize);
         // There is room: the status's byte was counted.
-        let _ = writer.write_value(Status::IoError as u8);
+        let _ = writer.write_value(status as u8);
         writer.written()
+    }
+
+    /// A read or write that may be executed beside others: whether it writes, first
+    /// byte, and where its data are. `None`: leave it to [`Target::execute`].
+    pub fn transfer(&self, chain: &Chain) -> Option<(bool, u64, Vec<Segment>)> {
+        let mut writer = chain.writer();
+        let data = writer.remaining().checked_sub(1)?;
+        let mut reader = chain.reader();
+        let mut header = [0; HEADER];
+        reader.read_all(&mut header).ok()?;
+        let (kind, sector) = parse(header);
+        let (write, segments) = match kind {
+            kind::IN => (false, writer.take_pieces(data)),
+            kind::OUT if !self.write_through.load(Ordering::Acquire) => {
+                (true, reader.take_pieces(reader.remaining()))
+            }
+            _ => return None,
+        };
+        Some((write, self.offset(sector).ok()?, segments))
+    }
+
+    /// What became of a [`Target::transfer`]; answers how many bytes were written to
+    /// the request's buffers.
+    pub fn finish(&self, chain: &Chain, result: Result<(), DiskError>) -> u32 {
+        if let Err(e) = result {
+            self.log.report(|| format!("request: {e}"));
+            return Self::fail(chain);
+        }
+        Self::end(chain, Status::Ok)
     }
 
     /// Execute a request; answers how many bytes were written to its buffers. One
@@ -96,8 +136,7 @@ impl Target {
         if reader.read_all(&mut header).is_err() {
             return Ok(Self::fail(chain));
         }
-        let [k0, k1, k2, k3, _, _, _, _, s @ ..] = header;
-        let (kind, sector) = (u32::from_le_bytes([k0, k1, k2, k3]), u64::from_le_bytes(s));
+        let (kind, sector) = parse(header);
         let result = match kind {
             kind::IN => {
                 let to = writer.take_pieces(data);

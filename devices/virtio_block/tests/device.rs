@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use disk::{Disk, DiskError, Geometry, RawDisk, RawOptions};
+use disk::{Aio, Disk, DiskError, Geometry, RawDisk, RawOptions, Transfer, Transfers};
+use guest_memory::GuestMemory;
 use tempfile::NamedTempFile;
 use virtio_block::{Block, BlockConfig};
 use virtio_core::VirtioDevice;
@@ -21,6 +22,8 @@ const UNSUPPORTED: u8 = 2;
 struct Full {
     disk: Arc<dyn Disk>,
     is_full: AtomicBool,
+    /// Execute several at once, the last first.
+    overlaps: bool,
 }
 
 impl Full {
@@ -43,6 +46,23 @@ impl Disk for Full {
         self.check()?;
         self.disk.write(offset, from)
     }
+    fn overlaps(&self) -> bool {
+        self.overlaps
+    }
+    fn transfer_all(&self, memory: &GuestMemory, transfers: &mut dyn Transfers) {
+        let taken: Vec<Transfer> = std::iter::from_fn(|| transfers.next()).collect();
+        let execute = |t: &Transfer| match t.write {
+            true => self.write_guest(t.offset, memory, &t.segments),
+            false => self.read_guest(t.offset, memory, &t.segments),
+        };
+        let results: Vec<_> = taken.iter().rev().map(execute).collect();
+        for (transfer, result) in taken.iter().zip(results.into_iter().rev()) {
+            if matches!(result, Err(DiskError::NoSpace)) && transfers.holds() {
+                break;
+            }
+            transfers.done(transfer.tag, result);
+        }
+    }
     fn flush(&self) -> Result<(), DiskError> {
         self.check()?;
         self.disk.flush()
@@ -58,11 +78,16 @@ impl Disk for Full {
 
 #[test]
 fn requests_wait_for_room_on_the_host() {
-    for (features, inline) in
-        [(u64::MAX, false), (!virtio_core::features::RING_PACKED, false), (u64::MAX, true)]
-    {
+    let split = !virtio_core::features::RING_PACKED;
+    for (features, inline, overlaps) in [
+        (u64::MAX, false, false),
+        (split, false, false),
+        (u64::MAX, true, true),
+        (u64::MAX, false, true),
+        (split, false, true),
+    ] {
         let f = fixture(RawOptions::default(), BenchConfig::default());
-        let full = Arc::new(Full { disk: f.disk.clone(), is_full: AtomicBool::new(true) });
+        let full = Arc::new(Full { disk: f.disk.clone(), is_full: AtomicBool::new(true), overlaps });
         let (tell, told) = channel();
         let device = || {
             let tell = tell.clone();
@@ -74,10 +99,13 @@ fn requests_wait_for_room_on_the_host() {
             })
         };
         let mut bench = Bench::new(device(), BenchConfig { features, inline });
-        // A read that needs no room, a write that does, a read behind it.
+        // A read that needs no room, a write that does, a read beside it, and
+        // one that sees it, by the flush between.
         let ids = [
             bench.post(0, &[&header(0, 0)], &[513]),
             bench.post(0, &[&header(1, 8), &[7; 512]], &[1]),
+            bench.post(0, &[&header(0, 9)], &[513]),
+            bench.post(0, &[&header(4, 0)], &[1]),
             bench.post(0, &[&header(0, 8)], &[513]),
         ];
         bench.device.notify(0);
@@ -90,9 +118,11 @@ fn requests_wait_for_room_on_the_host() {
         assert_eq!(bench.poll(0), None, "nothing is answered");
         full.is_full.store(false, Ordering::SeqCst);
         bench.replace(device());
-        let (write, read) = (bench.wait(0), bench.wait(0));
+        let [write, beside, flush, read] = std::array::from_fn(|_| bench.wait(0));
         assert_eq!((write.id, &write.data[..]), (ids[1], &[OK][..]));
-        assert_eq!((read.id, &read.data[..]), (ids[2], &[&[7; 512][..], &[OK]].concat()[..]));
+        assert_eq!((beside.id, &beside.data[..]), (ids[2], &[&[0; 512][..], &[OK]].concat()[..]));
+        assert_eq!((flush.id, &flush.data[..]), (ids[3], &[OK][..]));
+        assert_eq!((read.id, &read.data[..]), (ids[4], &[&[7; 512][..], &[OK]].concat()[..]));
         assert!(told.try_recv().is_err());
     }
 }
@@ -144,10 +174,16 @@ impl Fixture {
 
 #[test]
 fn data_go_both_ways_on_every_queue_and_ring() {
-    for (features, inline) in
-        [(u64::MAX, false), (!virtio_core::features::RING_PACKED, false), (u64::MAX, true)]
-    {
-        let mut f = fixture(RawOptions::default(), BenchConfig { features, inline });
+    let split = !virtio_core::features::RING_PACKED;
+    for (features, inline, aio) in [
+        (u64::MAX, false, Aio::Threads),
+        (split, false, Aio::Threads),
+        (u64::MAX, true, Aio::Threads),
+        (u64::MAX, false, Aio::IoUring),
+        (split, false, Aio::IoUring),
+    ] {
+        let options = RawOptions { aio, ..RawOptions::default() };
+        let mut f = fixture(options, BenchConfig { features, inline });
         for queue in [0, 1] {
             let data: Vec<u8> = (0..12 << 10).map(|i| (i % 251) as u8 + queue as u8).collect();
             let sector = 100 + 64 * u64::from(queue);

@@ -56,13 +56,27 @@ impl GuestMemory {
         // SAFETY: `raw` has bounds-checked each piece against the mapping, which
         // lives as long as `self`; `head` is borrowed for the call.
         let result = unsafe { host_sys::transfer(file, what, &list) };
-        let stored = match &result {
-            Ok(n) => n.saturating_sub(head.len()).next_multiple_of(BLOCK),
-            // Some may have been stored before it failed.
-            Err(_) => usize::MAX,
-        };
-        self.pieces_written(to, stored);
+        self.host_filled(to, result.as_ref().ok().map(|n| n.saturating_sub(head.len())));
         result
+    }
+
+    /// Where pieces lie in this process, for calls to the host that others make:
+    /// valid as long as the memory. Who fills them says so when the call has
+    /// returned, by [`GuestMemory::host_filled`].
+    ///
+    /// # Panics
+    /// When one leaves the memory: a bug of the caller.
+    #[must_use]
+    pub fn host_pieces(&self, pieces: &[(RamOffset, usize)]) -> Vec<RawPiece> {
+        pieces.iter().map(|p| self.raw(p)).collect()
+    }
+
+    /// A call to the host that fills pieces has returned with a count of bytes; none:
+    /// it has failed. The marks are looked at.
+    pub fn host_filled(&self, pieces: &[(RamOffset, usize)], count: Option<usize>) {
+        // Some may have been stored before it failed.
+        let stored = count.map_or(usize::MAX, |n| n.next_multiple_of(BLOCK));
+        self.pieces_written(pieces, stored);
     }
 
     fn drain_to(

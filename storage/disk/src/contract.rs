@@ -5,7 +5,7 @@ use std::sync::Arc;
 use guest_memory::{GuestMemory, RamOffset};
 use serde::{Deserialize, Serialize};
 
-use crate::{DiskError, bounce};
+use crate::{DiskError, Transfers, bounce, overlap};
 
 /// A run of guest memory: where it begins and its bytes.
 pub type Segment = (RamOffset, usize);
@@ -107,6 +107,18 @@ pub trait Disk: Send + Sync {
     /// As [`Disk::write`].
     fn write_guest(&self, offset: u64, memory: &GuestMemory, from: &[Segment]) -> Result<(), DiskError> {
         bounce::write(self, offset, memory, from)
+    }
+
+    /// Whether [`Disk::transfer_all`] gains anything.
+    fn overlaps(&self) -> bool {
+        false
+    }
+
+    /// Do a queue's reads and writes, several at once where the disk can, until it has
+    /// none and all are done. A queue that holds a write without room is left with
+    /// that write and all taken after it not done: they are to be executed again.
+    fn transfer_all(&self, memory: &GuestMemory, transfers: &mut dyn Transfers) {
+        overlap::serial(self, memory, transfers);
     }
 
     /// How many bytes from `offset` are known to be zeroes without reading them. 0:

@@ -6,6 +6,9 @@
 //! their magic numbers, [`ImageLock`] keeps a second writer out, also one of
 //! QEMU's programs.
 //!
+//! [`Disk::transfer_all`] has several reads and writes of a queue under way, where the
+//! disk can: raw images by io_uring.
+//!
 //! **Durable** means after [`Disk::flush`]: what was written before it is found
 //! again after a crash of this process or of the host. What was written since may
 //! be there or not, block by block.
@@ -15,9 +18,11 @@ mod contract;
 mod copy;
 mod error;
 mod lock;
+mod overlap;
 mod probe;
 mod raw;
 mod read_only;
+mod ring;
 mod room;
 
 pub use bounce::BOUNCE;
@@ -25,7 +30,9 @@ pub use contract::{CacheMode, Disk, FullListener, Geometry, ResizeListener, Segm
 pub use copy::copy;
 pub use error::{DiskError, OpenError};
 pub use lock::{Access, ImageLock};
+pub use overlap::{Aio, Transfer, Transfers};
 pub use probe::{ImageFormat, PROBE_LEN, probe, probe_file, probe_open};
 pub use raw::{RawDisk, RawOptions};
 pub use read_only::{BlockMap, Place, ReadOnlyDisk};
+pub use ring::{DEPTH, check_io_uring};
 pub use room::room;

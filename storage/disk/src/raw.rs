@@ -1,6 +1,7 @@
 //! Raw images: files and block devices that hold a disk's bytes as they are.
 
 use std::fs::{File, OpenOptions};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,16 +11,21 @@ use guest_memory::GuestMemory;
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use rustix::io::Errno;
 
+use crate::overlap::Order;
 use crate::probe::probe;
+use crate::ring::{Flights, Ring};
 use crate::{
-    Access, CacheMode, Disk, DiskError, Geometry, ImageFormat, ImageLock, OpenError, PROBE_LEN,
-    ResizeListener, Segment, bounce, total_len,
+    Access, Aio, CacheMode, Disk, DiskError, Geometry, ImageFormat, ImageLock, OpenError, PROBE_LEN,
+    ResizeListener, Segment, Transfer, Transfers, bounce, total_len,
 };
 
 /// The unit guests know.
 const SECTOR: u32 = 512;
 /// File systems keep files in such units, or multiples.
 const FILE_BLOCK: u32 = 4096;
+/// Queues that use io_uring at once. The rings are made with the disk: later the
+/// process may no longer be allowed to.
+const RINGS: usize = 16;
 
 /// How a raw image is opened.
 #[derive(Debug, Clone, Copy, Default)]
@@ -31,6 +37,8 @@ pub struct RawOptions {
     /// Its format was guessed, not named: a guest must not turn it into an image of
     /// another format, by whose header the next start would open other files.
     pub guessed: bool,
+    /// How a device's reads and writes reach it.
+    pub aio: Aio,
 }
 
 /// A raw image. Sparse where the host's file system is: blocks never written,
@@ -44,6 +52,9 @@ pub struct RawDisk {
     logical_block: u32,
     // Runtime glue.
     file: File,
+    /// Those not in use; none were made without [`Aio::IoUring`].
+    rings: Mutex<Vec<Ring>>,
+    overlaps: bool,
     _lock: ImageLock,
     listeners: Mutex<Vec<ResizeListener>>,
     // Volatile state.
@@ -56,7 +67,7 @@ impl RawDisk {
     /// # Errors
     /// [`OpenError`].
     pub fn open(path: &Path, options: RawOptions) -> Result<Self, OpenError> {
-        let RawOptions { read_only, cache, guessed: _ } = options;
+        let RawOptions { read_only, cache, guessed: _, aio: _ } = options;
         let flags = if cache == CacheMode::Direct { OFlags::DIRECT } else { OFlags::empty() };
         let file = OpenOptions::new()
             .read(true)
@@ -73,7 +84,7 @@ impl RawDisk {
     /// # Errors
     /// [`OpenError`].
     pub fn of_file(path: &Path, file: File, options: RawOptions) -> Result<Self, OpenError> {
-        let RawOptions { read_only, cache, guessed } = options;
+        let RawOptions { read_only, cache, guessed, aio } = options;
         let kind = file.metadata().map_err(|e| OpenError::open(path, e))?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             let kind = if kind.is_dir() { "directory" } else { "special file" };
@@ -87,6 +98,9 @@ impl RawDisk {
         if size % u64::from(logical_block) != 0 {
             return Err(OpenError::Size { path: path.to_path_buf(), size, block: logical_block });
         }
+        // Where the host refuses them, requests are executed one after another.
+        let rings = if aio == Aio::IoUring { RINGS } else { 0 };
+        let rings: Vec<Ring> = (0..rings).map_while(|_| Ring::new().ok()).collect();
         Ok(RawDisk {
             read_only,
             cache,
@@ -94,6 +108,8 @@ impl RawDisk {
             is_file: kind.is_file(),
             logical_block,
             file,
+            overlaps: !rings.is_empty(),
+            rings: Mutex::new(rings),
             _lock: lock,
             listeners: Mutex::default(),
             size: AtomicU64::new(size),
@@ -158,6 +174,19 @@ impl RawDisk {
         let unit = u64::from(self.logical_block);
         let aligned = |s: &Segment| s.0.0 % unit == 0 && s.1 as u64 % unit == 0;
         self.cache != CacheMode::Direct || segments.iter().all(aligned)
+    }
+
+    /// Whether the host can be given a transfer as it is: what can be refused has been
+    /// looked at, and it is one call.
+    fn can_overlap(&self, transfer: &Transfer) -> bool {
+        let Transfer { tag: _, write, offset, ref segments } = *transfer;
+        let len = total_len(segments);
+        let checked = if write { self.check_change(offset, len) } else { self.geometry().check(offset, len) };
+        checked.is_ok()
+            && len > 0
+            && segments.len() <= host_sys::MAX_PIECES
+            && !(write && self.guards(offset))
+            && self.is_direct_to(segments)
     }
 
     fn punch(&self, offset: u64, len: u64) -> Result<(), Errno> {
@@ -333,6 +362,37 @@ impl Disk for RawDisk {
             0 => Err(DiskError::NoSpace),
             n => Ok(n),
         })
+    }
+
+    fn overlaps(&self) -> bool {
+        self.overlaps
+    }
+
+    fn transfer_all(&self, memory: &GuestMemory, transfers: &mut dyn Transfers) {
+        let mut order = Order::new(transfers.holds());
+        let mut flights = Flights::new(self.file.as_fd(), memory, &self.rings);
+        loop {
+            while !flights.is_full() && order.takes_more() {
+                let Some(transfer) = transfers.next() else { break };
+                order.begin(&transfer);
+                let alone = match self.can_overlap(&transfer) {
+                    true => flights.begin(transfer).err(),
+                    false => Some(transfer),
+                };
+                if let Some(transfer) = alone {
+                    order.finish(transfer.tag, transfer.execute(self, memory), transfers);
+                }
+            }
+            if flights.is_empty() {
+                break;
+            }
+            transfers.pause();
+            for (transfer, is_whole) in flights.wait() {
+                // An error, the file's end, a call cut short: done again, it says which.
+                let result = if is_whole { Ok(()) } else { transfer.execute(self, memory) };
+                order.finish(transfer.tag, result, transfers);
+            }
+        }
     }
 
     fn known_zeroes(&self, offset: u64) -> Result<u64, DiskError> {

@@ -93,7 +93,7 @@ fn synced(text: &str) -> u32 {
 
 /// Rounds of kill -9 in the middle of writes: nothing that was synced is lost, and a
 /// qcow2 image has no contradictions.
-fn crash_rounds(format: &str) {
+fn crash_rounds(format: &str, options: &str) {
     let rounds: u32 = if slow_tests() { 50 } else { 5 };
     let Some(files) = stock_guest(Flavour::Cloud) else { return };
     let Some(root) = RootDisk::make(&files, ROOT_SIZE, &[("crash", CRASH)]).expect("a root disk") else {
@@ -108,9 +108,10 @@ fn crash_rounds(format: &str) {
     let mut kept = 0;
     for round in 1..=rounds {
         let command_line = format!("{} SYNCED={kept}", RootDisk::command_line("crash"));
-        let mut running = machine("jit", &files, &command_line, &[disk(&image, &format!("format={format}"))])
-            .start()
-            .expect("it starts");
+        let mut running =
+            machine("jit", &files, &command_line, &[disk(&image, &format!("format={format}{options}"))])
+                .start()
+                .expect("it starts");
         running.wait_for(&format!("verified {kept};")).expect("the files of earlier rounds");
         running.wait_for(&format!("synced {},", kept + 5)).expect("new files");
         // At a different point of its work in each round.
@@ -126,19 +127,25 @@ fn crash_rounds(format: &str) {
             tool("qemu-img", check).unwrap_or_else(|e| panic!("round {round}: {e}"));
         }
     }
-    println!("{format}: {rounds} rounds, {kept} files kept");
+    println!("{format}{options}: {rounds} rounds, {kept} files kept");
 }
 
 #[test]
 #[ignore = "boots stock kernels"]
 fn nothing_synced_is_lost_from_a_raw_image_when_the_command_is_killed() {
-    crash_rounds("raw");
+    crash_rounds("raw", "");
+}
+
+#[test]
+#[ignore = "boots stock kernels"]
+fn nothing_synced_is_lost_with_io_uring_when_the_command_is_killed() {
+    crash_rounds("raw", ",aio=io_uring");
 }
 
 #[test]
 #[ignore = "boots stock kernels"]
 fn nothing_synced_is_lost_from_a_qcow2_image_when_the_command_is_killed() {
-    crash_rounds("qcow2");
+    crash_rounds("qcow2", "");
 }
 
 /// Fills the second disk and says what is there.
@@ -224,15 +231,15 @@ fn a_full_host_pauses_the_guest_and_nothing_is_lost() {
     let data: Vec<u8> = (0..8u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     let source = root.beside("source.img");
     std::fs::write(&source, &data).expect("a file");
-    for format in ["raw", "qcow2"] {
-        let (folder, free) = (root.beside("small"), root.beside(&format!("free-{format}")));
+    for (format, aio) in [("raw", "threads"), ("raw", "io_uring"), ("qcow2", "threads")] {
+        let (folder, free) = (root.beside("small"), root.beside(&format!("free-{format}-{aio}")));
         std::fs::create_dir_all(&folder).expect("a folder");
         let image = folder.join("image");
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let place = Place::new();
         let disks = [
             disk(&root.image, "format=raw"),
-            disk(&image, &format!("format={format}")),
+            disk(&image, &format!("format={format},aio={aio}")),
             disk(&source, "format=raw,ro"),
         ];
         let guest = machine("jit", &files, &RootDisk::command_line("fill"), &disks);
@@ -287,9 +294,12 @@ const LOOK: &str = "until [ -b /dev/$1 ] && [ -b /dev/$3 ]; do sleep 0.05; done;
 fn a_disk_grows_and_gives_back_under_either_driver() {
     const SIZE: usize = 8 << 20;
     let Some(files) = stock_guest(Flavour::Cloud) else { return };
-    for (interface, device, serial, read) in
-        [("nvme", "nvme0n1", "device/serial", "nvme1n1"), ("virtio", "vda", "serial", "vdb")]
-    {
+    for (interface, aio, device, serial, read) in [
+        ("nvme", "threads", "nvme0n1", "device/serial", "nvme1n1"),
+        ("virtio", "threads", "vda", "serial", "vdb"),
+        ("nvme", "io_uring", "nvme0n1", "device/serial", "nvme1n1"),
+        ("virtio", "io_uring", "vda", "serial", "vdb"),
+    ] {
         let place = Place::new();
         let (image, other) = (place.0.path().join("image"), place.0.path().join("other"));
         std::fs::write(&image, vec![0x55; SIZE]).expect("a file");
@@ -297,7 +307,7 @@ fn a_disk_grows_and_gives_back_under_either_driver() {
         let command = LOOK.replace("$1", device).replace("$2", serial).replace("$3", read);
         let append = format!("console=ttyS0 panic=-1 quiet {}", command_parameter(&command));
         let disks = [
-            disk(&image, &format!("format=raw,serial=abc-1,if={interface}")),
+            disk(&image, &format!("format=raw,serial=abc-1,if={interface},aio={aio}")),
             disk(&other, &format!("format=raw,ro,if={interface}")),
         ];
         let guest = machine("jit", &files, &append, &disks).with(&[

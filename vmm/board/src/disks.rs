@@ -5,7 +5,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use disk::{CacheMode, Disk, FullListener, ImageFormat, OpenError, RawDisk, RawOptions};
+use disk::{Aio, CacheMode, Disk, FullListener, ImageFormat, OpenError, RawDisk, RawOptions};
 use disk_qcow2::{Backing, Qcow2Options};
 use nvme::{Nvme, NvmeConfig};
 use serde::{Deserialize, Serialize};
@@ -55,6 +55,10 @@ pub struct DiskSpec {
     /// What the host caches.
     #[serde(default)]
     pub cache: CacheMode,
+    /// How a device's reads and writes reach a raw image; other formats go on one after
+    /// another.
+    #[serde(default)]
+    pub aio: Aio,
     /// What it is attached by.
     #[serde(default)]
     pub interface: DiskInterface,
@@ -70,6 +74,7 @@ impl DiskSpec {
             backing: false,
             serial: None,
             cache: CacheMode::default(),
+            aio: Aio::default(),
             interface: DiskInterface::default(),
         }
     }
@@ -122,7 +127,7 @@ impl DiskSpec {
                 disk_qcow2::open(&self.path, options)?
             }
             _ => {
-                let options = RawOptions { read_only, cache, guessed: self.format.is_none() };
+                let options = RawOptions { read_only, cache, guessed: self.format.is_none(), aio: self.aio };
                 Arc::new(RawDisk::open(&self.path, options)?)
             }
         })
@@ -159,7 +164,7 @@ impl DiskSpec {
                 return Err(OpenError::refused(&self.path, why.to_string()));
             }
             _ => {
-                let options = RawOptions { read_only, cache, guessed: self.format.is_none() };
+                let options = RawOptions { read_only, cache, guessed: self.format.is_none(), aio: self.aio };
                 Arc::new(RawDisk::of_file(&self.path, files.swap_remove(0), options)?)
             }
         })
