@@ -192,6 +192,9 @@ fn a_terminal_has_a_size_and_passes_its_keys() {
     channel.send(&ToGuest::Resize(Size { rows: 5, columns: 6 })).unwrap();
     channel.send(&ToGuest::Stdin(b"\n".to_vec())).unwrap();
     wait_for(&mut channel, &mut seen, "5 6\r\n");
+    // A shell between two commands survives ^C; once `cat` answers it is there.
+    channel.send(&ToGuest::Stdin(b"here\n".to_vec())).unwrap();
+    wait_for(&mut channel, &mut seen, "here\r\n");
     // ^C reaches the group in the foreground.
     channel.send(&ToGuest::Stdin(vec![3])).unwrap();
     assert_eq!(finish(&mut channel).2, ToHost::Ended(Ending::Signal(2)));
