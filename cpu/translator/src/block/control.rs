@@ -44,6 +44,7 @@ impl Builder<'_> {
                 if self.push_value(i.next_ip()).is_none() {
                     return Some(None);
                 }
+                self.settle_sp();
                 if self.single() {
                     self.leave_to(i.near_branch_target());
                 } else {
@@ -59,6 +60,7 @@ impl Builder<'_> {
                 let Some(slot) = self.pop_slot() else { return Some(None) };
                 self.load_word(host::ADDRESS, slot.mem());
                 self.move_sp(self.word() + extra);
+                self.settle_sp();
                 if self.shadowed {
                     self.end_shadow();
                 }
@@ -85,6 +87,7 @@ impl Builder<'_> {
                 if self.push_value(i.next_ip()).is_none() {
                     return Some(None);
                 }
+                self.settle_sp();
                 self.load_word(host::ADDRESS, Mem::gs(gs!(scratch)));
                 if self.single() {
                     self.leave_indirect();

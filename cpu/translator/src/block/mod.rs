@@ -317,6 +317,7 @@ struct Mark {
     pending: usize,
     links: usize,
     branches: usize,
+    sp_behind: i32,
     guest_len: u16,
 }
 
@@ -333,6 +334,8 @@ struct Builder<'a> {
     index: u8,
     /// The stack pointer is known to be a multiple of the word.
     stack_aligned: bool,
+    /// What is still to be added to RSP: pushes and pops in one window move it once.
+    sp_behind: i32,
     plan: windows::Plan,
     alignment: alignment::Alignment,
     /// Offset of where this block goes on when it repeats.
@@ -385,6 +388,7 @@ fn attempt(r: &Request<'_>, s: &mut Scratch, near: bool) -> Result<Option<Transl
         s,
         index: 0,
         stack_aligned: false,
+        sp_behind: 0,
         shadowed: false,
         ip: r.va,
         held: None,
@@ -413,6 +417,9 @@ fn attempt(r: &Request<'_>, s: &mut Scratch, near: bool) -> Result<Option<Transl
             sti = Some(b.mark(guest_len));
         } else {
             b.make_room(i, facts, n);
+        }
+        if !b.plan.in_open_slot(n, i, facts) {
+            b.settle_sp();
         }
         let before = b.mark(guest_len);
         map.push((b.e.len() as u16, (i.ip() - r.va) as u16));
@@ -446,6 +453,7 @@ fn attempt(r: &Request<'_>, s: &mut Scratch, near: bool) -> Result<Option<Transl
         return Ok(None);
     }
     if !ended {
+        b.settle_sp();
         b.leave_to(r.va + u64::from(guest_len));
     }
     b.island();
@@ -561,6 +569,7 @@ impl Builder<'_> {
             pending: self.pending.len(),
             links: self.links.len(),
             branches: self.branches.len(),
+            sp_behind: self.sp_behind,
             guest_len,
         }
     }
@@ -573,6 +582,7 @@ impl Builder<'_> {
         kept.into_iter().for_each(|p| self.pend(p));
         self.links.truncate(to.links);
         self.branches.truncate(to.branches);
+        self.sp_behind = to.sp_behind;
         to.guest_len
     }
 

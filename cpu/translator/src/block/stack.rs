@@ -52,6 +52,7 @@ impl Builder<'_> {
                         self.load_word(h, slot.mem());
                         if h == SP {
                             self.stack_aligned = false;
+                            self.sp_behind = 0;
                             return Some(true);
                         }
                     }
@@ -132,9 +133,23 @@ impl Builder<'_> {
         if self.r.mode.narrow { self.e.lea32(SP, m) } else { self.e.lea(SP, m) }
     }
 
-    /// RSP += `by`, flags untouched.
+    /// RSP += `by`, flags untouched; behind an access in a window, with the next ones.
+    ///
+    /// Nothing between two accesses in an open window leaves: none can miss, and a host
+    /// fault in guest memory ends the machine.
     pub(super) fn move_sp(&mut self, by: i32) {
-        self.set_sp(Mem::base(SP, by));
+        self.sp_behind += by;
+        if self.now_held.is_none() {
+            self.settle_sp();
+        }
+    }
+
+    /// RSP is what it should be.
+    pub(super) fn settle_sp(&mut self) {
+        let by = std::mem::take(&mut self.sp_behind);
+        if by != 0 {
+            self.set_sp(Mem::base(SP, by));
+        }
     }
 
     /// Once a block: a misaligned RSP goes to the interpreter, so that no later

@@ -172,6 +172,15 @@ impl Plan {
         member.is_some_and(|m| self.windows[m.window].members > 1 && self.slots[m.window].is_none())
     }
 
+    /// Whether an instruction pushes or pops in a window that is open, and uses RSP for
+    /// nothing else.
+    pub fn in_open_slot(&self, instruction: usize, i: &Instruction, facts: &Facts) -> bool {
+        let open = |m: Member| self.windows[m.window].members > 1 && self.slots[m.window].is_some();
+        facts.stack
+            && self.members.get(instruction).copied().flatten().is_some_and(open)
+            && gpr_number(i.op0_register()) != Some(RSP)
+    }
+
     /// Bytes of the window that holds an instruction's operand, whose address is made of
     /// registers other than RSP. They are all in one page if the operand is as large, and
     /// a multiple of its size.
