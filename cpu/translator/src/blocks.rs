@@ -97,6 +97,8 @@ pub(crate) struct Blocks {
     by_key: IdTable,
     by_page: AddressMap<u32, PageBlocks>,
     links: Vec<LinkRecord>,
+    /// A block was dropped that calls outstanding may return into: they must be forgotten.
+    pub returns_lost: bool,
     pub translated: u64,
     pub flushes: u64,
     pub ledger: Ledger,
@@ -137,6 +139,7 @@ impl Blocks {
             by_key: IdTable::default(),
             by_page: AddressMap::default(),
             links: Vec::new(),
+            returns_lost: false,
             translated: 0,
             flushes: 0,
             ledger: Ledger::default(),
@@ -439,6 +442,8 @@ impl Blocks {
             return;
         }
         b.die();
+        // Vigilant blocks end with a call.
+        self.returns_lost |= !b.vigilant();
         // To the attention stub at the block's start.
         let (start, entry, inner, again) = (b.start, b.entry(), b.inner(), b.again());
         self.put_jump(entry, start);

@@ -579,7 +579,8 @@ impl TranslatorVcpu {
         let views = self.spaces.addresses(self.interp.cpu().cr4 & cr4::SMAP != 0);
         let number = self.spaces.number();
         let space = self.space();
-        let other_calls = std::mem::replace(&mut self.calls_space, space) != space;
+        let other_space = std::mem::replace(&mut self.calls_space, space) != space;
+        let other_calls = other_space | std::mem::take(&mut self.blocks.returns_lost);
         let (code, code_len) = self.blocks.extent();
         let running = Running {
             code,

@@ -130,3 +130,52 @@ fn engines_leave_the_same_stack() {
         }
     }
 }
+
+/// Calls in a row of a function that counts up the constant which the instruction behind its call loads.
+fn rewriting_callers(indirect: bool, a: &mut CodeAssembler) -> Result {
+    let (mut function, mut over, mut again) = (a.create_label(), a.create_label(), a.create_label());
+    a.mov(rsp, STACK + 0x800)?;
+    a.jmp(over)?;
+    a.set_label(&mut function)?;
+    a.inc(dword_ptr(rdi + 1))?;
+    a.ret()?;
+    a.set_label(&mut over)?;
+    a.xor(ebx, ebx)?;
+    a.mov(r15d, ROUNDS as u32)?;
+    a.lea(rsi, qword_ptr(function))?;
+    a.set_label(&mut again)?;
+    for n in 0..SITES {
+        let mut site = a.create_label();
+        a.lea(rdi, qword_ptr(site))?;
+        if indirect {
+            a.call(rsi)?
+        } else {
+            a.call(function)?
+        }
+        a.set_label(&mut site)?;
+        a.mov(eax, n as u32)?;
+        a.add(rbx, rax)?;
+    }
+    a.dec(r15)?;
+    a.jne(again)?;
+    a.mov(qword_ptr(RESULTS), rbx)?;
+    a.cli()?;
+    a.hlt()
+}
+
+const ROUNDS: u64 = 9;
+const SITES: u64 = 50;
+
+#[test]
+fn what_a_function_rewrites_behind_its_call_is_run() {
+    let expected: u64 = (1..=ROUNDS).flat_map(|round| (0..SITES).map(move |n| n + round)).sum();
+    for engine in software_engines() {
+        for indirect in [false, true] {
+            let program = |a: &mut CodeAssembler| rewriting_callers(indirect, a);
+            let memory = several::run(&*engine, &|a| a.iretq(), &[&program]);
+            let mut sum = [0; 8];
+            memory.load(RESULTS, &mut sum).expect("inside");
+            assert_eq!(u64::from_le_bytes(sum), expected, "{}, indirect: {indirect}", engine.name());
+        }
+    }
+}

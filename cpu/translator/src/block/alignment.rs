@@ -14,7 +14,7 @@ use super::access::gpr_number;
 use super::copy::{access_size, checks_alignment};
 use super::facts::Facts;
 use super::few::Few;
-use super::windows::{Plan, operand, written};
+use super::windows::{Plan, is_call, operand, written};
 use super::{Builder, Variant};
 use crate::emit::Mem;
 use crate::layout::{PINNED, gpr_home, gs, host};
@@ -214,6 +214,10 @@ fn needs(i: &Instruction, facts: &Facts, values: &[Value; 16], span: i32) -> Opt
 
 /// The registers' values after an instruction.
 fn follow(values: &mut [Value; 16], i: &Instruction, facts: &Facts) {
+    if is_call(facts) {
+        *values = [None; 16];
+        return;
+    }
     let moved = moved(i).and_then(|(to, from, by)| {
         let (register, plus) = values[from]?;
         Some((to, (register, plus.wrapping_add(by as u8) % WIDEST)))

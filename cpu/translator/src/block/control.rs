@@ -48,7 +48,7 @@ impl Builder<'_> {
                 if self.single() {
                     self.leave_to(i.near_branch_target());
                 } else {
-                    self.call_to(i.near_branch_target(), i.next_ip());
+                    return Some(Some(self.call_to(i.near_branch_target(), i.next_ip())));
                 }
             }
             FlowControl::Return => {
@@ -93,7 +93,7 @@ impl Builder<'_> {
                     self.leave_indirect();
                 } else {
                     self.call_indirect();
-                    self.returned_to(i.next_ip());
+                    return Some(Some(self.returned_to(i.next_ip())));
                 }
             }
             _ => return Some(None),
@@ -236,21 +236,18 @@ impl Builder<'_> {
     }
 
     /// Call a known address: a host call, so that the host predicts the return.
-    fn call_to(&mut self, target: u64, next_ip: u64) {
+    fn call_to(&mut self, target: u64, next_ip: u64) -> Next {
         self.e.bytes(&[0xe8]);
-        let displacement = self.e.len();
+        self.branches.push((self.e.len(), target));
         self.e.u32(0);
-        self.returned_to(next_ip);
-        let here = (self.e.len() - (displacement + 4)) as u32;
-        self.e.code[displacement..displacement + 4].copy_from_slice(&here.to_le_bytes());
-        self.leave_by(displacement, target);
+        self.returned_to(next_ip)
     }
 
     /// Where a host return lands, the guest's return address in ADDRESS: if that
-    /// is the address behind this call, go on there. The code mapping and the
-    /// privilege are those of the call: where they change, the engine empties
-    /// the call stack.
-    fn returned_to(&mut self, next_ip: u64) {
+    /// is the address behind this call, go on there, in this block if it has more.
+    /// The code mapping and the privilege are those of the call: where they change,
+    /// or a block is dropped, the engine empties the call stack.
+    fn returned_to(&mut self, next_ip: u64) -> Next {
         let negated = self.linear(next_ip).wrapping_neg();
         match i32::try_from(negated as i64) {
             Ok(disp) => self.e.lea(host::TEMP, Mem::base(host::ADDRESS, disp)),
@@ -263,7 +260,12 @@ impl Builder<'_> {
         self.e.branch(&[0xe9], self.r.at, self.r.thunks.mismatch);
         let reached = self.e.land_short(expected);
         debug_assert!(reached, "a jump is five bytes");
+        if self.goes_on {
+            self.stack_aligned = false;
+            return Next::Continue;
+        }
         self.leave_to(next_ip);
+        Next::End
     }
 
     /// Exit to the address in ADDRESS through the jump cache.

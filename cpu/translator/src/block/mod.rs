@@ -52,6 +52,8 @@ const STUB: usize = 6;
 
 /// Conditional branches that a block goes on behind.
 const MAX_BRANCHES: usize = 3;
+/// Calls that a block goes on behind, when they return.
+const MAX_CALLS: usize = 3;
 
 /// How much a block takes for granted of its operands' addresses.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -332,6 +334,8 @@ struct Builder<'a> {
     /// Conditional branches: where their displacements are, and their targets.
     branches: Vec<(usize, u64)>,
     index: u8,
+    /// The block goes on behind the current instruction.
+    goes_on: bool,
     /// The stack pointer is known to be a multiple of the word.
     stack_aligned: bool,
     /// What is still to be added to RSP: pushes and pops in one window move it once.
@@ -387,6 +391,7 @@ fn attempt(r: &Request<'_>, s: &mut Scratch, near: bool) -> Result<Option<Transl
         again: None,
         s,
         index: 0,
+        goes_on: false,
         stack_aligned: false,
         sp_behind: 0,
         shadowed: false,
@@ -418,9 +423,8 @@ fn attempt(r: &Request<'_>, s: &mut Scratch, near: bool) -> Result<Option<Transl
         } else {
             b.make_room(i, facts, n);
         }
-        if !b.plan.in_open_slot(n, i, facts) {
-            b.settle_sp();
-        }
+        b.settle_before(n, i, facts);
+        b.goes_on = n + 1 < list.len();
         let before = b.mark(guest_len);
         map.push((b.e.len() as u16, (i.ip() - r.va) as u16));
         b.index = n as u8;
@@ -522,7 +526,8 @@ impl Builder<'_> {
         let mut decoder = Decoder::with_ip(r.mode.bits(), r.bytes, r.va, DecoderOptions::NONE);
         list.clear();
         list_facts.clear();
-        let (mut branches, mut shadowed) = (0, false);
+        let (mut branches, mut calls, mut shadowed) = (0, 0, false);
+        let most_calls = if longest > 1 && r.vigilant.is_none() { MAX_CALLS } else { 0 };
         while list_facts.len() < longest && decoder.can_decode() {
             let n = list.len();
             // Decoded where it stays: it is not small.
@@ -552,6 +557,7 @@ impl Builder<'_> {
             match facts.flow {
                 FlowControl::Next => {}
                 FlowControl::ConditionalBranch if branches < MAX_BRANCHES => branches += 1,
+                FlowControl::Call | FlowControl::IndirectCall if calls < most_calls => calls += 1,
                 _ => break,
             }
         }
@@ -721,6 +727,7 @@ impl Builder<'_> {
         let memory = facts.stack || facts.memory(i).is_some();
         match () {
             () if facts.string || facts.system => 110,
+            () if windows::is_call(facts) => 100,
             () if self.plan.opens(index) => 88,
             () if memory => 56,
             () => 24,

@@ -4,6 +4,7 @@ use iced_x86::{Code, Instruction, OpKind};
 
 use super::Builder;
 use super::access::{Access, Found, gpr_number};
+use super::facts::Facts;
 use crate::emit::Mem;
 use crate::layout::{Exit, PINNED, gpr_home, gs, host};
 
@@ -140,6 +141,14 @@ impl Builder<'_> {
     pub(super) fn move_sp(&mut self, by: i32) {
         self.sp_behind += by;
         if self.now_held.is_none() {
+            self.settle_sp();
+        }
+    }
+
+    /// RSP is what an instruction needs it to be: nothing if it is one more access in an
+    /// open window.
+    pub(super) fn settle_before(&mut self, instruction: usize, i: &Instruction, facts: &Facts) {
+        if self.sp_behind != 0 && !self.plan.in_open_slot(instruction, i, facts) {
             self.settle_sp();
         }
     }

@@ -159,7 +159,7 @@ impl Plan {
                     self.close(|o| o.registers() & unknown != 0);
                 }
             }
-            if facts.barrier {
+            if facts.barrier || is_call(facts) {
                 self.close(|_| true);
             }
         }
@@ -383,6 +383,11 @@ pub(super) fn written(i: &Instruction, facts: &Facts) -> u16 {
 pub(super) fn is_barrier(i: &Instruction) -> bool {
     use iced_x86::Mnemonic as M;
     i.is_privileged() || matches!(i.mnemonic(), M::Stac | M::Clac | M::Popfq | M::Popf | M::Swapgs)
+}
+
+/// Behind a call, when it returns, nothing is known.
+pub(super) fn is_call(facts: &Facts) -> bool {
+    matches!(facts.flow, FlowControl::Call | FlowControl::IndirectCall)
 }
 
 impl Builder<'_> {
