@@ -38,8 +38,8 @@ def make_image(folder: pathlib.Path, image_format: str) -> pathlib.Path:
 def run(command: list[str], limit: float) -> dict[str, float]:
     """Run a guest to its end: operations a second for each kind of access.
 
-    Guests of QEMU 7.2 lose NVMe interrupts and then hang, most of them, so each gets several attempts, with a word of
-    it: the runs that end are what is compared.
+    Guests of QEMU 7.2 lose NVMe interrupts and then hang, most of them (QEMU 10's do not), so each gets several
+    attempts, with a word of it: the runs that end are what is compared.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
