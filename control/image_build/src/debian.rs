@@ -216,7 +216,7 @@ pub fn build_debian(store: &Store, debian: &Debian, progress: &dyn Progress) -> 
         virtual_size: debian.size,
         cmdline: CMDLINE.to_string(),
         first_boot: FirstBoot::Strata,
-        source: format!("mmdebstrap {}", debian.suite()),
+        source: format!("mmdebstrap {} ({})", debian.suite(), mode.word()),
     };
     let image = store.commit(&intake, &new, debian.replace)?;
     step(progress, STEPS.len() + OURS.len(), "");

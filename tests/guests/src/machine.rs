@@ -47,6 +47,7 @@ pub struct Guest {
     arguments: Vec<String>,
     environment: Vec<(String, PathBuf)>,
     under: Vec<String>,
+    command: Option<PathBuf>,
     limit: Duration,
 }
 
@@ -68,7 +69,7 @@ impl Guest {
     /// and images are the command's defaults.
     pub fn new(engine: &str) -> Self {
         let arguments = ["--engine", engine, "--cpu", "x86-64-v2"].map(str::to_string).to_vec();
-        Guest { arguments, environment: Vec::new(), under: Vec::new(), limit: LIMIT }
+        Guest { arguments, environment: Vec::new(), under: Vec::new(), command: None, limit: LIMIT }
     }
 
     /// More arguments of `strata run`.
@@ -92,6 +93,13 @@ impl Guest {
         self
     }
 
+    /// A copy of the command, for those who cannot reach the one under test.
+    #[must_use]
+    pub fn command(mut self, path: impl Into<PathBuf>) -> Self {
+        self.command = Some(path.into());
+        self
+    }
+
     /// Another time limit.
     #[must_use]
     pub fn limit(mut self, limit: Duration) -> Self {
@@ -105,7 +113,8 @@ impl Guest {
     /// When there is no command, or it does not start.
     pub fn start(&self) -> Result<Running> {
         let timeout = format!("{}s", self.limit.as_secs());
-        let mut words = self.under.iter().map(PathBuf::from).chain([command_path()?]);
+        let command = self.command.clone().map_or_else(command_path, Ok)?;
+        let mut words = self.under.iter().map(PathBuf::from).chain([command]);
         let mut child = Command::new(words.next().unwrap_or_default())
             .args(words)
             .args(["run", "--timeout", &timeout])

@@ -4,13 +4,14 @@
 
 mod reach;
 mod share;
+mod unprivileged;
 
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use guests::machine::{Guest, command_path};
+use guests::machine::{Guest, Running, command_path};
 use guests::slow_tests;
 
 /// Longer than a boot takes on a busy host.
@@ -79,6 +80,22 @@ impl Drop for Host {
     }
 }
 
+/// To a login, in, and healthy, as `box`.
+fn logs_in_to_a_healthy_system(running: &mut Running, what: &str) {
+    running.wait_for("box login: ").expect("a login prompt");
+    println!("{what}: login after {:.1?}", running.elapsed());
+    running.type_in("root\n").expect("it listens");
+    running.wait_for("Password: ").expect("it asks");
+    running.type_in(&format!("{PASSWORD}\n")).expect("it listens");
+    running.wait_for("root@box:~# ").expect("a shell");
+    // What is typed is echoed, so the answer is put together in the guest.
+    let question =
+        "echo is=$(systemctl is-system-running --wait) failed=$(systemctl --failed --no-legend | wc -l)\n";
+    running.type_in(question).expect("it listens");
+    running.wait_for("is=running failed=0").expect("no unit has failed");
+    println!("{what}: healthy after {:.1?}", running.elapsed());
+}
+
 /// To a login, in, healthy, and off by the button.
 fn logs_in_and_powers_off(engine: &str) {
     let Some(host) = Host::new(engine) else { return };
@@ -89,18 +106,7 @@ fn logs_in_and_powers_off(engine: &str) {
         .with(&["--name", &name, "--hostname", "box", "--password-file", &password])
         .start()
         .expect("the guest starts");
-    running.wait_for("box login: ").expect("a login prompt");
-    println!("{engine}: login after {:.1?}", running.elapsed());
-    running.type_in("root\n").expect("it listens");
-    running.wait_for("Password: ").expect("it asks");
-    running.type_in(&format!("{PASSWORD}\n")).expect("it listens");
-    running.wait_for("root@box:~# ").expect("a shell");
-    // What is typed is echoed, so the answer is put together in the guest.
-    let question =
-        "echo is=$(systemctl is-system-running --wait) failed=$(systemctl --failed --no-legend | wc -l)\n";
-    running.type_in(question).expect("it listens");
-    running.wait_for("is=running failed=0").expect("no unit has failed");
-    println!("{engine}: healthy after {:.1?}", running.elapsed());
+    logs_in_to_a_healthy_system(&mut running, engine);
     let (status, text) = host.strata(&["exec", &name, "--", "sh", "-c", "cat /etc/hostname; exit 7"]);
     assert_eq!((status, text.as_str()), (Some(7), "box\n"), "the agent serves a Debian too");
     let (status, text) = host.strata(&["stop", "--timeout", "5m", &name]);
