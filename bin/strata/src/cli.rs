@@ -326,8 +326,9 @@ pub struct RunArgs {
     /// Let programs of the guest connect to the host's Unix sockets PATH_PORT by vsock port
     #[arg(long, value_name = "PATH", conflicts_with = "no_vsock")]
     pub vsock_to_host: Option<PathBuf>,
-    /// Share a folder of the host; the guest's agent mounts it at GUEST. Repeat for more
-    #[arg(short = 'v', long = "volume", value_name = "HOST:GUEST[:ro]", value_parser = crate::shares::parse)]
+    /// Share a folder of the host; the guest's agent mounts it at GUEST. Options: ro,
+    /// backend=virtiofsd (served by that program, which has to be installed). Repeat for more
+    #[arg(short = 'v', long = "volume", value_name = "HOST:GUEST[:OPTION,…]", value_parser = crate::shares::parse)]
     pub volumes: Vec<crate::shares::Volume>,
     /// No memory balloon: what the guest has once used stays with it
     #[arg(long)]

@@ -9,7 +9,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use board::{MachineSpec, NetBackend, SerialSpec};
+use board::{MachineSpec, NetBackend, SerialSpec, ShareBackend, ShareSpec};
 use sandbox::{Calls, Files, Landlock};
 use vm_api::Registration;
 
@@ -39,7 +39,8 @@ impl Sandbox {
         let connect = networks().any(|b| matches!(b, NetBackend::Nat(_)));
         let tap = networks().any(|b| matches!(b, NetBackend::Tap(_) | NetBackend::Bridge(_)));
         let below = |read_only| {
-            let shares = spec.shares.iter().filter(move |s| s.read_only == read_only);
+            // A daemon opens what it serves by itself.
+            let shares = own_shares(spec).filter(move |s| s.read_only == read_only);
             shares.map(|s| s.folder.clone()).collect()
         };
         let running = Files {
@@ -80,7 +81,7 @@ impl Sandbox {
         }
         let landlock = sandbox::confine_files(&files).context("cannot enter the sandbox")?;
         let to_host = spec.vsock.as_ref().is_some_and(|v| v.to_host.is_some());
-        let folders = !spec.shares.is_empty();
+        let folders = own_shares(spec).next().is_some();
         let calls = Calls { open: false, connect, tap, unix_connect: to_host, folders };
         Ok(Sandbox { landlock, running, calls })
     }
@@ -95,6 +96,11 @@ impl Sandbox {
             })
             .context("cannot enter the sandbox")
     }
+}
+
+/// The folders that this process serves.
+fn own_shares(spec: &MachineSpec) -> impl Iterator<Item = &ShareSpec> {
+    spec.shares.iter().filter(|s| s.backend == ShareBackend::Internal)
 }
 
 /// Where a file is made.

@@ -106,6 +106,7 @@ fn run(args: RunArgs, held: Option<Held>, start: Instant) -> anyhow::Result<u8> 
     let log = keeping.as_ref().map(Keeping::log).transpose()?;
     let leaving = keeping.as_ref().and_then(Keeping::leaves);
     let networks = board::open_networks(&spec).context("cannot open the network")?;
+    let shares = board::open_shares(&spec).context("cannot share a folder")?;
     let vsock = vsock(&args, &mut spec, socket.as_ref().map(|s| &s.0))?;
     let sandbox = if args.no_sandbox {
         None
@@ -116,7 +117,7 @@ fn run(args: RunArgs, held: Option<Held>, start: Instant) -> anyhow::Result<u8> 
     let terminal = Terminal::start()?;
     let hub = Arc::new(ConsoleHub::default());
     let clock = plan.clock.clone();
-    let io = BoardIo { networks, vsock, ports: ports.outputs(), clock, ..BoardIo::new() };
+    let io = BoardIo { networks, shares, vsock, ports: ports.outputs(), clock, ..BoardIo::new() };
     // Guests of images say what the built-in one says.
     let told = (built_in || args.image.is_some()).then(|| guest_status.clone());
     let console = Listeners { hub: hub.clone(), log };

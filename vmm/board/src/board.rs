@@ -129,6 +129,8 @@ pub struct BoardIo {
     pub serial: Vec<Box<dyn SerialOutput>>,
     /// What carries the frames of the network cards, from [`crate::open_networks`].
     pub networks: Vec<crate::Ports>,
+    /// Daemons that serve folders, from [`crate::open_shares`].
+    pub shares: Vec<vhost_user_fs::Backend>,
     /// Where the virtio console's output goes.
     pub console: Option<Box<dyn PortOutput>>,
     /// Where that of the named ports goes, in their order.
@@ -151,6 +153,7 @@ impl BoardIo {
         BoardIo {
             serial: Vec::new(),
             networks: Vec::new(),
+            shares: Vec::new(),
             console: None,
             ports: Vec::new(),
             vsock: None,
@@ -235,9 +238,9 @@ impl Board {
         let regions = pmems.iter().map(pmem::PmemRange::region);
         let memory = memory::reserve(ram, more, images.firmware_size(), regions)?;
         pmems.iter().try_for_each(|range| range.map(&memory))?;
-        let BoardIo { serial, networks, console, ports, vsock, clock, events, event_queue } = io;
+        let BoardIo { serial, networks, shares, console, ports, vsock, clock, events, event_queue } = io;
         let vsock = crate::virtio::make_vsock(&spec, vsock)?;
-        let shares = crate::virtio::make_shares(&spec)?;
+        let shares = crate::shares::make_shares(&spec, shares)?;
         let clock = match spec.time {
             TimeSource::Host => clock.unwrap_or_else(|| Clock::host(model.tsc_khz())),
             TimeSource::Virtual => {

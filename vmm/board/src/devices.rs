@@ -19,7 +19,7 @@ use guest_memory::GuestMemory;
 use pci::{PciBus, PciBusConfig};
 use virtio_balloon::BalloonHandle;
 use virtio_console::{ConsoleHandle, PortOutput};
-use virtio_fs::VirtioFs;
+use virtio_core::VirtioDevice;
 use virtio_vsock::VirtioVsock;
 
 use crate::disks::disks;
@@ -28,8 +28,9 @@ use crate::network::virtio_nets;
 use crate::pci_hotplug::PluggedDevice;
 use crate::pmem::{PmemRange, virtio_pmems};
 use crate::power::{PanicNotifier, PowerPoster};
+use crate::shares::virtio_shares;
 use crate::spec::{MachineSpec, MachineType, WatchdogAction};
-use crate::virtio::{virtio_balloon, virtio_console, virtio_ports, virtio_rng, virtio_shares, virtio_vsock};
+use crate::virtio::{virtio_balloon, virtio_console, virtio_ports, virtio_rng, virtio_vsock};
 
 /// A device behind its lock.
 pub(crate) type SharedDevice = Arc<Mutex<dyn Device>>;
@@ -90,7 +91,7 @@ pub(crate) struct Context<'a> {
     /// The socket device; taken by [`virtio_vsock`].
     pub(crate) vsock: Option<VirtioVsock>,
     /// The file system devices; taken by [`virtio_shares`].
-    pub(crate) shares: Vec<VirtioFs>,
+    pub(crate) shares: Vec<Box<dyn VirtioDevice>>,
     pub(crate) handles: Handles,
 }
 

@@ -42,6 +42,7 @@ mod pmem;
 mod power;
 mod pvclock;
 mod ranges;
+mod shares;
 mod spec;
 mod tables;
 mod timers;
@@ -59,10 +60,11 @@ pub use network::{
 };
 pub use pci_hotplug::DeviceInfo;
 pub use pmem::{PmemError, PmemSpec};
+pub use shares::{ShareBackend, ShareSpec, open_shares};
 pub use spec::{
     BalloonSpec, BootSpec, MAX_CPUS, MAX_MEMORY, MAX_PORT_NAME, MIN_MEMORY, MachineSpec, MachineType,
-    PortSpec, RngSpec, SerialSpec, ShareSpec, SpecError, TimeSource, VirtioTransport, VsockSpec,
-    WatchdogAction, bytes_text,
+    PortSpec, RngSpec, SerialSpec, SpecError, TimeSource, VirtioTransport, VsockSpec, WatchdogAction,
+    bytes_text,
 };
 pub use timers::{NEVER, TimerQueue};
 pub use virtio_console::{ConsoleHandle, PortOutput};

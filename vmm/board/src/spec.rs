@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use crate::network::NetSpec;
 use crate::pmem::PmemSpec;
+use crate::shares::ShareSpec;
 use serde::{Deserialize, Serialize};
 use x86_state::{CpuModel, CpuModelError};
 
@@ -93,18 +94,6 @@ impl Default for VsockSpec {
     fn default() -> Self {
         VsockSpec { cid: virtio_vsock::FIRST_GUEST_CID as u32, to_host: None }
     }
-}
-
-/// A folder of the host that the guest sees.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ShareSpec {
-    /// The name by which the guest mounts it, 1 to 36 bytes.
-    pub tag: String,
-    /// The folder.
-    pub folder: PathBuf,
-    /// Whether the guest may change nothing.
-    #[serde(default)]
-    pub read_only: bool,
 }
 
 /// The memory balloon.

@@ -8,7 +8,6 @@ use std::os::unix::net::UnixListener;
 use virtio_balloon::{Balloon, BalloonHandle};
 use virtio_console::{Console, ConsoleHandle, Port};
 use virtio_core::{VirtioDevice, VirtioMmio, VirtioMmioConfig, VirtioPci, VirtioPciConfig};
-use virtio_fs::{FsConfig, VirtioFs};
 use virtio_rng::{Rng, Source};
 use virtio_vsock::{VirtioVsock, VsockConfig};
 
@@ -16,7 +15,7 @@ use crate::board::{Board, BoardError};
 use crate::devices::{Attachment, Context, PCI_GSIS, PCI_SLOTS, attach};
 use crate::memory;
 use crate::pci_hotplug::{PluggedDevice, Standing};
-use crate::spec::{MachineSpec, PortSpec, ShareSpec, TimeSource, VirtioTransport, VsockSpec};
+use crate::spec::{MachineSpec, PortSpec, TimeSource, VirtioTransport, VsockSpec};
 
 impl Context<'_> {
     /// Give a device the next free slot of the PCI bus, or the registers and the
@@ -85,28 +84,6 @@ pub(crate) fn virtio_vsock(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment>
         Some(device) => c.plug_one("vsock", device),
         None => Vec::new(),
     }
-}
-
-/// Make the file system devices.
-///
-/// # Errors
-/// When a folder cannot be opened.
-pub(crate) fn make_shares(spec: &MachineSpec) -> Result<Vec<VirtioFs>, BoardError> {
-    let make = |share: &ShareSpec| {
-        let ShareSpec { tag, folder, read_only } = share;
-        VirtioFs::new(FsConfig { tag, folder, read_only: *read_only })
-            .map_err(|error| BoardError::Share { folder: folder.clone(), error })
-    };
-    spec.shares.iter().map(make).collect()
-}
-
-/// The file system devices, which the board has made.
-pub(crate) fn virtio_shares(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
-    let mut list = Vec::new();
-    for (n, device) in std::mem::take(&mut c.shares).into_iter().enumerate() {
-        list.extend(c.plug(format!("share-{n}"), Box::new(device)));
-    }
-    list
 }
 
 /// The memory balloon.
