@@ -53,7 +53,7 @@ pub enum BackendError {
     #[error(
         "virtiofsd does not answer as it should ({0}); see what it has said itself (that of Debian 12 has to be started by root), or leave backend=virtiofsd out"
     )]
-    Protocol(#[from] vhost::Error),
+    Protocol(vhost::Error),
     /// It lacks something.
     #[error("virtiofsd knows only virtio devices of before version 1 (features {0:#x}); install a newer one")]
     Features(u64),
@@ -64,6 +64,12 @@ pub enum BackendError {
 pub(crate) struct Pending {
     pub chain: Chain,
     pub request: Request,
+}
+
+impl From<vhost::Error> for BackendError {
+    fn from(error: vhost::Error) -> Self {
+        BackendError::Protocol(error)
+    }
 }
 
 /// Whose a request is.

@@ -100,7 +100,7 @@ fn arguments(help: &str, folder: &Path, read_only: bool) -> Vec<OsString> {
     // The limit on open files stays: raising it may need a privilege.
     let mut line: Vec<OsString> = ["--fd=0", "--rlimit-nofile=0"].map(OsString::from).into();
     if help.contains("--shared-dir") {
-        line.extend(["--log-level=warn".into(), "--shared-dir".into(), folder.into()]);
+        line.extend(["--log-level=error".into(), "--shared-dir".into(), folder.into()]);
         // Beside the device's own refusals, where it can.
         if read_only && help.contains("--readonly") {
             line.push("--readonly".into());
@@ -114,7 +114,7 @@ fn arguments(help: &str, folder: &Path, read_only: bool) -> Vec<OsString> {
             }
             source.push(*byte);
         }
-        line.extend(["-f", "-o", "log_level=warn", "-o"].map(OsString::from));
+        line.extend(["-f", "-o", "log_level=err", "-o"].map(OsString::from));
         line.push(OsString::from_vec(source));
     }
     line
@@ -131,11 +131,11 @@ mod tests {
             words.iter().map(|w| w.to_str().unwrap()).collect::<Vec<_>>().join("|")
         };
         let new = "--shared-dir <SHARED_DIR>\n --readonly";
-        let common = "--fd=0|--rlimit-nofile=0|--log-level=warn|--shared-dir|/a b,c\\d";
+        let common = "--fd=0|--rlimit-nofile=0|--log-level=error|--shared-dir|/a b,c\\d";
         assert_eq!(line(new, false), common);
         assert_eq!(line(new, true), format!("{common}|--readonly"));
         assert_eq!(line("--shared-dir", true), common);
-        let old = "--fd=0|--rlimit-nofile=0|-f|-o|log_level=warn|-o|source=/a b\\,c\\\\d";
+        let old = "--fd=0|--rlimit-nofile=0|-f|-o|log_level=err|-o|source=/a b\\,c\\\\d";
         assert_eq!(line("-o source=PATH", true), old);
     }
 
