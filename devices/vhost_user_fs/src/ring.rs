@@ -230,6 +230,31 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        /// Whatever is in the used ring, each request comes back once, with no more than its room.
+        #[test]
+        fn any_used_ring_gives_each_request_back_once(
+            used in proptest::collection::vec((0..200u32, 0..40u32), 0..40),
+            count in 0..40u16,
+            sent in 0..u32::from(SLOTS),
+        ) {
+            let mut ring = ring();
+            (0..sent).for_each(|n| ring.send(&[1; 40], &[40], n, 16, n).unwrap());
+            for (place, (id, length)) in (1u16..).zip(used) {
+                answer(&ring, place, id, length);
+            }
+            ring.memory.write(RamOffset(USED + 2), count);
+            let mut back = Vec::new();
+            while let Ok(Some((owner, bytes))) = ring.receive() {
+                assert!(bytes.len() as u32 <= owner);
+                back.push(owner);
+            }
+            back.extend(ring.abandon());
+            back.sort_unstable();
+            assert_eq!(back, (0..sent).collect::<Vec<_>>());
+        }
+    }
+
     #[test]
     fn a_daemon_that_talks_nonsense_is_not_believed() {
         for (id, length) in [(1, 0), (8, 0), (u32::MAX, 0), (128, 0), (0, 17), (0, u32::MAX)] {
