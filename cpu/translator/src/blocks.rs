@@ -299,17 +299,17 @@ impl Blocks {
             pages = [Some(((key.ram >> 12) as u32, first)), second.map(|(page, _)| (page, other))];
         }
         let links = self.links.len() as u32;
-        let mut block = Block::new(&key, at, (t.entry, t.inner), links, t.code.len() as u16, t.guest_len)?;
+        let mut block = Block::new(&key, at, (t.entry, t.inner), links, t.code().len() as u16, t.guest_len)?;
         block.repeat_at(t.again)?;
         block.set_rewritten(rewritten);
-        self.cache.append(&t.code)?;
+        self.cache.append(t.code())?;
         self.ledger.note(&Entry {
             began,
             guest: key.va,
             guest_len: t.guest_len.into(),
             instructions: t.map.len(),
             host: self.cache.exec_base() + u64::from(at),
-            code: &t.code,
+            code: t.code(),
         });
         self.links.extend(t.links.iter().map(LinkRecord::new));
         if let Some((page, _)) = second {
@@ -516,11 +516,11 @@ impl Blocks {
         }
         let (va, entry) = (b.va(), b.entry());
         let at = self.cache.next_offset();
-        let mut e = Emitter { code: Vec::with_capacity(STUB_CODE) };
+        let mut e = Emitter::with_room(STUB_CODE);
         e.mov_imm(host::TEMP, va.wrapping_neg());
         e.lea(host::TEMP, crate::emit::Mem::indexed(host::TEMP, host::ADDRESS, 0));
         let right = e.jrcxz();
-        e.branch(&[0xe9], at, self.thunks.indirect);
+        e.branch(&[0xe9], at, self.thunks.indirect, &[]);
         let ok = e.land_short(right);
         debug_assert!(ok);
         // Shared code: the class must be that of now; other code: the code mapping too.
@@ -532,11 +532,11 @@ impl Blocks {
             e.lea32(host::TEMP, crate::emit::Mem::base(host::TEMP, -(class as i32)));
         }
         let right = e.jrcxz();
-        e.branch(&[0xe9], at, self.thunks.indirect);
+        e.branch(&[0xe9], at, self.thunks.indirect, &[]);
         let ok = e.land_short(right);
         debug_assert!(ok);
-        e.branch(&[0xe9], at, entry);
-        let offset = self.cache.append(&e.code)?;
+        e.branch(&[0xe9], at, entry, &[]);
+        let offset = self.cache.append(e.code())?;
         let jump = offset + (e.len() - 5) as u32;
         self.stubs.insert(id, Stub { at: offset, jump, space });
         Some(self.address(offset))

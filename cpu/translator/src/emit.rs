@@ -41,88 +41,115 @@ impl Gathered {
     #[inline(always)]
     fn byte(&mut self, b: u8) {
         self.head |= u64::from(b).wrapping_shl(8 * self.head_len);
-        self.head_len += 1;
-    }
-
-    #[inline(always)]
-    fn i32(&mut self, v: i32) {
-        (self.displacement, self.displacement_len) = (v as u32, 4);
-    }
-
-    #[inline(always)]
-    fn i8(&mut self, v: i32) {
-        (self.displacement, self.displacement_len) = (u32::from(v as u8), 1);
+        self.head_len = self.head_len.wrapping_add(1);
     }
 
     /// ModRM, SIB and displacement of a memory operand.
     #[inline(always)]
     fn mem_tail(&mut self, reg: u8, m: &Mem) {
         let reg = (reg & 7) << 3;
+        self.displacement = m.disp as u32;
         let Some(b) = m.base else {
             let (i, s) = m.index.unwrap_or((4, 0));
             self.byte(reg | 4);
             self.byte(s << 6 | (i & 7) << 3 | 5);
-            self.i32(m.disp);
+            self.displacement_len = 4;
             return;
         };
         // RBP and R13 as base need a displacement; RSP and R12 a SIB byte.
         let mode = match m.disp {
             0 if b & 7 != 5 => 0,
-            -128..128 => 0x40,
-            _ => 0x80,
+            -128..128 => 1,
+            _ => 2,
         };
+        let modrm = mode << 6 | reg;
         match m.index {
             Some((i, s)) => {
-                self.byte(mode | reg | 4);
+                self.byte(modrm | 4);
                 self.byte(s << 6 | (i & 7) << 3 | b & 7);
             }
             None => {
-                self.byte(mode | reg | b & 7);
+                self.byte(modrm | b & 7);
                 if b & 7 == 4 {
                     self.byte(0x24);
                 }
             }
         }
-        match mode {
-            0x40 => self.i8(m.disp),
-            0x80 => self.i32(m.disp),
-            _ => {}
-        }
+        // 0, 1 or 4.
+        self.displacement_len = u32::from(mode * mode);
     }
 }
 
 /// Code under construction.
 #[derive(Default)]
 pub(crate) struct Emitter {
-    pub code: Vec<u8>,
+    /// The code, and behind it room for more: an instruction is appended by one store
+    /// of sixteen bytes.
+    memory: Vec<u8>,
+    len: usize,
 }
 
 impl Emitter {
-    pub fn len(&self) -> usize {
-        self.code.len()
+    /// Bytes by which the memory grows.
+    const GROWTH: usize = 4096;
+
+    /// Nothing yet, and room for so many bytes.
+    pub fn with_room(bytes: usize) -> Self {
+        Emitter { memory: vec![0; bytes + 16], len: 0 }
+    }
+    /// What was emitted.
+    pub fn code(&self) -> &[u8] {
+        self.memory.get(..self.len).unwrap_or_default()
     }
     #[inline(always)]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+    /// Go back to an earlier length.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+    /// Append at most sixteen bytes.
+    #[inline(always)]
     pub fn bytes(&mut self, b: &[u8]) {
-        self.code.extend_from_slice(b);
+        let mut all = [0; 16];
+        all[..b.len()].copy_from_slice(b);
+        self.some_bytes(all, b.len());
     }
     /// The first `len` of some bytes: by one store.
     #[inline(always)]
     pub fn some_bytes(&mut self, bytes: [u8; 16], len: usize) {
-        let end = self.code.len() + len;
-        self.code.extend_from_slice(&bytes);
-        self.code.truncate(end);
+        match self.memory.get_mut(self.len..).and_then(|room| room.first_chunk_mut()) {
+            Some(to) => *to = bytes,
+            None => self.grow(bytes),
+        }
+        self.len = self.len.wrapping_add(len);
+    }
+    #[cold]
+    fn grow(&mut self, bytes: [u8; 16]) {
+        self.memory.truncate(self.len);
+        self.memory.extend_from_slice(&bytes);
+        self.memory.resize(self.len + Self::GROWTH, 0);
     }
     #[inline(always)]
     pub fn u32(&mut self, v: u32) {
         self.bytes(&v.to_le_bytes());
     }
+    /// Replace four bytes that were emitted.
+    pub fn patch_u32(&mut self, at: usize, v: u32) {
+        self.memory[at..at + 4].copy_from_slice(&v.to_le_bytes());
+    }
+    /// Replace one byte that was emitted.
+    pub fn patch_u8(&mut self, at: usize, v: u8) {
+        self.memory[at] = v;
+    }
 
-    /// Append what was gathered: by one store of sixteen bytes.
+    /// Append what was gathered.
     #[inline(always)]
     fn put(&mut self, g: Gathered) {
         debug_assert!(g.head_len <= 8);
         let bytes = u128::from(g.head) | u128::from(g.displacement).wrapping_shl(8 * g.head_len);
-        self.some_bytes(bytes.to_le_bytes(), (g.head_len + g.displacement_len) as usize);
+        self.some_bytes(bytes.to_le_bytes(), g.head_len.wrapping_add(g.displacement_len) as usize);
     }
 
     #[inline(always)]
@@ -149,25 +176,32 @@ impl Emitter {
         self.put(g);
     }
 
+    #[inline(always)]
     pub fn lea(&mut self, reg: u8, m: Mem) {
         self.op_mem(true, &[0x8d], reg, m);
     }
+    #[inline(always)]
     pub fn lea32(&mut self, reg: u8, m: Mem) {
         self.op_mem(false, &[0x8d], reg, m);
     }
+    #[inline(always)]
     pub fn load(&mut self, reg: u8, m: Mem) {
         self.op_mem(true, &[0x8b], reg, m);
     }
+    #[inline(always)]
     pub fn load32(&mut self, reg: u8, m: Mem) {
         self.op_mem(false, &[0x8b], reg, m);
     }
+    #[inline(always)]
     pub fn store(&mut self, m: Mem, reg: u8) {
         self.op_mem(true, &[0x89], reg, m);
     }
+    #[inline(always)]
     pub fn load_byte(&mut self, reg: u8, m: Mem) {
         self.op_mem(false, &[0x0f, 0xb6], reg, m);
     }
     /// MOV r64, r64.
+    #[inline(always)]
     pub fn mov(&mut self, to: u8, from: u8) {
         if to != from {
             self.bytes(&[0x48 | (from >> 3) << 2 | to >> 3, 0x89, 0xc0 | (from & 7) << 3 | to & 7]);
@@ -182,6 +216,7 @@ impl Emitter {
         self.bytes(&[0x48 | (to >> 3) << 2 | from >> 3, 0x63, 0xc0 | (to & 7) << 3 | from & 7]);
     }
     /// MOV r64, imm by the shortest form.
+    #[inline(always)]
     pub fn mov_imm(&mut self, to: u8, value: u64) {
         if let Ok(v) = u32::try_from(value) {
             if to >= 8 {
@@ -198,16 +233,19 @@ impl Emitter {
         }
     }
     /// MOV qword [m], imm32 sign-extended.
+    #[inline(always)]
     pub fn store_imm(&mut self, m: Mem, value: i32) {
         self.op_mem(true, &[0xc7], 0, m);
         self.bytes(&value.to_le_bytes());
     }
     /// MOV dword [m], imm32.
+    #[inline(always)]
     pub fn store32_imm(&mut self, m: Mem, value: i32) {
         self.op_mem(false, &[0xc7], 0, m);
         self.bytes(&value.to_le_bytes());
     }
     /// PEXT to, from, mask (mask in a register).
+    #[inline(always)]
     pub fn pext(&mut self, to: u8, from: u8, mask: u8) {
         let registers = (!to >> 3 & 1) << 7 | 0x40 | (!mask >> 3 & 1) << 5 | 2;
         let operands = [0x80 | (!from & 15) << 3 | 2, 0xf5, 0xc0 | (to & 7) << 3 | mask & 7];
@@ -219,6 +257,7 @@ impl Emitter {
         self.bytes(&[0x80 | (!count & 15) << 3 | 3, 0xf7, 0xc0 | (to & 7) << 3 | from & 7]);
     }
     /// PEXT to, from, qword gs:[disp].
+    #[inline(always)]
     pub fn pext_gs(&mut self, to: u8, from: u8, disp: i32) {
         self.bits_gs(2, to, from, disp);
     }
@@ -227,6 +266,7 @@ impl Emitter {
         self.bits_gs(3, to, from, disp);
     }
     /// `prefix`: VEX.pp, which tells PEXT from PDEP.
+    #[inline(always)]
     fn bits_gs(&mut self, prefix: u8, to: u8, from: u8, disp: i32) {
         let mut g = Gathered::default();
         let m = Mem::gs(disp);
@@ -242,18 +282,21 @@ impl Emitter {
         self.put(g);
     }
     /// JRCXZ with a displacement to fix up; returns its place.
+    #[inline(always)]
     pub fn jrcxz(&mut self) -> usize {
         self.bytes(&[0xe3, 0]);
         self.len() - 1
     }
     /// Point a one-byte displacement at the current end. False when out of reach.
+    #[inline(always)]
     #[must_use]
     pub fn land_short(&mut self, at: usize) -> bool {
         let distance = self.len() - (at + 1);
-        self.code[at] = distance as u8;
+        self.patch_u8(at, distance as u8);
         distance <= 127
     }
     /// JMP rel8 with a displacement to fix up.
+    #[inline(always)]
     pub fn jmp_short(&mut self) -> usize {
         self.bytes(&[0xeb, 0]);
         self.len() - 1
@@ -273,12 +316,17 @@ impl Emitter {
     pub fn displacement_back(&mut self, to: usize) {
         self.u32((to as u32).wrapping_sub(self.len() as u32 + 4));
     }
-    /// JMP rel32 (or Jcc, CALL) to a place in the code cache; `here` is the cache
-    /// offset of this code's start.
-    pub fn branch(&mut self, opcode: &[u8], here: u32, target: u32) {
-        self.bytes(opcode);
-        let from = here.wrapping_add(self.len() as u32 + 4);
-        self.u32(target.wrapping_sub(from));
+    /// JMP rel32 (or Jcc, CALL) to a place in the code cache, and some bytes behind it;
+    /// `here` is the cache offset of this code's start.
+    #[inline(always)]
+    pub fn branch(&mut self, opcode: &[u8], here: u32, target: u32, behind: &[u8]) {
+        let end = opcode.len() + 4;
+        let from = here.wrapping_add((self.len + end) as u32);
+        let mut all = [0; 16];
+        all[..opcode.len()].copy_from_slice(opcode);
+        all[opcode.len()..end].copy_from_slice(&target.wrapping_sub(from).to_le_bytes());
+        all[end..end + behind.len()].copy_from_slice(behind);
+        self.some_bytes(all, end + behind.len());
     }
 }
 
@@ -291,7 +339,7 @@ mod tests {
     fn check(emit: impl Fn(&mut Emitter), text: &str) {
         let mut e = Emitter::default();
         emit(&mut e);
-        let i = Decoder::new(64, &e.code, DecoderOptions::NONE).decode();
+        let i = Decoder::new(64, e.code(), DecoderOptions::NONE).decode();
         assert_eq!(i.len(), e.len(), "one instruction for {text}");
         let mut out = String::new();
         IntelFormatter::new().format(&i, &mut out);

@@ -54,6 +54,7 @@ pub(super) enum Place {
 
 impl Place {
     /// Most bytes that bringing it to ADDRESS takes.
+    #[inline(always)]
     pub fn len(self) -> usize {
         match self {
             Place::Register(host::ADDRESS, _) => 0,
@@ -84,6 +85,7 @@ impl Found {
     }
 
     /// The operand.
+    #[inline(always)]
     pub fn mem(self) -> Mem {
         match self.base {
             Some(b) => Mem::indexed(b, host::TEMP, 0),
@@ -230,6 +232,7 @@ impl Builder<'_> {
 
     /// TEMP = a table entry (given as one of the load table), or leave. `operand`: it is
     /// for one operand, not a window, and not the stack's.
+    #[inline(always)]
     pub(super) fn load_entry(&mut self, access: Access, m: Mem, place: Place, operand: bool) {
         match access {
             Access::Load => {
@@ -248,11 +251,13 @@ impl Builder<'_> {
     }
 
     /// ADDRESS = the host address of the operand, leaving TEMP free.
+    #[inline(always)]
     pub(super) fn fold(&mut self, found: Found) {
         self.e.lea(host::ADDRESS, found.mem());
     }
 
     /// Whether the operand's address is a multiple of its size because RSP is.
+    #[inline(always)]
     pub(super) fn stack_slot(&self, i: &Instruction, size: usize) -> bool {
         let (base, word) = if self.r.mode.narrow { (Register::ESP, 4) } else { (Register::RSP, 8) };
         self.stack_aligned

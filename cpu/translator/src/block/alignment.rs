@@ -11,10 +11,10 @@
 use iced_x86::{Code, FlowControl, Instruction, OpKind, Register};
 
 use super::access::gpr_number;
-use super::copy::{access_size, checks_alignment};
-use super::facts::Facts;
+use super::copy::checks_alignment;
+use super::facts::Known;
 use super::few::Few;
-use super::windows::{Plan, is_call, operand, written};
+use super::windows::{Member, Origin, Plan, is_call};
 use super::{Builder, Variant};
 use crate::emit::Mem;
 use crate::layout::{PINNED, gpr_home, gs, host};
@@ -43,65 +43,81 @@ type Needs = Few<Multiple>;
 /// What one block checks and what follows.
 #[derive(Default)]
 pub(super) struct Alignment {
-    /// By instruction.
-    needs: Vec<Option<Needs>>,
+    /// Instructions whose operands may be aligned, in order, their sizes and what they need.
+    needs: Vec<(u8, u8, Needs)>,
     checks: Few<Multiple>,
-    /// By instruction: it goes back to the block's start, where the checks would hold.
-    holds: Vec<bool>,
+    /// Instructions whose operands are multiples of their size, a bit each.
+    aligned: u64,
+    /// Instructions that go back to the block's start, where the checks would hold.
+    holds: u64,
 }
 
 impl Alignment {
     /// Nothing is known.
     pub fn clear(&mut self) {
         self.needs.clear();
-        self.holds.clear();
         self.checks = Few::default();
+        (self.aligned, self.holds) = (0, 0);
     }
 
     /// Decide for the block at `start`; its windows are known.
-    pub fn make(&mut self, list: &[Instruction], facts: &[Facts], plan: &Plan, start: u64) {
-        let jumps = |i: &Instruction, f: &Facts| f.flow != FlowControl::Next && goes_to(i, start);
-        let repeats = list.iter().zip(facts).any(|(i, f)| jumps(i, f));
-        let count = (0..list.len()).filter(|n| plan.span(*n).is_some()).count();
-        if count == 0 {
+    pub fn make(&mut self, list: &[Instruction], known: &[Known], plan: &Plan, start: u64) {
+        // Those whose registers would be worth a check: outside loops, wide operands are
+        // often aligned to words alone, and what one operand gains is not worth it.
+        let (mut candidates, mut gain) = (0, 0);
+        for (m, origin) in plan.alone().filter(|(m, o)| may_be_aligned(m, *o)) {
+            let registers = origin.base().is_some() || origin.index().is_some_and(|(_, by)| m.size >> by > 1);
+            candidates += 1;
+            gain += u8::from(m.size <= 8 && registers);
+        }
+        if candidates == 0 {
             return;
         }
-        if count == 1 && !repeats {
-            // What one operand gains is not worth a check: unless it needs none.
-            let needs = |(n, (i, f))| plan.span(n).and_then(|span| needs(i, f, &[None; 16], span));
-            self.needs.extend(list.iter().zip(facts).enumerate().map(needs));
-            return;
-        }
-        let mut values = values_at_start();
-        for (n, (i, facts)) in list.iter().zip(facts).enumerate() {
-            self.needs.push(plan.span(n).and_then(|span| needs(i, facts, &values, span)));
-            follow(&mut values, i, facts);
+        let jumps = |(i, k): (&Instruction, &Known)| k.facts.flow != FlowControl::Next && goes_to(i, start);
+        let repeats = list.iter().zip(known).any(jumps);
+        let follows = repeats || gain > 1;
+        let mut values = if follows { values_at_start() } else { [None; 16] };
+        let mut from = 0;
+        for (m, origin) in plan.alone().filter(|(m, o)| may_be_aligned(m, *o)) {
+            let n = usize::from(m.instruction);
+            let (Some(i), Some(before)) = (list.get(n), list.get(from..n).zip(known.get(from..n))) else {
+                break;
+            };
+            if follows {
+                before.0.iter().zip(before.1).for_each(|(i, k)| follow(&mut values, i, k));
+                from = n;
+            }
+            if let Some(needs) = needs(i, m, origin, &values) {
+                self.needs.push((m.instruction, m.size, needs));
+            }
         }
         if repeats {
-            self.choose(list, true);
-            self.look_for_repetition(list, facts, start);
-            if self.repeats() {
-                return;
+            self.choose(true);
+            self.look_for_repetition(list, known, start);
+            if !self.repeats() {
+                self.checks = Few::default();
+                self.choose(false);
             }
-            self.checks = Few::default();
+        } else if follows {
+            self.choose(false);
         }
-        self.choose(list, false);
+        self.aligned = self
+            .needs
+            .iter()
+            .filter(|(_, _, needs)| self.met(needs))
+            .fold(0, |all, (n, ..)| all | 1 << (n & 63));
     }
 
     /// Choose what to check: the registers that most operands need, as long as more
     /// operands gain than registers are checked, or any in a block that repeats.
-    fn choose(&mut self, list: &[Instruction], repeats: bool) {
+    fn choose(&mut self, repeats: bool) {
         let mut wanted = [(0_u8, 1_u8); 16];
-        for (needs, i) in self.needs.iter_mut().zip(list) {
-            // Wide operands are often aligned to words alone.
-            if !repeats && needs.is_some_and(|n| !n.is_empty()) && access_size(i).is_some_and(|size| size > 8)
-            {
-                *needs = None;
-            }
-            for m in needs.iter().flat_map(|n| n.iter()) {
-                let (count, of) = &mut wanted[usize::from(m.register & 15)];
-                (*count, *of) = (*count + 1, (*of).max(m.of));
-            }
+        if !repeats {
+            self.needs.retain(|(_, size, needs)| *size <= 8 || needs.is_empty());
+        }
+        for m in self.needs.iter().flat_map(|(_, _, needs)| needs.iter()) {
+            let (count, of) = &mut wanted[usize::from(m.register & 15)];
+            (*count, *of) = (*count + 1, (*of).max(m.of));
         }
         for _ in 0..MOST_CHECKS {
             let best = (0..16_u8).max_by_key(|r| wanted[usize::from(*r)].0).unwrap_or(0);
@@ -113,7 +129,7 @@ impl Alignment {
         }
         // What no operand gains by is not checked.
         let (mut gaining, mut used) = (0, 0_u16);
-        for needs in self.needs.iter().flatten().filter(|n| !n.is_empty() && self.met(n)) {
+        for (_, _, needs) in self.needs.iter().filter(|(_, _, n)| !n.is_empty() && self.met(n)) {
             gaining += 1;
             used |= needs.iter().fold(0, |used, m| used | 1 << (m.register & 15));
         }
@@ -131,16 +147,20 @@ impl Alignment {
         needs.iter().all(|m| self.checked(m.register) >= m.of)
     }
 
-    fn look_for_repetition(&mut self, list: &[Instruction], facts: &[Facts], start: u64) {
+    fn look_for_repetition(&mut self, list: &[Instruction], known: &[Known], start: u64) {
+        if self.checks.is_empty() {
+            return;
+        }
         let mut values = values_at_start();
-        for (i, facts) in list.iter().zip(facts) {
+        for (n, (i, known)) in list.iter().zip(known).enumerate() {
             let kept = |m: &Multiple| {
                 let value = values[usize::from(m.register & 15)];
                 value.is_some_and(|(from, plus)| self.checked(from) >= m.of && plus % m.of == 0)
             };
-            let holds = !self.checks.is_empty() && goes_to(i, start) && self.checks.iter().all(kept);
-            self.holds.push(holds);
-            follow(&mut values, i, facts);
+            if known.facts.flow != FlowControl::Next && goes_to(i, start) && self.checks.iter().all(kept) {
+                self.holds |= 1 << (n & 63);
+            }
+            follow(&mut values, i, known);
         }
     }
 
@@ -151,18 +171,17 @@ impl Alignment {
 
     /// Whether an instruction's operand is a multiple of its size.
     pub fn of(&self, instruction: usize) -> bool {
-        let needs = self.needs.get(instruction).copied().flatten();
-        needs.is_some_and(|needs| self.met(&needs))
+        self.aligned >> (instruction & 63) & 1 != 0
     }
 
     /// Whether the block goes back to its start without checking again.
     pub fn repeats(&self) -> bool {
-        self.holds.iter().any(|h| *h)
+        self.holds != 0
     }
 
     /// Whether a branch may go back to the start without checking again.
     pub fn holds(&self, instruction: usize) -> bool {
-        self.holds.get(instruction).is_some_and(|h| *h)
+        self.holds >> (instruction & 63) & 1 != 0
     }
 }
 
@@ -177,21 +196,22 @@ fn goes_to(i: &Instruction, to: u64) -> bool {
         && i.near_branch_target() == to
 }
 
-/// What an instruction's memory operand needs to be aligned; `None` if it has none,
-/// none that is probed or all of its window of `span` bytes, or cannot be told.
-fn needs(i: &Instruction, facts: &Facts, values: &[Value; 16], span: i32) -> Option<Needs> {
-    let o = operand(i, facts, 8)?;
-    let size = u8::try_from(o.size)
-        .ok()
-        .filter(|s| s.is_power_of_two() && (2..=WIDEST).contains(s) && i32::from(*s) == span)?;
-    let (base, index) = o.registers()?;
-    if base == Some(RSP) || checks_alignment(i, size.into()) {
+/// Whether an operand that is all of its window may be known to be aligned.
+fn may_be_aligned(m: &Member, origin: Origin) -> bool {
+    m.size.is_power_of_two() && (2..=WIDEST).contains(&m.size) && origin.base() != Some(RSP)
+}
+
+/// What such a memory operand needs to be aligned; `None` if it needs no probe anyway or
+/// cannot be told.
+fn needs(i: &Instruction, m: &Member, origin: Origin, values: &[Value; 16]) -> Option<Needs> {
+    let size = m.size;
+    if checks_alignment(i, size.into()) {
         return None;
     }
     let value = |n: u8| values.get(usize::from(n)).copied().flatten();
     let mut needs = Needs::default();
-    let mut constant = o.disp as u8;
-    if let Some(base) = base {
+    let mut constant = m.disp() as u8;
+    if let Some(base) = origin.base() {
         let (register, plus) = value(base)?;
         constant = constant.wrapping_add(plus);
         let _ = needs.push(Multiple { register, of: size });
@@ -199,7 +219,7 @@ fn needs(i: &Instruction, facts: &Facts, values: &[Value; 16], span: i32) -> Opt
     if constant % size != 0 {
         return None;
     }
-    if let Some((index, scale)) = index {
+    if let Some((index, scale)) = origin.index() {
         let of = size >> scale;
         if of > 1 {
             let (register, plus) = value(index)?;
@@ -213,16 +233,20 @@ fn needs(i: &Instruction, facts: &Facts, values: &[Value; 16], span: i32) -> Opt
 }
 
 /// The registers' values after an instruction.
-fn follow(values: &mut [Value; 16], i: &Instruction, facts: &Facts) {
-    if is_call(facts) {
+fn follow(values: &mut [Value; 16], i: &Instruction, known: &Known) {
+    if is_call(&known.facts) {
         *values = [None; 16];
         return;
     }
-    let moved = moved(i).and_then(|(to, from, by)| {
+    let mut gone = known.written;
+    if gone == 0 {
+        return;
+    }
+    let moved = if known.facts.steps { moved(i) } else { None };
+    let moved = moved.and_then(|(to, from, by)| {
         let (register, plus) = values[from]?;
         Some((to, (register, plus.wrapping_add(by as u8) % WIDEST)))
     });
-    let mut gone = written(i, facts);
     while gone != 0 {
         values[gone.trailing_zeros() as usize] = None;
         gone &= gone - 1;
@@ -266,7 +290,7 @@ impl Builder<'_> {
     /// Go on in a block that checks nothing unless the registers are as this one
     /// needs them.
     pub(super) fn check_alignment(&mut self) {
-        let checks = self.alignment.checks;
+        let checks = self.s.alignment.checks;
         for (n, m) in checks.iter().enumerate() {
             let guest = usize::from(m.register);
             let to = if n == 0 { host::TEMP } else { host::ADDRESS };
@@ -294,7 +318,7 @@ impl Builder<'_> {
     /// Where a branch of this block goes back to, if it leads to the block's start and
     /// what was checked there holds.
     pub(super) fn again(&self, target: u64) -> Option<usize> {
-        let back = target == self.r.va && self.alignment.holds(usize::from(self.index));
+        let back = target == self.r.va && self.s.alignment.holds(usize::from(self.index));
         self.again.filter(|_| back)
     }
 }
@@ -321,10 +345,10 @@ mod tests {
         let list: Vec<Instruction> =
             Decoder::with_ip(64, &code, START, DecoderOptions::NONE).into_iter().collect();
         let mut table = FactTable::new(HostFeatures::detect());
-        let facts: Vec<Facts> = list.iter().map(|i| table.of(i)).collect();
+        let known: Vec<Known> = list.iter().map(|i| Known::of(i, table.of(i))).collect();
         let (mut plan, mut found) = (Plan::default(), Alignment::default());
-        plan.make(&list, &facts, 8);
-        found.make(&list, &facts, &plan, START);
+        plan.make(&list, &known, 8);
+        found.make(&list, &known, &plan, START);
         let text = list.iter().map(|i| format!("{i}\n")).collect::<String>();
         let mut checked: Vec<_> = found.checks.iter().map(|m| (m.register, m.of)).collect();
         checked.sort_unstable();

@@ -36,7 +36,7 @@ impl Builder<'_> {
                     self.e.displacement_back(again);
                     return Some(Some(Next::Continue));
                 }
-                self.branches.push((self.e.len(), i.near_branch_target()));
+                self.s.branches.push((self.e.len(), i.near_branch_target()));
                 self.e.u32(0);
                 return Some(Some(Next::Continue));
             }
@@ -119,13 +119,13 @@ impl Builder<'_> {
 
     /// The exits of the conditional branches so far, behind the block's code.
     pub(super) fn branch_exits(&mut self) {
-        for n in 0..self.branches.len() {
-            let (displacement, target) = self.branches[n];
+        for n in 0..self.s.branches.len() {
+            let (displacement, target) = self.s.branches[n];
             let here = (self.e.len() - (displacement + 4)) as u32;
-            self.e.code[displacement..displacement + 4].copy_from_slice(&here.to_le_bytes());
+            self.e.patch_u32(displacement, here);
             self.leave_by(displacement, target);
         }
-        self.branches.clear();
+        self.s.branches.clear();
     }
 
     /// What a displacement that leads here leaves to: if the link needs no guard,
@@ -136,7 +136,7 @@ impl Builder<'_> {
             self.leave_to(target);
         } else if let Some(known) = self.known(target, self.variant_of(target)) {
             let distance = known.wrapping_sub(self.r.at + displacement as u32 + 4);
-            self.e.code[displacement..displacement + 4].copy_from_slice(&distance.to_le_bytes());
+            self.e.patch_u32(displacement, distance);
         } else {
             let patch = self.r.at + displacement as u32;
             let (variant, forward) = (self.variant_of(target), target > self.ip);
@@ -170,7 +170,7 @@ impl Builder<'_> {
         let here = |b: &Self| b.r.at + b.e.len() as u32;
         if !self.needs_guard(target) {
             if let Some(known) = self.known(target, variant) {
-                self.e.branch(&[0xe9], self.r.at, known);
+                self.e.branch(&[0xe9], self.r.at, known, &[]);
                 return;
             }
             self.link(Link { target, variant, forward, patch: here(self), call: true, guard: None });
@@ -198,9 +198,9 @@ impl Builder<'_> {
 
     /// Emit the stub of a link.
     fn link(&mut self, link: Link) {
-        let number = u8::try_from(self.links.len()).unwrap_or(u8::MAX);
-        debug_assert!(usize::from(number) == self.links.len(), "a block has few windows and branches");
-        self.links.push(link);
+        let number = u8::try_from(self.s.links.len()).unwrap_or(u8::MAX);
+        debug_assert!(usize::from(number) == self.s.links.len(), "a block has few windows and branches");
+        self.s.links.push(link);
         self.stub(Exit::Link, number);
     }
 
@@ -238,7 +238,7 @@ impl Builder<'_> {
     /// Call a known address: a host call, so that the host predicts the return.
     fn call_to(&mut self, target: u64, next_ip: u64) -> Next {
         self.e.bytes(&[0xe8]);
-        self.branches.push((self.e.len(), target));
+        self.s.branches.push((self.e.len(), target));
         self.e.u32(0);
         self.returned_to(next_ip)
     }
@@ -257,7 +257,7 @@ impl Builder<'_> {
             }
         }
         let expected = self.e.jrcxz();
-        self.e.branch(&[0xe9], self.r.at, self.r.thunks.mismatch);
+        self.e.branch(&[0xe9], self.r.at, self.r.thunks.mismatch, &[]);
         let reached = self.e.land_short(expected);
         debug_assert!(reached, "a jump is five bytes");
         if self.goes_on {

@@ -4,8 +4,8 @@
 use iced_x86::{EncodingKind, Instruction, MemorySize, Mnemonic, OpAccess, OpKind, Register};
 
 use super::Builder;
-use super::access::{Access, Place, gpr_number};
-use super::facts::Facts;
+use super::access::{Access, Found, Place, gpr_number};
+use super::facts::{Facts, Known};
 use super::few::Few;
 use super::homes::{at_home, home};
 use super::stack::SP;
@@ -49,6 +49,27 @@ const HOSTS: [u8; 16] = {
     hosts
 };
 
+/// Guest registers that are not the host's of the same number, a bit each.
+const ELSEWHERE: u16 = {
+    let (mut registers, mut n) = (0, 0);
+    while n < 16 {
+        if HOSTS[n] != n as u8 || PINNED[n].is_none() {
+            registers |= 1 << n;
+        }
+        n += 1;
+    }
+    registers
+};
+
+/// What became of a memory operand.
+enum Looked {
+    Up(Found),
+    /// It and its instruction have been emitted.
+    Done,
+    /// It is the interpreter's.
+    Never,
+}
+
 /// Number of guest RSP.
 const RSP: u32 = 4;
 
@@ -83,7 +104,7 @@ fn high_byte(number: u8) -> Register {
     Register::AH + u32::from(number & 3)
 }
 
-fn is_high_byte(r: Register) -> bool {
+pub(super) fn is_high_byte(r: Register) -> bool {
     matches!(r, Register::AH | Register::CH | Register::DH | Register::BH)
 }
 
@@ -93,17 +114,79 @@ pub(super) fn writes(a: OpAccess) -> bool {
 
 impl Builder<'_> {
     /// Emit one instruction. False: the interpreter's.
-    pub(super) fn copy(&mut self, i: &Instruction, facts: &Facts) -> bool {
+    pub(super) fn copy(&mut self, i: &Instruction, known: &Known) -> bool {
+        let facts = &known.facts;
         if facts.hidden {
             return false;
         }
-        let memory = facts.memory(i);
-        let named = Named::of(i, facts);
         // Most instructions name registers that hosts hold alone, and that is all.
-        let simple = facts.rcx.is_none() && !named.high_byte && named.registers & IN_STATE == 0;
-        let rewritten = if memory.is_none() && !simple { at_home(i, facts) } else { None };
+        let simple = facts.rcx.is_none() && !known.high_byte && known.named & IN_STATE == 0;
+        let memory = facts.memory(i);
+        let done = match memory {
+            _ if !simple => self.copy_with_visitors(i, facts, memory),
+            Some(_) => self.copy_with_operand(i, facts),
+            None => {
+                self.now_held = self.held;
+                self.repeat(i, known) || self.place(i, &HOSTS, None)
+            }
+        };
+        if done && known.written >> RSP & 1 != 0 {
+            self.stack_aligned = self.stack_aligned && keeps_alignment(i, self.r.mode.narrow);
+        }
+        done
+    }
+
+    /// Emit the guest's own bytes, if they say the same here. False: they may not.
+    fn repeat(&mut self, i: &Instruction, known: &Known) -> bool {
+        let odd = i.has_lock_prefix()
+            || i.has_rep_prefix()
+            || i.has_repne_prefix()
+            || i.segment_prefix() != Register::None;
+        // Renamed where the model has no such instruction.
+        let renamed = !(self.r.features.bmi && self.r.features.lzcnt);
+        if known.named & ELSEWHERE != 0 || odd || renamed || self.r.mode.narrow {
+            return false;
+        }
+        let at = i.ip().wrapping_sub(self.r.va) as usize;
+        let Some(bytes) = self.r.bytes.get(at..).and_then(|b| b.first_chunk()) else { return false };
+        self.e.some_bytes(*bytes, i.len());
+        true
+    }
+
+    /// Emit an instruction with a memory operand that names no registers but those that
+    /// hosts hold.
+    fn copy_with_operand(&mut self, i: &Instruction, facts: &Facts) -> bool {
+        let window = self.windowed();
+        match self.operand(i, facts, window) {
+            Looked::Up(found) => self.place(i, &HOSTS, Some(&found.mem())),
+            Looked::Done => true,
+            Looked::Never => false,
+        }
+    }
+
+    /// Look the operand up, unless it is in this window.
+    #[inline(always)]
+    fn operand(&mut self, i: &Instruction, facts: &Facts, window: Option<Found>) -> Looked {
+        if let Some(found) = window {
+            return Looked::Up(found);
+        }
+        let size = usize::from(facts.size);
+        let Some(access) = facts.accessed else { return Looked::Never };
+        let aligned = self.is_aligned(i, size);
+        if access == Access::Load && self.chase(i, aligned) {
+            return Looked::Done;
+        }
+        match self.address(i).and_then(|place| self.look_up(access, place, size, aligned)) {
+            Some(found) => Looked::Up(found),
+            None => Looked::Never,
+        }
+    }
+
+    /// Emit an instruction some of whose registers are not where it can name them.
+    fn copy_with_visitors(&mut self, i: &Instruction, facts: &Facts, memory: Option<u32>) -> bool {
+        let rewritten = if memory.is_none() { at_home(i, facts) } else { None };
         let source = rewritten.as_ref().unwrap_or(i);
-        let uses = if simple { Uses::default() } else { uses(source, facts) };
+        let uses = uses(source, facts);
         if uses.hidden {
             return false;
         }
@@ -115,31 +198,15 @@ impl Builder<'_> {
             (Some(_), Some(_)) if uses.implicit_rcx.is_none() && !uses.high_byte => &[host::ADDRESS],
             _ => &[host::TEMP],
         };
-        let visitors = if simple { Some(Few::default()) } else { visitors(&uses, free) };
-        let Some(visitors) = visitors else { return false };
+        let Some(visitors) = visitors(&uses, free) else { return false };
         let needs_temp = uses.implicit_rcx.is_some() || visitors.iter().any(|v| v.host == host::TEMP);
         let mut operand = rewritten.as_ref().map(home);
-        if let Some(n) = memory {
-            let size = usize::from(facts.size);
-            if size == 0 {
-                return false;
-            }
-            let access = match facts.access[n as usize] {
-                OpAccess::Read | OpAccess::CondRead => Access::Load,
-                OpAccess::None | OpAccess::NoMemAccess => return false,
-                _ => Access::Store,
+        if memory.is_some() {
+            let found = match self.operand(i, facts, window) {
+                Looked::Up(found) => found,
+                Looked::Done => return true,
+                Looked::Never => return false,
             };
-            let found = match window {
-                Some(found) => Some(found),
-                None => {
-                    let aligned = self.is_aligned(i, size);
-                    if access == Access::Load && self.chase(i, aligned) {
-                        return true;
-                    }
-                    self.address(i).and_then(|place| self.look_up(access, place, size, aligned))
-                }
-            };
-            let Some(found) = found else { return false };
             operand = Some(found.mem());
             if needs_temp {
                 self.fold(found);
@@ -167,9 +234,6 @@ impl Builder<'_> {
                 None => self.e.store(Mem::gs(gpr_home(guest)), v.host),
             }
         }
-        if named.written >> RSP & 1 != 0 {
-            self.stack_aligned = self.stack_aligned && keeps_alignment(i, self.r.mode.narrow);
-        }
         if needs_temp {
             self.now_held = None;
         } else if memory.is_none() {
@@ -180,7 +244,7 @@ impl Builder<'_> {
 
     /// Whether the memory operand is known to be a multiple of its size.
     fn is_aligned(&self, i: &Instruction, size: usize) -> bool {
-        self.stack_slot(i, size) || checks_alignment(i, size) || self.alignment.of(usize::from(self.index))
+        self.stack_slot(i, size) || checks_alignment(i, size) || self.s.alignment.of(usize::from(self.index))
     }
 
     /// PAUSE, counted: a vCPU that waits long leaves, so that its thread can yield.
@@ -245,34 +309,6 @@ impl Builder<'_> {
             Some(_) => {}
         }
         true
-    }
-}
-
-/// General registers an instruction names, a bit each.
-#[derive(Default)]
-struct Named {
-    registers: u16,
-    written: u16,
-    high_byte: bool,
-}
-
-impl Named {
-    #[inline(always)]
-    fn of(i: &Instruction, facts: &Facts) -> Named {
-        let mut named = Named::default();
-        for n in 0..i.op_count().min(facts.access.len() as u32) {
-            let r = i.op_register(n);
-            if i.op_kind(n) != OpKind::Register || facts.count == Some(n as u8) {
-                continue;
-            }
-            let Some(g) = gpr_number(r) else { continue };
-            named.high_byte |= is_high_byte(r);
-            named.registers |= 1 << g;
-            if writes(facts.access[n as usize]) {
-                named.written |= 1 << g;
-            }
-        }
-        named
     }
 }
 

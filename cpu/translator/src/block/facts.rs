@@ -7,10 +7,10 @@ use iced_x86::{
     OpCodeOperandKind, OpKind, Register,
 };
 
-use super::access::gpr_number;
+use super::access::{Access, gpr_number};
 use super::bits::is_bit_instruction;
 use super::classify::{HostFeatures, is_vector, never_native};
-use super::copy::{access_size, fixed_rcx, is_hint, shift_count, writes};
+use super::copy::{access_size, fixed_rcx, is_high_byte, is_hint, shift_count, writes};
 use super::homes::memory_operand;
 use super::system::is_kindred;
 use super::template::Template;
@@ -54,19 +54,99 @@ pub(crate) struct Facts {
     pub route: Route,
     /// The operand that is or may be memory.
     pub memory: Option<u8>,
+    /// What happens to it; `None` where it is not accessed or its size is not known.
+    pub accessed: Option<Access>,
     /// Bytes of it, as far as a page crossing matters; 0 if that is not known.
     pub size: u8,
     /// It may run natively in every mode, whatever its operands.
     pub anywhere: bool,
     /// The operand that is CL without a choice: a shift's count.
     pub count: Option<u8>,
+    /// Operands that may be general registers, but for a shift's count, and those that
+    /// are written: a bit each.
+    registers: u8,
+    writes: u8,
+    /// A window may hold its operand.
+    pub windowed: bool,
+    /// It may set a general register to another, or itself, plus a constant.
+    pub steps: bool,
 }
 
 impl Facts {
+    const NONE: Facts = Facts {
+        access: [OpAccess::None; OPERANDS],
+        written: 0,
+        rcx: None,
+        hidden: false,
+        native: false,
+        x87: false,
+        vector: false,
+        vex: false,
+        sha: false,
+        memory_operand: None,
+        flow: FlowControl::Next,
+        stack: false,
+        string: false,
+        system: false,
+        barrier: false,
+        route: Route::Other,
+        memory: None,
+        accessed: None,
+        size: 0,
+        anywhere: false,
+        count: None,
+        registers: 0,
+        writes: 0,
+        windowed: false,
+        steps: false,
+    };
+
     /// The memory operand of an instruction with this opcode.
     #[inline(always)]
     pub fn memory(&self, i: &Instruction) -> Option<u32> {
         self.memory.map(u32::from).filter(|n| i.op_kind(*n) == OpKind::Memory)
+    }
+}
+
+/// What is known of one instruction.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Known {
+    pub facts: Facts,
+    /// General registers that it names as operands, a bit each.
+    pub named: u16,
+    /// Those that it writes, named or not.
+    pub written: u16,
+    /// It names AH or the like.
+    pub high_byte: bool,
+}
+
+impl Known {
+    /// Nothing.
+    pub const NONE: Known = Known { facts: Facts::NONE, named: 0, written: 0, high_byte: false };
+
+    /// What is known of an instruction with this opcode.
+    #[cfg(test)]
+    pub fn of(i: &Instruction, facts: Facts) -> Self {
+        let mut known = Known { facts, ..Known::NONE };
+        known.look_at(i);
+        known
+    }
+
+    /// The rest, from what its opcode has in common.
+    #[inline(always)]
+    pub fn look_at(&mut self, i: &Instruction) {
+        let (mut operands, writes) = (self.facts.registers, u16::from(self.facts.writes));
+        let (mut named, mut written, mut high_byte) = (0, self.facts.written, false);
+        while operands != 0 {
+            let n = operands.trailing_zeros();
+            operands &= operands - 1;
+            let r = i.op_register(n);
+            let Some(g) = gpr_number(r).filter(|_| i.op_kind(n) == OpKind::Register) else { continue };
+            high_byte |= is_high_byte(r);
+            named |= 1 << g;
+            written |= (writes >> n & 1) << g;
+        }
+        (self.named, self.written, self.high_byte) = (named, written, high_byte);
     }
 }
 
@@ -109,7 +189,6 @@ impl FactTable {
     const UNKNOWN: u16 = u16::MAX;
 
     /// The facts about an instruction's opcode.
-    #[inline(always)]
     pub fn of(&mut self, i: &Instruction) -> Facts {
         match self.known.get(usize::from(self.places[i.code() as usize])) {
             Some(f) => *f,
@@ -117,12 +196,20 @@ impl FactTable {
         }
     }
 
-    /// How an instruction's opcode is encoded, if that is simple.
+    /// What is known of an instruction.
     #[inline(always)]
-    pub fn template(&mut self, i: &Instruction) -> Option<&Template> {
-        if self.places[i.code() as usize] == Self::UNKNOWN {
-            self.learn(i);
+    pub fn note(&mut self, i: &Instruction, known: &mut Known) {
+        match self.known.get(usize::from(self.places[i.code() as usize])) {
+            Some(f) => known.facts = *f,
+            None => known.facts = self.learn(i),
         }
+        known.look_at(i);
+    }
+
+    /// How an instruction's opcode is encoded, if that is simple and the opcode has been
+    /// met.
+    #[inline(always)]
+    pub fn template(&self, i: &Instruction) -> Option<&Template> {
         self.templates.get(usize::from(self.places[i.code() as usize]))?.as_ref()
     }
 
@@ -144,9 +231,6 @@ impl FactTable {
             self.features.misaligned_sse && matches!(i.mnemonic(), Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr);
         let mut f = Facts {
             access: std::array::from_fn(|n| info.op_access(n as u32)),
-            written: 0,
-            rcx: None,
-            hidden: false,
             native: i.cpuid_features().iter().all(|f| self.features.has(*f))
                 && !i.is_privileged()
                 && !never_native(&i)
@@ -161,13 +245,19 @@ impl FactTable {
             string: i.is_string_instruction(),
             system: is_kindred(i.code()),
             barrier: is_barrier(&i),
-            route: Route::Other,
             memory: may_be_memory(i.code()),
             size: access_size(&i).unwrap_or(0) as u8,
-            anywhere: false,
             count: shift_count(&i),
+            steps: steps(i.code()),
+            ..Facts::NONE
         };
         f.route = route(&i, &f);
+        f.accessed = accessed(&f);
+        f.windowed = may_be_windowed(&f);
+        for (n, kind) in i.op_code().op_kinds().iter().enumerate() {
+            f.registers |= u8::from(is_general(*kind) && f.count != Some(n as u8)) << n;
+            f.writes |= u8::from(f.access.get(n).is_some_and(|a| writes(*a))) << n;
+        }
         f.anywhere = f.native && !f.x87 && !f.vector && !f.sha && !f.system && !f.string;
         for used in info.used_registers() {
             let Some(g) = gpr_number(used.register()) else { continue };
@@ -214,6 +304,28 @@ fn route(i: &Instruction, f: &Facts) -> Route {
         () if i.mnemonic() == Mnemonic::Lea => Route::Lea,
         () => Route::Copy,
     }
+}
+
+/// What happens to the memory operand of instructions with an opcode.
+fn accessed(f: &Facts) -> Option<Access> {
+    match f.access.get(usize::from(f.memory?))? {
+        _ if f.size == 0 => None,
+        OpAccess::Read | OpAccess::CondRead => Some(Access::Load),
+        OpAccess::None | OpAccess::NoMemAccess => None,
+        _ => Some(Access::Store),
+    }
+}
+
+/// Whether a window may hold the operand of an instruction with an opcode.
+fn may_be_windowed(f: &Facts) -> bool {
+    let named = f.accessed.is_some() && f.flow == FlowControl::Next && !f.string;
+    f.stack || named && !matches!(f.route, Route::Hint | Route::Lea)
+}
+
+/// Opcodes that may set a general register to another, or itself, plus a constant.
+fn steps(code: Code) -> bool {
+    use Mnemonic as M;
+    matches!(code.mnemonic(), M::Push | M::Pop | M::Add | M::Sub | M::Inc | M::Dec | M::Lea | M::Mov)
 }
 
 /// The operand of an opcode that is memory, or may be.
@@ -309,11 +421,41 @@ fn is_choice(k: OpCodeOperandKind) -> bool {
     )
 }
 
+/// Whether a register operand may be a general register.
+fn is_general(k: OpCodeOperandKind) -> bool {
+    use OpCodeOperandKind as K;
+    is_choice(k) || matches!(k, K::al | K::cl | K::ax | K::dx | K::eax | K::rax)
+}
+
 #[cfg(test)]
 mod tests {
     use iced_x86::{Decoder, DecoderOptions};
 
+    use super::super::cost::sample;
     use super::*;
+
+    #[test]
+    fn named_registers_are_those_of_all_operands() {
+        let code = sample();
+        let mut table = FactTable::new(HostFeatures::detect());
+        let mut high_bytes = 0;
+        for i in Decoder::new(64, &code, DecoderOptions::NONE).into_iter().filter(|i| !i.is_invalid()) {
+            let known = Known::of(&i, table.of(&i));
+            let f = &known.facts;
+            let (mut named, mut written, mut high_byte) = (0, f.written, false);
+            for n in (0..i.op_count()).filter(|n| i.op_kind(*n) == OpKind::Register) {
+                let Some(g) = gpr_number(i.op_register(n)).filter(|_| f.count != Some(n as u8)) else {
+                    continue;
+                };
+                named |= 1 << g;
+                high_byte |= is_high_byte(i.op_register(n));
+                written |= u16::from(writes(f.access[n as usize])) << g;
+            }
+            assert_eq!((known.named, known.written, known.high_byte), (named, written, high_byte), "{i}");
+            high_bytes += usize::from(high_byte);
+        }
+        assert!(high_bytes > 0, "the sample has high bytes");
+    }
 
     fn check(code: &[u8], written: u16, rcx: Option<OpAccess>, hidden: bool) {
         let i = Decoder::new(64, code, DecoderOptions::NONE).decode();

@@ -32,7 +32,7 @@ mod windows;
 use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Encoder, FlowControl, Instruction};
 
 use copy::host_register;
-use facts::{FactTable, Facts, Route};
+use facts::{FactTable, Facts, Known, Route};
 
 use crate::emit::{Emitter, Mem};
 use crate::foresight::Foresight;
@@ -208,8 +208,8 @@ pub(crate) struct Link {
 
 /// A translated block.
 pub(crate) struct Translated {
-    pub code: Vec<u8>,
-    /// Offset of the entry within `code`.
+    e: Emitter,
+    /// Offset of the entry within the code.
     pub entry: u32,
     /// Offset of what follows the look at the token.
     pub inner: u32,
@@ -220,9 +220,16 @@ pub(crate) struct Translated {
     /// Guest bytes covered.
     pub guest_len: u16,
     pub links: Vec<Link>,
-    /// Offset in `code` of the number of the code mapping a straddling block of the
+    /// Offset in the code of the number of the code mapping a straddling block of the
     /// lower half checks.
     pub guard: Option<u32>,
+}
+
+impl Translated {
+    /// The code.
+    pub fn code(&self) -> &[u8] {
+        self.e.code()
+    }
 }
 
 /// Whether the first instruction goes on beyond `bytes`.
@@ -260,6 +267,7 @@ enum PendingKind {
 
 impl PendingKind {
     /// Most bytes its stub has.
+    #[inline(always)]
     fn len(self) -> usize {
         match self {
             PendingKind::Miss { place, .. } => STUB + place.len(),
@@ -273,15 +281,17 @@ impl PendingKind {
 pub(crate) struct Scratch {
     facts: FactTable,
     encoder: Encoder,
+    /// The block's instructions, and room for others.
     list: Vec<Instruction>,
-    /// What is known of the list's opcodes.
-    list_facts: Vec<Facts>,
+    /// What is known of the list's instructions.
+    known: Vec<Known>,
     plan: windows::Plan,
     alignment: alignment::Alignment,
     pending: Vec<Pending>,
     links: Vec<Link>,
+    /// Conditional branches: where their displacements are, and their targets.
     branches: Vec<(usize, u64)>,
-    code: Vec<u8>,
+    code: Emitter,
     map: Vec<(u16, u16)>,
 }
 
@@ -291,24 +301,32 @@ impl Scratch {
         Scratch {
             facts: FactTable::new(features),
             encoder: Encoder::new(64),
-            list: Vec::new(),
-            list_facts: Vec::new(),
+            list: vec![Instruction::default(); MAX_INSTRUCTIONS],
+            known: vec![Known::NONE; MAX_INSTRUCTIONS],
             plan: windows::Plan::default(),
             alignment: alignment::Alignment::default(),
             pending: Vec::new(),
             links: Vec::new(),
             branches: Vec::new(),
-            code: Vec::new(),
+            code: Emitter::default(),
             map: Vec::new(),
         }
     }
 
     /// Build the next block in the memory of one that has been copied.
     pub fn recycle(&mut self, t: Translated) {
-        (self.code, self.map, self.links) = (t.code, t.map, t.links);
-        self.code.clear();
-        self.map.clear();
+        (self.code, self.map, self.links) = (t.e, t.map, t.links);
+    }
+
+    /// Nothing is planned or emitted yet.
+    fn clear(&mut self) {
+        self.plan.clear();
+        self.alignment.clear();
+        self.pending.clear();
         self.links.clear();
+        self.branches.clear();
+        self.code.truncate(0);
+        self.map.clear();
     }
 }
 
@@ -329,10 +347,6 @@ struct Builder<'a> {
     /// Offset of the entry.
     entry: u32,
     s: &'a mut Scratch,
-    pending: Vec<Pending>,
-    links: Vec<Link>,
-    /// Conditional branches: where their displacements are, and their targets.
-    branches: Vec<(usize, u64)>,
     index: u8,
     /// The block goes on behind the current instruction.
     goes_on: bool,
@@ -340,8 +354,6 @@ struct Builder<'a> {
     stack_aligned: bool,
     /// What is still to be added to RSP: pushes and pops in one window move it once.
     sp_behind: i32,
-    plan: windows::Plan,
-    alignment: alignment::Alignment,
     /// Offset of where this block goes on when it repeats.
     again: Option<usize>,
     /// The current instruction follows STI.
@@ -350,8 +362,8 @@ struct Builder<'a> {
     ip: u64,
     /// The window whose host address TEMP holds, before the current instruction and
     /// (as far as it is known) after.
-    held: Option<usize>,
-    now_held: Option<usize>,
+    held: Option<u8>,
+    now_held: Option<u8>,
     /// Emit every stub right behind its instruction: see [`translate`].
     near: bool,
     out_of_reach: bool,
@@ -379,15 +391,11 @@ pub(crate) fn translate(r: &Request<'_>, s: &mut Scratch) -> Option<Translated> 
 struct OutOfReach;
 
 fn attempt(r: &Request<'_>, s: &mut Scratch, near: bool) -> Result<Option<Translated>, OutOfReach> {
+    s.clear();
     let mut b = Builder {
         r,
-        e: Emitter { code: std::mem::take(&mut s.code) },
+        e: std::mem::take(&mut s.code),
         entry: 0,
-        pending: std::mem::take(&mut s.pending),
-        links: std::mem::take(&mut s.links),
-        plan: std::mem::take(&mut s.plan),
-        alignment: std::mem::take(&mut s.alignment),
-        branches: std::mem::take(&mut s.branches),
         again: None,
         s,
         index: 0,
@@ -403,91 +411,107 @@ fn attempt(r: &Request<'_>, s: &mut Scratch, near: bool) -> Result<Option<Transl
         stubs: 0,
         reach: 0,
     };
-    let longest = if r.straddling.is_some() { 1 } else { r.mode.longest };
-    let (mut list, mut facts) = (std::mem::take(&mut b.s.list), std::mem::take(&mut b.s.list_facts));
-    b.decode(longest, &mut list, &mut facts);
-    b.make_plans(&list, &facts);
-    let (entry, inner) = b.begin(&list);
-    let guard = r.straddling.filter(|_| !r.mode.shares(r.va)).map(|space| b.check_mapping(space));
-    let mut map = std::mem::take(&mut b.s.map);
-    let mut ended = false;
-    let mut guest_len = 0;
-    let mut sti = None;
-    for (n, (i, facts)) in list.iter().zip(&facts).enumerate() {
-        b.shadowed = sti.is_some();
-        if b.shadowed {
-            b.plan.leave_out(n);
-        } else if facts.system && r.mode.longest > 1 && b.is_native_sti(i) {
-            b.island_here();
-            sti = Some(b.mark(guest_len));
-        } else {
-            b.make_room(i, facts, n);
+    let (mut list, mut known) = (std::mem::take(&mut b.s.list), std::mem::take(&mut b.s.known));
+    let count = b.decode(&mut list, &mut known);
+    let made = if count == 0 { None } else { b.block(&list[..count], &known[..count]) };
+    let (e, out_of_reach, entry) = (b.e, b.out_of_reach, b.entry);
+    let again = b.again.map(|a| a as u32);
+    (s.list, s.known) = (list, known);
+    match made {
+        Some(made) if !out_of_reach => {
+            let (map, links) = (std::mem::take(&mut s.map), std::mem::take(&mut s.links));
+            let Made { inner, guard, guest_len } = made;
+            Ok(Some(Translated { e, entry, inner, again, map, guest_len, links, guard }))
         }
-        b.settle_before(n, i, facts);
-        b.goes_on = n + 1 < list.len();
-        let before = b.mark(guest_len);
-        map.push((b.e.len() as u16, (i.ip() - r.va) as u16));
-        b.index = n as u8;
-        match b.instruction(i, facts) {
-            Some(next) => {
-                guest_len = (i.next_ip() - r.va) as u16;
-                if matches!(next, Next::End) {
-                    ended = true;
-                    break;
-                }
-                if b.shadowed {
-                    b.end_shadow();
-                }
-            }
-            None => {
-                // The interpreter's; and so is STI in front of it.
-                let back = if b.shadowed { sti.unwrap_or(before) } else { before };
-                guest_len = b.take_back(&back);
-                map.truncate(n - usize::from(b.shadowed));
-                break;
-            }
+        made => {
+            s.code = e;
+            if made.is_some() { Err(OutOfReach) } else { Ok(None) }
         }
     }
-    (b.s.list, b.s.list_facts) = (list, facts);
-    b.plan.clear();
-    b.s.plan = std::mem::take(&mut b.plan);
-    b.alignment.clear();
-    b.s.alignment = std::mem::take(&mut b.alignment);
-    if map.is_empty() {
-        return Ok(None);
-    }
-    if !ended {
-        b.settle_sp();
-        b.leave_to(r.va + u64::from(guest_len));
-    }
-    b.island();
-    b.branch_exits();
-    b.s.pending = b.pending;
-    b.s.branches = b.branches;
-    if b.out_of_reach {
-        return Err(OutOfReach);
-    }
-    let (entry, inner, again) = (entry as u32, inner as u32, b.again.map(|a| a as u32));
-    Ok(Some(Translated { code: b.e.code, entry, inner, again, map, guest_len, links: b.links, guard }))
+}
+
+/// A block that has been emitted.
+struct Made {
+    inner: u32,
+    guard: Option<u32>,
+    guest_len: u16,
 }
 
 impl Builder<'_> {
+    /// Emit the block that was decoded. `None` when its first instruction needs the
+    /// interpreter.
+    fn block(&mut self, list: &[Instruction], known: &[Known]) -> Option<Made> {
+        let r = self.r;
+        self.make_plans(list, known);
+        let inner = self.begin(list);
+        let guard = r.straddling.filter(|_| !r.mode.shares(r.va)).map(|space| self.check_mapping(space));
+        let mut ended = false;
+        let mut guest_len = 0;
+        let mut sti = None;
+        for (n, (i, known)) in list.iter().zip(known).enumerate() {
+            self.shadowed = sti.is_some();
+            if self.shadowed {
+                self.s.plan.leave_out(n);
+            } else if known.facts.system && r.mode.longest > 1 && self.is_native_sti(i) {
+                self.island_here();
+                sti = Some(self.mark(guest_len));
+            } else {
+                self.make_room(i, &known.facts, n);
+            }
+            self.settle_before(n, i, &known.facts);
+            self.goes_on = n + 1 < list.len();
+            let before = self.mark(guest_len);
+            self.s.map.push((self.e.len() as u16, (i.ip() - r.va) as u16));
+            self.index = n as u8;
+            match self.instruction(i, known) {
+                Some(next) => {
+                    guest_len = (i.next_ip() - r.va) as u16;
+                    if matches!(next, Next::End) {
+                        ended = true;
+                        break;
+                    }
+                    if self.shadowed {
+                        self.end_shadow();
+                    }
+                }
+                None => {
+                    // The interpreter's; and so is STI in front of it.
+                    let back = if self.shadowed { sti.unwrap_or(before) } else { before };
+                    guest_len = self.take_back(&back);
+                    self.s.map.truncate(n - usize::from(self.shadowed));
+                    break;
+                }
+            }
+        }
+        if self.s.map.is_empty() {
+            return None;
+        }
+        if !ended {
+            self.settle_sp();
+            self.leave_to(r.va + u64::from(guest_len));
+        }
+        self.island();
+        self.branch_exits();
+        Some(Made { inner: inner as u32, guard, guest_len })
+    }
+
     /// Look ahead at the block's operands.
-    fn make_plans(&mut self, list: &[Instruction], facts: &[Facts]) {
+    fn make_plans(&mut self, list: &[Instruction], known: &[Known]) {
         let mode = self.r.mode;
         let word = self.word();
         if mode.variant != Variant::Plain && list.len() > 1 {
-            self.plan.make(list, facts, word);
+            self.s.plan.make(list, known, word);
         }
         let alone = self.r.straddling.is_some() || self.r.vigilant.is_some();
         if mode.variant == Variant::Usual && mode.longest > 1 && !mode.narrow && !alone {
-            self.alignment.make(list, facts, &self.plan, self.r.va);
+            let Scratch { alignment, plan, .. } = &mut *self.s;
+            alignment.make(list, known, plan, self.r.va);
         }
     }
 
-    /// The stubs that every block has in front of its entry; the entry, and where links
+    /// The stubs that every block has in front of its entry, and the entry; where links
     /// that lead forward go.
-    fn begin(&mut self, list: &[Instruction]) -> (usize, usize) {
+    fn begin(&mut self, list: &[Instruction]) -> usize {
         self.call_exit(Exit::Attention);
         let leave = self.e.len();
         if self.r.vigilant.is_some() {
@@ -495,11 +519,11 @@ impl Builder<'_> {
         }
         let entry = self.e.len();
         self.entry = entry as u32;
-        if self.alignment.repeats() {
+        if self.s.alignment.repeats() {
             self.check_alignment();
             self.again = Some(self.e.len());
             self.look_at_token();
-            return (entry, entry);
+            return entry;
         }
         self.look_at_token();
         let inner = self.e.len();
@@ -507,32 +531,27 @@ impl Builder<'_> {
             Some(from) => self.be_vigilant(list, from, leave),
             None => self.check_alignment(),
         }
-        (entry, inner)
+        inner
     }
 
     /// Leave by the stub that the code begins with if attention is wanted.
     fn look_at_token(&mut self) {
         self.e.load32(host::TEMP, Mem::gs(gs!(token)));
         let back = self.e.jrcxz();
-        self.e.code[back] = (0usize.wrapping_sub(back + 1)) as u8;
+        self.e.patch_u8(back, 0usize.wrapping_sub(back + 1) as u8);
     }
 
     /// The guest's instructions up to the first that leaves or is not translated, and
-    /// what is known of their opcodes. One that follows STI is the last, so that events
-    /// are looked for behind it.
-    fn decode(&mut self, longest: u8, list: &mut Vec<Instruction>, list_facts: &mut Vec<Facts>) {
+    /// what is known of them; how many they are. One that follows STI is the last, so
+    /// that events are looked for behind it.
+    fn decode(&mut self, list: &mut [Instruction], known: &mut [Known]) -> usize {
         let r = self.r;
-        let longest = usize::from(longest).min(MAX_INSTRUCTIONS);
+        let longest = if r.straddling.is_some() { 1 } else { usize::from(r.mode.longest) };
         let mut decoder = Decoder::with_ip(r.mode.bits(), r.bytes, r.va, DecoderOptions::NONE);
-        list.clear();
-        list_facts.clear();
-        let (mut branches, mut calls, mut shadowed) = (0, 0, false);
+        let (mut count, mut branches, mut calls, mut shadowed) = (0, 0, 0, false);
         let most_calls = if longest > 1 && r.vigilant.is_none() { MAX_CALLS } else { 0 };
-        while list_facts.len() < longest && decoder.can_decode() {
-            let n = list.len();
-            // Decoded where it stays: it is not small.
-            list.push(Instruction::default());
-            let Some(i) = list.get_mut(n) else { break };
+        // Decoded where they stay: they are not small.
+        for (i, known) in list.iter_mut().zip(known).take(longest) {
             decoder.decode_out(i);
             if i.is_invalid() {
                 break;
@@ -541,17 +560,18 @@ impl Builder<'_> {
                 narrow::widen(i);
             }
             self.without_count_instructions(i);
-            let facts = self.s.facts.of(i);
-            if !self.supported(i, &facts) || shadowed && !self.may_follow_sti(i) {
+            self.s.facts.note(i, known);
+            let facts = &known.facts;
+            if !self.supported(i, facts) || shadowed && !self.may_follow_sti(i) {
                 break;
             }
-            if r.vigilant.is_some() && !self.may_be_vigilant(i, &facts) {
+            if r.vigilant.is_some() && !self.may_be_vigilant(i, facts) {
                 break;
             }
             let sti = facts.system && self.is_native_sti(i);
-            list_facts.push(facts);
+            count += 1;
             if shadowed {
-                break;
+                return count;
             }
             shadowed = sti;
             match facts.flow {
@@ -561,20 +581,17 @@ impl Builder<'_> {
                 _ => break,
             }
         }
-        // The last may have been one that is not the translator's.
-        list.truncate(list_facts.len());
-        if r.mode.longest > 1 && list.last().is_some_and(|l| self.is_native_sti(l)) {
-            list.pop();
-            list_facts.pop();
-        }
+        // STI ends no block.
+        count - usize::from(shadowed && r.mode.longest > 1)
     }
 
+    #[inline(always)]
     fn mark(&self, guest_len: u16) -> Mark {
         Mark {
             code: self.e.len(),
-            pending: self.pending.len(),
-            links: self.links.len(),
-            branches: self.branches.len(),
+            pending: self.s.pending.len(),
+            links: self.s.links.len(),
+            branches: self.s.branches.len(),
             sp_behind: self.sp_behind,
             guest_len,
         }
@@ -582,25 +599,26 @@ impl Builder<'_> {
 
     /// Undo what was emitted since; the guest bytes that are left.
     fn take_back(&mut self, to: &Mark) -> u16 {
-        self.e.code.truncate(to.code);
-        let kept: Vec<Pending> = self.pending.drain(..).take(to.pending).collect();
+        self.e.truncate(to.code);
+        let kept: Vec<Pending> = self.s.pending.drain(..).take(to.pending).collect();
         (self.stubs, self.reach) = (0, 0);
         kept.into_iter().for_each(|p| self.pend(p));
-        self.links.truncate(to.links);
-        self.branches.truncate(to.branches);
+        self.s.links.truncate(to.links);
+        self.s.branches.truncate(to.branches);
         self.sp_behind = to.sp_behind;
         to.guest_len
     }
 
     /// One instruction. `None`: not one this translator does.
-    fn instruction(&mut self, i: &Instruction, facts: &Facts) -> Option<Next> {
+    fn instruction(&mut self, i: &Instruction, known: &Known) -> Option<Next> {
+        let facts = &known.facts;
         self.ip = i.ip();
         self.held = self.now_held.take();
         if self.r.vigilant.is_some() && self.with_constant(i) {
             return Some(Next::Continue);
         }
         match facts.route {
-            Route::Copy => return self.copy(i, facts).then_some(Next::Continue),
+            Route::Copy => return self.copy(i, known).then_some(Next::Continue),
             Route::Lea => return self.any_lea(i).then_some(Next::Continue),
             Route::Hint => {
                 self.now_held = self.held;
@@ -632,22 +650,24 @@ impl Builder<'_> {
             self.pause();
             return Some(Next::Continue);
         }
-        (!facts.stack && self.copy(i, facts)).then_some(Next::Continue)
+        (!facts.stack && self.copy(i, known)).then_some(Next::Continue)
     }
 
     /// `call thunk; payload`: leaves to the engine, naming an instruction (of a link,
     /// its number in the block). The engine knows the block by where the call is.
+    #[inline(always)]
     fn stub(&mut self, exit: Exit, index: u8) {
-        self.call_exit(exit);
-        self.e.bytes(&[index]);
+        self.e.branch(&[0xe8], self.r.at, self.r.thunks.exits[exit as usize], &[index]);
     }
 
     /// A stub without a payload: what it leaves for concerns the block.
+    #[inline(always)]
     fn call_exit(&mut self, exit: Exit) {
-        self.e.branch(&[0xe8], self.r.at, self.r.thunks.exits[exit as usize]);
+        self.e.branch(&[0xe8], self.r.at, self.r.thunks.exits[exit as usize], &[]);
     }
 
     /// JRCXZ to a stub emitted later, which has the operand's address in ADDRESS.
+    #[inline(always)]
     fn if_zero_leave(&mut self, exit: Exit, place: access::Place) {
         let at = self.e.jrcxz();
         self.pend(Pending { at, kind: PendingKind::Miss { exit, index: self.index, place } });
@@ -660,14 +680,16 @@ impl Builder<'_> {
     }
 
     /// Emit a stub later.
+    #[inline(always)]
     fn pend(&mut self, p: Pending) {
         let behind = (self.stubs + (1 << 16)).saturating_sub(p.at);
         self.reach = self.reach.max(behind);
         self.stubs += p.kind.len();
-        self.pending.push(p);
+        self.s.pending.push(p);
     }
 
     /// ADDRESS = what it names.
+    #[inline(always)]
     fn address_of(&mut self, place: access::Place) {
         match place {
             access::Place::Register(r, _) => self.e.mov(host::ADDRESS, r),
@@ -677,8 +699,8 @@ impl Builder<'_> {
 
     /// Emit the pending stubs here; execution must not fall into them.
     fn island(&mut self) {
-        for n in 0..self.pending.len() {
-            let p = self.pending[n];
+        for n in 0..self.s.pending.len() {
+            let p = self.s.pending[n];
             self.out_of_reach |= !self.e.land_short(p.at);
             match p.kind {
                 PendingKind::Plain(ip) => self.leave_to_plain(ip),
@@ -688,22 +710,22 @@ impl Builder<'_> {
                 }
                 PendingKind::Beside { index, place } => {
                     self.address_of(place);
-                    self.e.branch(&[0xe8], self.r.at, self.r.thunks.beside);
-                    self.e.bytes(&crate::beside::PAYLOAD_OPCODE);
+                    self.e.branch(&[0xe8], self.r.at, self.r.thunks.beside, &crate::beside::PAYLOAD_OPCODE);
                     self.e.bytes(&[index]);
                     // Back to behind the JRCXZ, with the addend in TEMP.
                     self.e.jmp_back(p.at + 1);
                 }
             }
         }
-        self.pending.clear();
+        self.s.pending.clear();
         (self.stubs, self.reach) = (0, 0);
     }
 
     /// Emit the pending stubs here if one might be out of reach behind the next
     /// instruction, number `index`.
+    #[inline(always)]
     fn make_room(&mut self, next: &Instruction, facts: &Facts, index: usize) {
-        if self.pending.is_empty() {
+        if self.s.pending.is_empty() {
             return;
         }
         let farthest = (self.e.len() + 2 + self.reach).saturating_sub(1 << 16);
@@ -715,7 +737,7 @@ impl Builder<'_> {
 
     /// Emit the pending stubs, if any, where execution comes by.
     fn island_here(&mut self) {
-        if !self.pending.is_empty() {
+        if !self.s.pending.is_empty() {
             let over = self.e.jmp_short();
             self.island();
             self.out_of_reach |= !self.e.land_short(over);
@@ -728,7 +750,7 @@ impl Builder<'_> {
         match () {
             () if facts.string || facts.system => 110,
             () if windows::is_call(facts) => 100,
-            () if self.plan.opens(index) => 88,
+            () if self.s.plan.opens(index) => 88,
             () if memory => 56,
             () => 24,
         }
@@ -741,6 +763,13 @@ impl Builder<'_> {
             self.e.some_bytes(bytes, len);
             return true;
         }
+        self.place_oddly(i, hosts, memory)
+    }
+
+    /// The same for what has no template, or is met as another form of something else for
+    /// the first time.
+    #[cold]
+    fn place_oddly(&mut self, i: &Instruction, hosts: &[u8; 16], memory: Option<&Mem>) -> bool {
         let out = template::placed(i, &self.s.facts.of(i), hosts, memory);
         self.encode(&out)
     }

@@ -64,19 +64,23 @@ fn pinned(r: Register) -> Option<u8> {
 
 impl Builder<'_> {
     /// An instruction pointer of this code.
+    #[inline(always)]
     pub(super) fn linear(&self, ip: u64) -> u64 {
         if self.r.mode.narrow { ip & 0xffff_ffff } else { ip }
     }
 
     /// Bytes of a stack slot or code pointer.
+    #[inline(always)]
     pub(super) fn word(&self) -> i32 {
         if self.r.mode.narrow { 4 } else { 8 }
     }
 
+    #[inline(always)]
     pub(super) fn load_word(&mut self, to: u8, m: Mem) {
         if self.r.mode.narrow { self.e.load32(to, m) } else { self.e.load(to, m) }
     }
 
+    #[inline(always)]
     pub(super) fn store_word(&mut self, m: Mem, from: u8) {
         self.e.op_mem(!self.r.mode.narrow, &[0x89], from, m);
     }
@@ -88,6 +92,7 @@ impl Builder<'_> {
 
     /// The address that `m`, a register and a displacement, has in this code: in
     /// ADDRESS if it may wrap.
+    #[inline(always)]
     pub(super) fn wrapped(&mut self, m: Mem) -> Place {
         match m.base {
             Some(base) if !self.r.mode.narrow => Place::Register(base, m.disp),

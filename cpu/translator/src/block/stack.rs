@@ -130,6 +130,7 @@ impl Builder<'_> {
         self.look_up(Access::Load, place, self.word() as usize, true)
     }
 
+    #[inline(always)]
     fn set_sp(&mut self, m: Mem) {
         if self.r.mode.narrow { self.e.lea32(SP, m) } else { self.e.lea(SP, m) }
     }
@@ -138,6 +139,7 @@ impl Builder<'_> {
     ///
     /// Nothing between two accesses in an open window leaves: none can miss, and a host
     /// fault in guest memory ends the machine.
+    #[inline(always)]
     pub(super) fn move_sp(&mut self, by: i32) {
         self.sp_behind += by;
         if self.now_held.is_none() {
@@ -148,7 +150,7 @@ impl Builder<'_> {
     /// RSP is what an instruction needs it to be: nothing if it is one more access in an
     /// open window.
     pub(super) fn settle_before(&mut self, instruction: usize, i: &Instruction, facts: &Facts) {
-        if self.sp_behind != 0 && !self.plan.in_open_slot(instruction, i, facts) {
+        if self.sp_behind != 0 && !self.s.plan.in_open_slot(instruction, i, facts) {
             self.settle_sp();
         }
     }

@@ -92,7 +92,7 @@ impl Builder<'_> {
             Kind::Scas => Repeated::ScasDifferent,
         };
         let thunk = self.r.strings.of(kind, size);
-        self.e.branch(&[0xe8], self.r.at, thunk);
+        self.e.branch(&[0xe8], self.r.at, thunk, &[]);
         self.e.bytes(&[PAYLOAD_OPCODE]);
         self.e.u32(self.index.into());
     }

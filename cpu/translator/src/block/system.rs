@@ -215,7 +215,7 @@ impl Builder<'_> {
 
     /// Call a thunk of `system_thunks`, which comes back to the engine or not at all.
     fn call_system(&mut self, thunk: u32) {
-        self.e.branch(&[0xe8], self.r.at, thunk);
+        self.e.branch(&[0xe8], self.r.at, thunk, &[]);
         self.e.bytes(&[self.index]);
     }
 

@@ -14,42 +14,67 @@ use super::copy::host_register;
 use super::facts::Facts;
 use crate::emit::Mem;
 
-/// Where an opcode's operands go, none of them being more than once.
-#[derive(Debug, Clone, Copy, Default)]
+/// Where an opcode's operands go, none of them being more than once: operand numbers.
+#[derive(Debug, Clone, Copy)]
 struct Operands {
-    /// ModRM.reg, ModRM.rm, the low bits of the opcode and VEX.vvvv: operand numbers.
-    reg: Option<u8>,
-    rm: Option<u8>,
-    opcode: Option<u8>,
-    vvvv: Option<u8>,
+    /// ModRM.reg, ModRM.rm or the low bits of the opcode, and VEX.vvvv.
+    reg: u8,
+    rm: u8,
+    vvvv: u8,
     /// The upper half of a last byte.
-    is4: Option<u8>,
-    /// An immediate and its size in bytes.
-    immediate: Option<(u8, u8)>,
+    is4: u8,
+    /// 7 if [`Operands::rm`] is in the opcode, or else 0.
+    in_opcode: u8,
+    /// Bytes of the immediate.
+    immediate: u8,
+}
+
+impl Operands {
+    /// In place of an operand's number: the last operand, which is never a register.
+    const NONE: u8 = 4;
+}
+
+impl Default for Operands {
+    fn default() -> Self {
+        let none = Self::NONE;
+        Operands { reg: none, rm: none, vvvv: none, is4: none, in_opcode: 0, immediate: 0 }
+    }
 }
 
 /// How instructions with one opcode are encoded.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Template {
     operands: Operands,
-    /// 66, F2 or F3, or 0.
+    /// 66, F2 or F3, or nothing, and how long that is.
     prefix: u8,
-    /// What leads to the opcode's table, and how long that is.
-    escape: [u8; 2],
-    escape_len: u8,
-    opcode: u8,
+    prefix_len: u8,
+    /// What leads to the opcode's table, and the opcode, from the lowest byte on; in a
+    /// VEX encoding the opcode alone.
+    opcode: u32,
+    opcode_len: u8,
+    /// Where the opcode's last byte begins, in bits.
+    last: u8,
     /// ModRM.reg, where that belongs to the opcode.
     extension: u8,
     modrm: bool,
     wide: bool,
-    /// VEX.L, in a VEX encoding.
-    vex: Option<u8>,
+    vex: Option<Vex>,
 }
 
-/// An instruction under construction, from the lowest byte on.
-#[derive(Default)]
+/// What a VEX prefix says of the opcode.
+#[derive(Debug, Clone, Copy)]
+struct Vex {
+    /// VEX.L and VEX.pp.
+    low: u8,
+    /// VEX.mmmmm.
+    table: u8,
+}
+
+/// Part of an instruction under construction, from the lowest byte on.
+#[derive(Clone, Copy, Default)]
 struct Bytes {
-    value: u128,
+    value: u64,
+    /// In bits.
     len: u32,
 }
 
@@ -59,11 +84,18 @@ impl Bytes {
         self.put(u64::from(b), 1);
     }
 
+    /// One byte, or nothing: without a branch.
+    #[inline(always)]
+    fn push_if(&mut self, is: bool, b: u8) {
+        let is = u8::from(is);
+        self.put(u64::from(b & is.wrapping_neg()), u32::from(is));
+    }
+
     /// The low `len` bytes of a value that has no others.
     #[inline(always)]
     fn put(&mut self, value: u64, len: u32) {
-        self.value |= u128::from(value).wrapping_shl(8 * self.len);
-        self.len += len;
+        self.value |= value.wrapping_shl(self.len);
+        self.len = self.len.wrapping_add(8 * len);
     }
 }
 
@@ -76,24 +108,50 @@ struct Number {
     forbids_rex: bool,
 }
 
+/// In [`REGISTERS`], besides a number: a general register; one of a byte; AH or the like.
+const GENERAL: u8 = 0x10;
+const BYTE: u8 = 0x20;
+const HIGH_BYTE: u8 = 0x40;
+
+/// By register: its number and what it is; 0 for those that no template names.
+static REGISTERS: [u8; 256] = {
+    let mut all = [0; 256];
+    let mut n = 0;
+    while n < 16 {
+        let number = n as u8;
+        if n < 4 {
+            all[Register::AL as usize + n] = number | GENERAL | BYTE;
+            all[Register::AH as usize + n] = number | GENERAL | HIGH_BYTE;
+        } else {
+            all[Register::SPL as usize + n - 4] = number | GENERAL | BYTE;
+        }
+        all[Register::AX as usize + n] = number | GENERAL;
+        all[Register::EAX as usize + n] = number | GENERAL;
+        all[Register::RAX as usize + n] = number | GENERAL;
+        all[Register::XMM0 as usize + n] = number;
+        all[Register::YMM0 as usize + n] = number;
+        if n < 8 {
+            all[Register::MM0 as usize + n] = number;
+        }
+        n += 1;
+    }
+    all
+};
+
 impl Number {
     /// `hosts`: where general registers are.
     #[inline(always)]
     fn of(r: Register, hosts: &[u8; 16]) -> Number {
-        let Some(guest) = gpr_number(r) else {
-            return Number { number: r.number() as u8, ..Number::default() };
-        };
-        let number = hosts[guest & 15];
-        match r {
-            Register::AH | Register::CH | Register::DH | Register::BH => {
-                Number { number: 4 + (number & 3), needs_rex: false, forbids_rex: true }
-            }
-            _ => Number {
-                number,
-                needs_rex: r as u8 <= Register::R15L as u8 && (4..8).contains(&number),
-                forbids_rex: false,
-            },
+        let code = REGISTERS[usize::from(r as u8)];
+        let host = hosts[usize::from(code & 15)];
+        let number = if code & GENERAL != 0 { host } else { code };
+        if code & (BYTE | HIGH_BYTE) == 0 {
+            return Number { number, ..Number::default() };
         }
+        if code & HIGH_BYTE != 0 {
+            return Number { number: 4 + (number & 3), needs_rex: false, forbids_rex: true };
+        }
+        Number { number, needs_rex: (4..8).contains(&number), forbids_rex: false }
     }
 }
 
@@ -102,8 +160,8 @@ impl Template {
     pub fn of(code: Code) -> Option<Template> {
         let info = code.op_code();
         let vex = match info.encoding() {
-            EncodingKind::Legacy => None,
-            EncodingKind::VEX if info.l() <= 1 => Some(info.l() as u8),
+            EncodingKind::Legacy => false,
+            EncodingKind::VEX if info.l() <= 1 => true,
             _ => return None,
         };
         if !info.is_instruction()
@@ -115,37 +173,41 @@ impl Template {
         {
             return None;
         }
-        let prefix = match info.mandatory_prefix() {
-            MandatoryPrefix::None | MandatoryPrefix::PNP => 0,
-            MandatoryPrefix::P66 => 0x66,
-            MandatoryPrefix::PF3 => 0xf3,
-            MandatoryPrefix::PF2 => 0xf2,
+        let (prefix, pp) = match info.mandatory_prefix() {
+            MandatoryPrefix::None | MandatoryPrefix::PNP => (0, 0),
+            MandatoryPrefix::P66 => (0x66, 1),
+            MandatoryPrefix::PF3 => (0xf3, 2),
+            MandatoryPrefix::PF2 => (0xf2, 3),
         };
-        let narrow = vex.is_none() && info.operand_size() == 16;
+        let narrow = !vex && info.operand_size() == 16;
         if narrow && prefix != 0 {
             return None;
         }
-        let (escape, escape_len) = match info.table() {
-            OpCodeTableKind::Normal => ([0, 0], 0),
-            OpCodeTableKind::T0F => ([0x0f, 0], 1),
-            OpCodeTableKind::T0F38 => ([0x0f, 0x38], 2),
-            OpCodeTableKind::T0F3A => ([0x0f, 0x3a], 2),
+        let (escape, escape_len, table) = match info.table() {
+            OpCodeTableKind::Normal if !vex => (0, 0, 0),
+            OpCodeTableKind::T0F => (0x0f, 1, 1),
+            OpCodeTableKind::T0F38 => (0x380f, 2, 2),
+            OpCodeTableKind::T0F3A => (0x3a0f, 2, 3),
             _ => return None,
         };
         let operands = Operands::of(code)?;
+        let opcode = u32::from(info.op_code() as u8);
+        let named =
+            operands.reg != Operands::NONE || operands.rm != Operands::NONE && operands.in_opcode == 0;
         Some(Template {
             operands,
             prefix: if narrow { 0x66 } else { prefix },
-            escape,
-            escape_len,
-            opcode: info.op_code() as u8,
+            prefix_len: u8::from(narrow || prefix != 0),
+            opcode: if vex { opcode } else { escape | opcode << (8 * escape_len) },
+            opcode_len: if vex { 1 } else { escape_len + 1 },
+            last: if vex { 0 } else { 8 * escape_len },
             extension: info.group_index().max(0) as u8,
-            modrm: operands.reg.is_some() || operands.rm.is_some() || info.is_group(),
+            modrm: named || info.is_group(),
             wide: match vex {
-                Some(_) => info.w() == 1,
-                None => info.operand_size() == 64 && !info.default_op_size64() && !info.force_op_size64(),
+                true => info.w() == 1,
+                false => info.operand_size() == 64 && !info.default_op_size64() && !info.force_op_size64(),
             },
-            vex,
+            vex: vex.then_some(Vex { low: (info.l() as u8) << 2 | pp, table }),
         })
     }
 
@@ -166,19 +228,16 @@ impl Template {
             return None;
         }
         let o = &self.operands;
-        let register =
-            |n: Option<u8>| n.map_or(Number::default(), |n| Number::of(i.op_register(u32::from(n)), hosts));
-        let reg = if o.reg.is_some() {
-            register(o.reg)
-        } else {
-            Number { number: self.extension, ..Number::default() }
-        };
+        let register = |n: u8| Number::of(i.op_register(u32::from(n)), hosts);
+        let mut reg = register(o.reg);
+        // One of the two is 0.
+        reg.number |= self.extension;
         let (rm, index) = match memory {
             Some(m) => {
                 let base = Number { number: m.base.unwrap_or(0), ..Number::default() };
                 (base, m.index.map_or(0, |(n, _)| n))
             }
-            None => (register(if o.rm.is_some() { o.rm } else { o.opcode }), 0),
+            None => (register(o.rm), 0),
         };
         let mut b = Bytes::default();
         if memory.is_some_and(|m| m.gs) {
@@ -188,87 +247,83 @@ impl Template {
             b.push(0xf0);
         }
         match self.vex {
-            Some(length) => self.put_vex(&mut b, length, [reg.number, index, rm.number], register(o.vvvv)),
+            Some(vex) => self.put_vex(&mut b, vex, [reg.number, index, rm.number], register(o.vvvv)),
             None => self.put_legacy(&mut b, reg, index, rm)?,
         }
-        let low = if o.opcode.is_some() { rm.number & 7 } else { 0 };
-        b.push(self.opcode | low);
+        let opcode = self.opcode | u32::from(rm.number & o.in_opcode) << (self.last & 31);
+        b.put(opcode.into(), self.opcode_len.into());
+        // ModRM and SIB are to have room, and a byte is to be left.
+        if b.len > 40 {
+            return None;
+        }
+        let mut rest = Bytes::default();
         if let Some(m) = memory {
-            put_memory(&mut b, reg.number, m);
-        } else if self.modrm {
-            b.push(0xc0 | (reg.number & 7) << 3 | rm.number & 7);
+            put_memory(&mut b, &mut rest, reg.number, m);
+        } else {
+            b.push_if(self.modrm, 0xc0 | (reg.number & 7) << 3 | rm.number & 7);
         }
-        if o.is4.is_some() {
-            b.push(register(o.is4).number << 4);
+        match o.immediate {
+            0 => {}
+            8 => rest.put(i.immediate64(), 8),
+            len => {
+                rest.put(u64::from(i.immediate32() & (u32::MAX >> (32 - 8 * u32::from(len & 7)))), len.into())
+            }
         }
-        if let Some((n, len)) = o.immediate {
-            let mask = u64::MAX >> (64 - 8 * u32::from(len));
-            b.put(i.immediate(u32::from(n)) & mask, u32::from(len));
+        if o.is4 != Operands::NONE {
+            rest.push(register(o.is4).number << 4);
         }
-        Some((b.value.to_le_bytes(), b.len as usize))
+        let low = b.value | rest.value.wrapping_shl(b.len);
+        let value = u128::from(low) | u128::from(rest.value.wrapping_shr(64_u32.wrapping_sub(b.len))) << 64;
+        Some((value.to_le_bytes(), (b.len.wrapping_add(rest.len) / 8) as usize))
     }
 
-    /// Prefixes and escape bytes. `None` where one register needs REX and another forbids it.
+    /// Prefixes. `None` where one register needs REX and another forbids it.
     #[inline(always)]
     fn put_legacy(&self, b: &mut Bytes, reg: Number, index: u8, rm: Number) -> Option<()> {
-        let bits =
-            u8::from(self.wide) << 3 | (reg.number >> 3 & 1) << 2 | (index >> 3) << 1 | rm.number >> 3 & 1;
-        if self.prefix != 0 {
-            b.push(self.prefix);
+        let bits = u8::from(self.wide) << 3
+            | (reg.number >> 3 & 1) << 2
+            | (index >> 3 & 1) << 1
+            | rm.number >> 3 & 1;
+        b.put(self.prefix.into(), self.prefix_len.into());
+        let rex = bits != 0 || reg.needs_rex || rm.needs_rex;
+        if rex && (reg.forbids_rex || rm.forbids_rex) {
+            return None;
         }
-        if bits != 0 || reg.needs_rex || rm.needs_rex {
-            if reg.forbids_rex || rm.forbids_rex {
-                return None;
-            }
-            b.push(0x40 | bits);
-        }
-        b.put(u64::from(u16::from_le_bytes(self.escape)), u32::from(self.escape_len));
+        b.push_if(rex, 0x40 | bits);
         Some(())
     }
 
     /// The VEX prefix, of two bytes if those hold all.
     #[inline(always)]
-    fn put_vex(&self, b: &mut Bytes, length: u8, [reg, index, rm]: [u8; 3], vvvv: Number) {
-        let last = (!vvvv.number & 15) << 3
-            | length << 2
-            | match self.prefix {
-                0x66 => 1,
-                0xf3 => 2,
-                0xf2 => 3,
-                _ => 0,
-            };
+    fn put_vex(&self, b: &mut Bytes, vex: Vex, [reg, index, rm]: [u8; 3], vvvv: Number) {
+        let last = (!vvvv.number & 15) << 3 | vex.low;
         let (r, x, rm) = (!reg >> 3 & 1, !index >> 3 & 1, !rm >> 3 & 1);
-        if x & rm == 1 && !self.wide && self.escape_len == 1 {
+        if x & rm == 1 && !self.wide && vex.table == 1 {
             b.push(0xc5);
             b.push(r << 7 | last);
             return;
         }
-        let table = match (self.escape_len, self.escape[1]) {
-            (1, _) => 1,
-            (_, 0x38) => 2,
-            _ => 3,
-        };
         b.push(0xc4);
-        b.push(r << 7 | x << 6 | rm << 5 | table);
+        b.push(r << 7 | x << 6 | rm << 5 | vex.table);
         b.push(u8::from(self.wide) << 7 | last);
     }
 }
 
-/// ModRM, SIB and displacement, as short as they can be.
+/// ModRM and SIB, and in `rest` the displacement, as short as they can be.
 #[inline(always)]
-fn put_memory(b: &mut Bytes, reg: u8, m: &Mem) {
+fn put_memory(b: &mut Bytes, rest: &mut Bytes, reg: u8, m: &Mem) {
     let reg = (reg & 7) << 3;
     let Some(base) = m.base else {
         let (n, scale) = m.index.unwrap_or((4, 0));
         b.push(reg | 4);
         b.push(scale << 6 | (n & 7) << 3 | 5);
-        b.put(u64::from(m.disp as u32), 4);
+        rest.put(u64::from(m.disp as u32), 4);
         return;
     };
-    let mode = match m.disp {
-        0 if base & 7 != 5 => 0,
-        -128..128 => 0x40,
-        _ => 0x80,
+    let (mode, len) = match m.disp {
+        0 if base & 7 != 5 => (0, 0),
+        -128..128 => (0x40, 1),
+        _ => (0x80, 4),
     };
     match m.index {
         Some((n, scale)) => {
@@ -277,16 +332,11 @@ fn put_memory(b: &mut Bytes, reg: u8, m: &Mem) {
         }
         None => {
             b.push(mode | reg | base & 7);
-            if base & 7 == 4 {
-                b.push(0x24);
-            }
+            b.push_if(base & 7 == 4, 0x24);
         }
     }
-    match mode {
-        0x40 => b.push(m.disp as u8),
-        0x80 => b.put(u64::from(m.disp as u32), 4),
-        _ => {}
-    }
+    let mask = (1_u64 << (8 * len)) - 1;
+    rest.put(u64::from(m.disp as u32) & mask, len);
 }
 
 /// The same for the decoder's encoder: an instruction with its general registers in
@@ -343,29 +393,32 @@ impl Operands {
                 K::r8_reg | K::r16_reg | K::r32_reg | K::r64_reg | K::mm_reg | K::xmm_reg | K::ymm_reg => {
                     &mut o.reg
                 }
-                K::r8_opcode | K::r16_opcode | K::r32_opcode | K::r64_opcode => &mut o.opcode,
+                K::r8_opcode | K::r16_opcode | K::r32_opcode | K::r64_opcode => {
+                    o.in_opcode = 7;
+                    &mut o.rm
+                }
                 K::r32_vvvv | K::r64_vvvv | K::xmm_vvvv | K::ymm_vvvv => &mut o.vvvv,
                 K::xmm_is4 | K::ymm_is4 => &mut o.is4,
                 K::al | K::cl | K::ax | K::dx | K::eax | K::rax | K::imm8_const_1 => continue,
-                K::imm8 | K::imm8sex16 | K::imm8sex32 | K::imm8sex64 if o.immediate.is_none() => {
-                    o.immediate = Some((n, 1));
+                K::imm8 | K::imm8sex16 | K::imm8sex32 | K::imm8sex64 if o.immediate == 0 => {
+                    o.immediate = 1;
                     continue;
                 }
-                K::imm16 if o.immediate.is_none() => {
-                    o.immediate = Some((n, 2));
+                K::imm16 if o.immediate == 0 => {
+                    o.immediate = 2;
                     continue;
                 }
-                K::imm32 | K::imm32sex64 if o.immediate.is_none() => {
-                    o.immediate = Some((n, 4));
+                K::imm32 | K::imm32sex64 if o.immediate == 0 => {
+                    o.immediate = 4;
                     continue;
                 }
-                K::imm64 if o.immediate.is_none() => {
-                    o.immediate = Some((n, 8));
+                K::imm64 if o.immediate == 0 => {
+                    o.immediate = 8;
                     continue;
                 }
                 _ => return None,
             };
-            if place.replace(n).is_some() {
+            if std::mem::replace(place, n) != Operands::NONE || n == Operands::NONE {
                 return None;
             }
         }

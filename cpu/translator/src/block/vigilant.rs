@@ -112,7 +112,7 @@ impl Builder<'_> {
     pub(super) fn be_vigilant(&mut self, list: &[Instruction], from: u64, leave: usize) {
         self.e.load(host::TEMP, Mem::gs(gs!(turns)));
         let left = self.e.jrcxz();
-        self.e.code[left] = leave.wrapping_sub(left + 1) as u8;
+        self.e.patch_u8(left, leave.wrapping_sub(left + 1) as u8);
         self.e.lea(host::TEMP, Mem::base(host::TEMP, -1));
         self.e.store(Mem::gs(gs!(turns)), host::TEMP);
         self.e.mov_imm(host::ADDRESS, from);

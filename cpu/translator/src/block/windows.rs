@@ -12,114 +12,162 @@
 //! A window that straddles two pages at run time sends the guest to a block
 //! made without windows, from the instruction on that found it.
 
-use iced_x86::{Code, FlowControl, Instruction, OpAccess, OpKind, Register};
+use iced_x86::{Code, FlowControl, Instruction, OpKind, Register};
 
 use super::access::{Access, Found, Place, gpr_number};
 use super::bits::is_bit_string;
-use super::copy::writes;
-use super::facts::{Facts, Route};
-use super::{Builder, Pending, PendingKind, Variant};
+use super::facts::{Facts, Known, Route};
+use super::{Builder, MAX_INSTRUCTIONS, Pending, PendingKind};
 use crate::emit::Mem;
 use crate::layout::{PINNED, WINDOWS, gpr_home, gs, host};
 
 /// Largest span of a window, in bytes. The wider, the more often one straddles.
 pub(crate) const SPAN: i32 = 512;
 
-/// Bytes of the widest operand.
-const WIDEST_OPERAND: i32 = 32;
-
 /// Guest RSP.
 const RSP: usize = 4;
 
-/// An index register and its scale as a power of two.
-type Index = Option<(u8, u8)>;
-
-/// What the addresses of a window have in common.
+/// What the addresses of a window have in common: guest registers, as a base and an
+/// index with its scale, or a constant page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Origin {
-    /// Guest registers: base, index and its scale as a power of two.
-    Registers(Option<u8>, Index),
-    /// A constant address in this page.
-    Page(u64),
-}
+pub(super) struct Origin(u64);
 
 impl Origin {
+    /// In place of a register's number: none.
+    const NONE: u8 = 16;
+
+    /// A constant address in this page.
+    fn page(page: u64) -> Self {
+        Origin(page & !0xfff)
+    }
+
+    /// Numbers of a base and an index, or [`Origin::NONE`], and the index's scale as a
+    /// power of two.
+    fn registers(base: u8, index: u8, scale: u8) -> Self {
+        // Odd, which no page is.
+        Origin(1 | u64::from(base & 31) << 1 | u64::from(index & 31) << 6 | u64::from(scale & 3) << 11)
+    }
+
+    /// The page, if it is one.
+    fn as_page(self) -> Option<u64> {
+        (self.0 & 1 == 0).then_some(self.0)
+    }
+
+    /// The base, if there is one.
+    pub fn base(self) -> Option<u8> {
+        Some((self.0 >> 1 & 31) as u8).filter(|n| self.0 & 1 != 0 && *n < Self::NONE)
+    }
+
+    /// The index, if there is one, and its scale as a power of two.
+    pub fn index(self) -> Option<(u8, u8)> {
+        let index = ((self.0 >> 6 & 31) as u8, (self.0 >> 11 & 3) as u8);
+        Some(index).filter(|(n, _)| self.0 & 1 != 0 && *n < Self::NONE)
+    }
+
     /// RSP alone, whose constant steps are followed.
     fn is_stack(self) -> bool {
-        matches!(self, Origin::Registers(Some(base), None) if usize::from(base) == RSP)
+        self == STACK
     }
 
     /// By how much it has changed, when its registers have by so much. `None`: by more
     /// than displacements hold.
-    fn moved(self, by: &[i32; 16]) -> Option<i32> {
-        let Origin::Registers(base, index) = self else { return Some(0) };
-        let base = base.map_or(0, |n| by[usize::from(n & 15)]);
-        let index = index.map_or(Some(0), |(n, scale)| by[usize::from(n & 15)].checked_mul(1 << scale));
-        base.checked_add(index?)
+    #[inline(always)]
+    fn moved(self, by: &Moved) -> Option<i32> {
+        if self.as_page().is_some() {
+            return Some(0);
+        }
+        let [base, index, scale] = self.parts();
+        i32::try_from(i64::from(by[base as usize]) + (i64::from(by[index as usize]) << scale)).ok()
     }
 
     /// The registers it is made of, a bit each.
-    fn registers(self) -> u16 {
-        match self {
-            Origin::Registers(base, index) => base.map_or(0, |n| 1 << n) | index.map_or(0, |(n, _)| 1 << n),
-            Origin::Page(_) => 0,
-        }
+    #[inline(always)]
+    fn mask(self) -> u16 {
+        let [base, index, _] = self.parts();
+        if self.as_page().is_some() { 0 } else { (1_u32 << base | 1 << index) as u16 }
+    }
+
+    /// Base and index, each below 32, and scale, unless it is a page.
+    #[inline(always)]
+    fn parts(self) -> [u32; 3] {
+        let all = self.0 as u32;
+        [all >> 1 & 31, all >> 6 & 31, all >> 11 & 3]
     }
 }
+
+/// By how much registers have changed; [`Origin::NONE`], and beyond, never does.
+type Moved = [i32; 32];
+
+/// RSP alone.
+const STACK: Origin = Origin(1 | (RSP as u64) << 1 | (Origin::NONE as u64) << 6);
 
 /// A group of accesses: displacements `low..high` from the origin's value when
 /// the window was opened.
 #[derive(Debug, Clone, Copy)]
 struct Window {
     origin: Origin,
-    access: Access,
     low: i32,
     high: i32,
-    members: u32,
-    open: bool,
+    access: Access,
+    members: u8,
     /// Branches in front of its first access.
     branches: u8,
+    /// Its slot, once it has been looked up.
+    slot: Option<u8>,
 }
 
 /// An access that belongs to a window.
 #[derive(Debug, Clone, Copy)]
-struct Member {
-    window: usize,
+pub(super) struct Member {
     /// Displacement from the origin's value when the window was opened.
     at: i32,
     /// By how much the origin has changed since.
     moved: i32,
+    window: u8,
+    pub instruction: u8,
+    /// Bytes.
+    pub size: u8,
+}
+
+impl Member {
+    /// The displacement in the instruction.
+    pub fn disp(&self) -> i32 {
+        self.at.wrapping_sub(self.moved)
+    }
 }
 
 /// The windows of one block.
-#[derive(Default)]
 pub(super) struct Plan {
     windows: Vec<Window>,
-    /// By instruction.
-    members: Vec<Option<Member>>,
-    /// Slot of each window that has been looked up.
-    slots: Vec<Option<u8>>,
+    members: Vec<Member>,
+    /// By instruction: the number of its member, from 1 on; 0 for none.
+    by_instruction: [u8; MAX_INSTRUCTIONS],
     slots_used: u8,
+    /// Windows that are open, a bit each.
+    open: u64,
     /// Registers that the addresses of open windows are made of.
     watched: u16,
 }
 
-/// What an instruction does to memory, for the plan.
-pub(super) struct Operand {
-    origin: Origin,
-    pub disp: i32,
-    pub size: i32,
-    access: Access,
-}
-
-impl Operand {
-    /// Base, and index with its scale; `None` for a constant address.
-    pub fn registers(&self) -> Option<(Option<u8>, Index)> {
-        match self.origin {
-            Origin::Registers(base, index) => Some((base, index)),
-            Origin::Page(_) => None,
+impl Default for Plan {
+    fn default() -> Self {
+        Plan {
+            windows: Vec::new(),
+            members: Vec::new(),
+            by_instruction: [0; MAX_INSTRUCTIONS],
+            slots_used: 0,
+            open: 0,
+            watched: 0,
         }
     }
+}
+
+/// What an instruction does to memory, for the plan.
+struct Operand {
+    origin: Origin,
+    disp: i32,
+    size: i32,
+    access: Access,
 }
 
 impl Plan {
@@ -127,143 +175,165 @@ impl Plan {
     pub fn clear(&mut self) {
         self.windows.clear();
         self.members.clear();
-        self.slots.clear();
+        self.by_instruction = [0; MAX_INSTRUCTIONS];
         self.slots_used = 0;
+        self.open = 0;
         self.watched = 0;
     }
 
     /// Group the accesses of a block; there are no windows yet. `word`: 8, or 4 in
     /// 32-bit code.
-    pub fn make(&mut self, list: &[Instruction], facts: &[Facts], word: i32) {
-        let mut moved = [0_i32; 16];
-        let mut branches = 0;
-        for (i, facts) in list.iter().zip(facts) {
-            let member = operand(i, facts, word).and_then(|o| {
-                let moved = o.origin.moved(&moved)?;
-                self.join(&o, moved, branches)
-            });
-            self.members.push(member);
-            branches += u8::from(facts.flow != FlowControl::Next);
-            let mut unknown = written(i, facts);
-            let moves = facts.stack || unknown != 0;
-            if let Some((register, by)) = if moves { step(i, word) } else { None } {
-                // Beyond what displacements hold, a register is as good as unknown.
-                let now = moved[register].checked_add(by).filter(|m| m.unsigned_abs() <= 1 << 30);
-                moved[register] = now.unwrap_or(0);
-                let bit = 1 << register;
-                unknown = if now.is_some() { unknown & !bit } else { unknown | bit };
+    pub fn make(&mut self, list: &[Instruction], known: &[Known], word: i32) {
+        // By how much registers have changed since a time at which no window that is
+        // open now was.
+        let mut moved: Moved = [0; 32];
+        let mut branches = 0_u8;
+        for (n, (i, known)) in list.iter().zip(known).enumerate() {
+            let facts = &known.facts;
+            if facts.windowed
+                && let Some(o) = operand(i, facts, word)
+                && let Some(moved) = o.origin.moved(&moved)
+            {
+                self.join(n as u8, &o, moved, branches);
             }
+            branches += u8::from(facts.flow != FlowControl::Next);
+            let mut unknown = known.written & self.watched;
             if unknown != 0 {
-                (0..16).filter(|n| unknown >> n & 1 != 0).for_each(|n| moved[n] = 0);
-                if unknown & self.watched != 0 {
-                    self.close(|o| o.registers() & unknown != 0);
+                if facts.steps
+                    && let Some((register, by)) = step(i, word)
+                    && let Some(now) = moved[register].checked_add(by).filter(|m| m.unsigned_abs() <= 1 << 30)
+                {
+                    moved[register] = now;
+                    unknown &= !(1 << register);
+                }
+                if unknown != 0 {
+                    (0..16).filter(|n| unknown >> n & 1 != 0).for_each(|n| moved[n] = 0);
+                    self.close(|o| o.mask() & unknown != 0);
                 }
             }
             if facts.barrier || is_call(facts) {
                 self.close(|_| true);
             }
         }
-        self.slots.resize(self.windows.len(), None);
+    }
+
+    fn member(&self, instruction: usize) -> Option<&Member> {
+        let n = usize::from(*self.by_instruction.get(instruction)?);
+        self.members.get(n.wrapping_sub(1))
     }
 
     /// Whether an instruction may be the first of a window.
+    #[inline(always)]
     pub fn opens(&self, instruction: usize) -> bool {
-        let member = self.members.get(instruction).copied().flatten();
-        member.is_some_and(|m| self.windows[m.window].members > 1 && self.slots[m.window].is_none())
+        let window = self.member(instruction).and_then(|m| self.windows.get(usize::from(m.window)));
+        window.is_some_and(|w| w.members > 1 && w.slot.is_none())
+    }
+
+    /// Operands with addresses made of registers other than RSP, and what those are,
+    /// whose windows hold no more than themselves: they are in one page if they are
+    /// multiples of their size.
+    pub fn alone(&self) -> impl Iterator<Item = (&Member, Origin)> {
+        self.members.iter().filter_map(|m| {
+            let w = self.windows.get(usize::from(m.window))?;
+            let other = w.origin.as_page().is_none() && !w.origin.is_stack();
+            (other && w.high.wrapping_sub(w.low) == i32::from(m.size)).then_some((m, w.origin))
+        })
     }
 
     /// Whether an instruction pushes or pops in a window that is open, and uses RSP for
     /// nothing else.
     pub fn in_open_slot(&self, instruction: usize, i: &Instruction, facts: &Facts) -> bool {
-        let open = |m: Member| self.windows[m.window].members > 1 && self.slots[m.window].is_some();
+        let window = self.member(instruction).and_then(|m| self.windows.get(usize::from(m.window)));
         facts.stack
-            && self.members.get(instruction).copied().flatten().is_some_and(open)
+            && window.is_some_and(|w| w.members > 1 && w.slot.is_some())
             && gpr_number(i.op0_register()) != Some(RSP)
-    }
-
-    /// Bytes of the window that holds an instruction's operand, whose address is made of
-    /// registers other than RSP. They are all in one page if the operand is as large, and
-    /// a multiple of its size.
-    pub fn span(&self, instruction: usize) -> Option<i32> {
-        let member = self.members.get(instruction).copied().flatten()?;
-        let w = self.windows[member.window];
-        let other = matches!(w.origin, Origin::Registers(..)) && !w.origin.is_stack();
-        other.then_some(w.high - w.low).filter(|span| *span <= WIDEST_OPERAND)
     }
 
     /// An instruction looks its operand up by itself.
     pub fn leave_out(&mut self, instruction: usize) {
-        if let Some(m) = self.members.get_mut(instruction) {
-            *m = None;
+        if let Some(n) = self.by_instruction.get_mut(instruction) {
+            *n = 0;
         }
     }
 
     fn close(&mut self, of: impl Fn(Origin) -> bool) {
         self.watched = 0;
-        for w in self.windows.iter_mut().filter(|w| w.open) {
-            w.open = !of(w.origin);
-            if w.open {
-                self.watched |= w.origin.registers();
+        let mut open = self.open;
+        while open != 0 {
+            let n = open.trailing_zeros();
+            open &= open - 1;
+            let Some(w) = self.windows.get(n as usize) else { break };
+            if of(w.origin) {
+                self.open &= !(1 << n);
+            } else {
+                self.watched |= w.origin.mask();
             }
         }
+    }
+
+    /// The last open window that an access to `low..high` from its origin may join.
+    fn joined(&mut self, o: &Operand, low: i32, high: i32, branches: u8) -> Option<u8> {
+        let mut open = self.open;
+        while open != 0 {
+            let n = open.ilog2();
+            open &= !(1 << n);
+            let w = self.windows.get_mut(n as usize)?;
+            if w.origin != o.origin {
+                continue;
+            }
+            // What may be written may be read; what will be written for certain is looked
+            // up for that at once.
+            let access = w.access == o.access || w.access == Access::Store || w.branches == branches;
+            let (low, high) = (w.low.min(low), w.high.max(high));
+            let near = i64::from(high) - i64::from(low) <= i64::from(SPAN) || o.origin.as_page().is_some();
+            if access && near {
+                (w.low, w.high) = (low, high);
+                w.members += 1;
+                if o.access == Access::Store {
+                    w.access = Access::Store;
+                }
+                return Some(n as u8);
+            }
+        }
+        None
     }
 
     /// Add an access to an open window, or open one for it.
     /// `moved`: by how much its origin has changed so far. `branches`: how many are in
     /// front of it.
-    fn join(&mut self, o: &Operand, moved: i32, branches: u8) -> Option<Member> {
+    fn join(&mut self, instruction: u8, o: &Operand, moved: i32, branches: u8) -> Option<()> {
         // Displacements that leave room for the stack's movement both ways.
         let at = o.disp.checked_add(moved).filter(|at| at.unsigned_abs() < 1 << 30)?;
-        let (low, high) = match o.origin {
-            Origin::Page(_) => (0, 0x1000),
-            Origin::Registers(..) => (at, at.checked_add(o.size)?),
+        let (low, high) = match o.origin.as_page() {
+            Some(_) => (0, 0x1000),
+            None => (at, at.checked_add(o.size)?),
         };
-        // What may be written may be read; what will be written for certain is looked up
-        // for that at once.
-        let found = self.windows.iter_mut().enumerate().rev().find(|(_, w)| {
-            w.open
-                && w.origin == o.origin
-                && (w.access == o.access || w.access == Access::Store || w.branches == branches)
-                && (matches!(o.origin, Origin::Page(_))
-                    || i64::from(w.high.max(high)) - i64::from(w.low.min(low)) <= i64::from(SPAN))
-        });
-        let window = match found {
-            Some((n, w)) => {
-                (w.low, w.high) = (w.low.min(low), w.high.max(high));
-                w.members += 1;
-                if o.access == Access::Store {
-                    w.access = Access::Store;
-                }
+        let window = match self.joined(o, low, high, branches) {
+            Some(n) => n,
+            None => {
+                let n = self.windows.len() as u8;
+                self.watched |= o.origin.mask();
+                self.open |= 1 << (n & 63);
+                let (origin, access) = (o.origin, o.access);
+                self.windows.push(Window { origin, low, high, access, members: 1, branches, slot: None });
                 n
             }
-            None => {
-                self.watched |= o.origin.registers();
-                self.windows.push(Window {
-                    origin: o.origin,
-                    access: o.access,
-                    low,
-                    high,
-                    members: 1,
-                    open: true,
-                    branches,
-                });
-                self.windows.len() - 1
-            }
         };
-        Some(Member { window, at, moved })
+        self.members.push(Member { at, moved, window, instruction, size: o.size as u8 });
+        *self.by_instruction.get_mut(usize::from(instruction))? = self.members.len() as u8;
+        Some(())
     }
 }
 
 /// The memory operand of an instruction, if a window may hold it.
-pub(super) fn operand(i: &Instruction, facts: &Facts, word: i32) -> Option<Operand> {
+#[inline(always)]
+fn operand(i: &Instruction, facts: &Facts, word: i32) -> Option<Operand> {
     if facts.stack {
         return slot(i, word);
     }
-    if matches!(facts.route, Route::Hint | Route::Lea) {
-        return None;
-    }
-    let n = facts.memory(i)?;
-    if facts.flow != FlowControl::Next || facts.string || facts.route == Route::Other && is_bit_string(i) {
+    facts.memory(i)?;
+    let access = facts.accessed?;
+    if facts.route == Route::Other && is_bit_string(i) {
         return None;
     }
     // Through CS nothing may be written, and not always read.
@@ -272,28 +342,28 @@ pub(super) fn operand(i: &Instruction, facts: &Facts, word: i32) -> Option<Opera
     if !flat {
         return None;
     }
-    let access = match facts.access[n as usize] {
-        OpAccess::Read | OpAccess::CondRead => Access::Load,
-        OpAccess::None | OpAccess::NoMemAccess => return None,
-        _ => Access::Store,
-    };
-    let size = Some(i32::from(facts.size)).filter(|size| *size != 0)?;
+    let size = i32::from(facts.size);
     let (base, index) = (i.memory_base(), i.memory_index());
     if base == Register::RIP || base == Register::None && index == Register::None {
         let linear = i.memory_displacement64();
         let disp = (linear & 0xfff) as i32;
-        let origin = Origin::Page(linear & !0xfff);
+        let origin = Origin::page(linear);
         return (disp + size <= 0x1000).then_some(Operand { origin, disp, size, access });
     }
-    let other = |r: Register| r != Register::None && r.size() != word as usize;
-    if other(base) || other(index) {
-        return None;
-    }
-    let number =
-        |r: Register| if r == Register::None { Some(None) } else { gpr_number(r).map(|n| Some(n as u8)) };
-    let index = number(index)?.map(|n| (n, i.memory_index_scale().trailing_zeros() as u8));
+    let (base, index) = (number(base, word)?, number(index, word)?);
+    let scale = if index == Origin::NONE { 0 } else { i.memory_index_scale().trailing_zeros() as u8 };
     let disp = displacement(i, word)?;
-    Some(Operand { origin: Origin::Registers(number(base)?, index), disp, size, access })
+    Some(Operand { origin: Origin::registers(base, index, scale), disp, size, access })
+}
+
+/// The number of a base or index register of this size; `None` for others.
+#[inline(always)]
+fn number(r: Register, word: i32) -> Option<u8> {
+    let first = if word == 8 { Register::RAX } else { Register::EAX };
+    match (r as u8).wrapping_sub(first as u8) {
+        _ if r == Register::None => Some(Origin::NONE),
+        n => Some(n).filter(|n| *n < 16),
+    }
 }
 
 /// The slot that an instruction pushes to or pops from, if that is all it does.
@@ -303,7 +373,7 @@ fn slot(i: &Instruction, word: i32) -> Option<Operand> {
         Code::Pop_r64 | Code::Retnq | Code::Retnq_imm16 => (0, Access::Load),
         _ => return None,
     };
-    Some(Operand { origin: Origin::Registers(Some(RSP as u8), None), disp, size: word, access })
+    Some(Operand { origin: STACK, disp, size: word, access })
 }
 
 /// The displacement of a memory operand; of 32-bit code modulo 2^32.
@@ -371,14 +441,6 @@ fn stack_change(i: &Instruction, word: i32) -> Option<i32> {
     }
 }
 
-/// General registers an instruction writes, by number.
-pub(super) fn written(i: &Instruction, facts: &Facts) -> u16 {
-    (0..i.op_count())
-        .filter(|n| i.op_kind(*n) == OpKind::Register && writes(facts.access[*n as usize]))
-        .filter_map(|n| gpr_number(i.op_register(n)))
-        .fold(facts.written, |mask, n| mask | 1 << n)
-}
-
 /// An instruction that may change what memory is where, or who may reach it.
 pub(super) fn is_barrier(i: &Instruction) -> bool {
     use iced_x86::Mnemonic as M;
@@ -393,63 +455,56 @@ pub(super) fn is_call(facts: &Facts) -> bool {
 impl Builder<'_> {
     /// The current instruction's operand, if it belongs to a window.
     pub(super) fn windowed(&mut self) -> Option<Found> {
-        if self.r.mode.variant == Variant::Plain {
-            return None;
-        }
-        let m = (*self.plan.members.get(usize::from(self.index))?)?;
-        let w = self.plan.windows[m.window];
+        let plan = &self.s.plan;
+        let m = plan.member(usize::from(self.index))?;
+        let w = plan.windows.get(usize::from(m.window))?;
         if w.members < 2 {
             return None;
         }
-        match self.plan.slots[m.window] {
-            Some(slot) => {
-                if self.held != Some(m.window) {
-                    self.e.load(host::TEMP, Mem::gs(gs!(windows) + 8 * i32::from(slot)));
-                }
-            }
-            None if usize::from(self.plan.slots_used) == WINDOWS => return None,
+        let (window, disp) = (m.window, m.at.wrapping_sub(w.low));
+        match w.slot {
+            Some(_) if self.held == Some(window) => {}
+            Some(slot) => self.e.load(host::TEMP, Mem::gs(gs!(windows) + 8 * i32::from(slot))),
             None => {
-                let slot = self.plan.slots_used;
-                self.open_window(&w, w.low.checked_sub(m.moved)?);
+                let slot = Some(plan.slots_used).filter(|n| usize::from(*n) < WINDOWS)?;
+                let (w, lead) = (*w, w.low.checked_sub(m.moved)?);
+                self.open_window(&w, lead);
                 self.e.store(Mem::gs(gs!(windows) + 8 * i32::from(slot)), host::TEMP);
-                self.plan.slots[m.window] = Some(slot);
-                self.plan.slots_used += 1;
+                self.s.plan.windows[usize::from(window)].slot = Some(slot);
+                self.s.plan.slots_used += 1;
             }
         }
-        self.now_held = Some(m.window);
-        Some(Found::at_temp(m.at - w.low))
+        self.now_held = Some(window);
+        Some(Found::at_temp(disp))
     }
 
     /// TEMP = the host address of a window whose start is `lead` bytes from what
     /// its origin is now; or leave.
     fn open_window(&mut self, w: &Window, lead: i32) {
-        match w.origin {
-            Origin::Page(page) => self.e.mov_imm(host::ADDRESS, page),
-            Origin::Registers(base, index) => {
-                let mut place = |n: u8, scratch: u8| {
-                    PINNED[usize::from(n)].unwrap_or_else(|| {
-                        self.e.load(scratch, Mem::gs(gpr_home(usize::from(n))));
-                        scratch
-                    })
-                };
-                let base = base.map(|n| place(n, host::ADDRESS));
-                let index = index.map(|(n, scale)| (place(n, host::TEMP), scale));
-                let m = Mem { gs: false, base, index, disp: lead };
-                if self.r.mode.narrow {
-                    self.e.lea32(host::ADDRESS, m);
-                } else {
-                    self.e.lea(host::ADDRESS, m);
-                }
-                if !self.alignment.of(usize::from(self.index)) {
-                    self.e.pext_gs(host::TEMP, host::ADDRESS, gs!(page_offset_mask));
-                    let last = gs!(within_page) + (w.high - w.low - 1);
-                    self.e.load_byte(
-                        host::TEMP,
-                        Mem { gs: true, base: Some(host::TEMP), index: None, disp: last },
-                    );
-                    let at = self.e.jrcxz();
-                    self.pend(Pending { at, kind: PendingKind::Plain(self.ip) });
-                }
+        if let Some(page) = w.origin.as_page() {
+            self.e.mov_imm(host::ADDRESS, page);
+        } else {
+            let mut place = |n: u8, scratch: u8| {
+                PINNED[usize::from(n)].unwrap_or_else(|| {
+                    self.e.load(scratch, Mem::gs(gpr_home(usize::from(n))));
+                    scratch
+                })
+            };
+            let base = w.origin.base().map(|n| place(n, host::ADDRESS));
+            let index = w.origin.index().map(|(n, scale)| (place(n, host::TEMP), scale));
+            let m = Mem { gs: false, base, index, disp: lead };
+            if self.r.mode.narrow {
+                self.e.lea32(host::ADDRESS, m);
+            } else {
+                self.e.lea(host::ADDRESS, m);
+            }
+            if !self.s.alignment.of(usize::from(self.index)) {
+                self.e.pext_gs(host::TEMP, host::ADDRESS, gs!(page_offset_mask));
+                let last = gs!(within_page) + (w.high - w.low - 1);
+                let m = Mem { gs: true, base: Some(host::TEMP), index: None, disp: last };
+                self.e.load_byte(host::TEMP, m);
+                let at = self.e.jrcxz();
+                self.pend(Pending { at, kind: PendingKind::Plain(self.ip) });
             }
         }
         self.e.pext(host::TEMP, host::ADDRESS, host::PAGE_MASK);
@@ -472,7 +527,7 @@ mod tests {
     type Build = fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>;
 
     /// The windows' spans, from what their registers are at first, accesses and members.
-    fn check(build: Build, expected: &[(i32, i32, Access, u32)]) {
+    fn check(build: Build, expected: &[(i32, i32, Access, u8)]) {
         let mut a = CodeAssembler::new(64).unwrap();
         build(&mut a).unwrap();
         let code = a.assemble(0x40_1000).unwrap();
@@ -480,8 +535,8 @@ mod tests {
             Decoder::with_ip(64, &code, 0x40_1000, DecoderOptions::NONE).into_iter().collect();
         let mut plan = Plan::default();
         let mut table = FactTable::new(HostFeatures::detect());
-        let facts: Vec<Facts> = list.iter().map(|i| table.of(i)).collect();
-        plan.make(&list, &facts, 8);
+        let known: Vec<Known> = list.iter().map(|i| Known::of(i, table.of(i))).collect();
+        plan.make(&list, &known, 8);
         let found: Vec<_> = plan.windows.iter().map(|w| (w.low, w.high, w.access, w.members)).collect();
         let text = list.iter().map(|i| format!("{i}\n")).collect::<String>();
         assert_eq!(found, expected, "windows of\n{text}");
