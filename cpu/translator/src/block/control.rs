@@ -64,7 +64,8 @@ impl Builder<'_> {
                 if self.shadowed {
                     self.end_shadow();
                 }
-                if self.single() {
+                // Behind a call nobody looks whether an event waits, which STI let in.
+                if self.single() || self.shadowed {
                     self.leave_indirect();
                 } else {
                     self.e.bytes(&[0xc3]);
