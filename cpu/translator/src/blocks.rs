@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use code_cache::{CodeCache, CodeCacheError};
 
@@ -14,6 +14,7 @@ use crate::layout::host;
 use crate::ledger::{Entry, Ledger};
 pub(crate) use crate::records::Key;
 use crate::records::{Block, InstructionMap, LinkRecord, Second};
+use crate::spaces::LostPage;
 use crate::string_thunks::{self, StringThunks};
 use crate::system_thunks::{self, SystemThunks};
 use crate::thunks::{self, Thunks};
@@ -26,6 +27,12 @@ const CODE_PAGE: u32 = 4096;
 
 /// Room for what the jump cache holds for a block.
 const STUB_CODE: usize = 96;
+
+/// Blocks translated before an idle vCPU gives back what that took, and for how long it
+/// has translated few then.
+const SETTLING: u64 = 1 << 12;
+const FEW: u64 = 1 << 8;
+const QUIET: Duration = Duration::from_secs(1);
 
 /// Pages of code written before an idle vCPU lets go of the mapping it writes through:
 /// then faulting some of them in again costs little beside what was written.
@@ -96,10 +103,16 @@ pub(crate) struct Blocks {
     origins: AddressMap<u32, u32>,
     by_key: IdTable,
     by_page: AddressMap<u32, PageBlocks>,
+    /// Those that are of no page: they compare the guest's bytes themselves.
+    vigilant: Vec<u32>,
     links: Vec<LinkRecord>,
     /// A block was dropped that calls outstanding may return into: they must be forgotten.
     pub returns_lost: bool,
     pub translated: u64,
+    /// `translated` when what starting took was given back last, and since when it has
+    /// grown little.
+    settled: u64,
+    seen: Option<(u64, Instant)>,
     pub flushes: u64,
     pub ledger: Ledger,
     pub foresight: Foresight,
@@ -138,9 +151,12 @@ impl Blocks {
             origins: AddressMap::default(),
             by_key: IdTable::default(),
             by_page: AddressMap::default(),
+            vigilant: Vec::new(),
             links: Vec::new(),
             returns_lost: false,
             translated: 0,
+            settled: 0,
+            seen: None,
             flushes: 0,
             ledger: Ledger::default(),
             foresight: Foresight::default(),
@@ -312,6 +328,9 @@ impl Blocks {
             code: t.code(),
         });
         self.links.extend(t.links.iter().map(LinkRecord::new));
+        if vigilant {
+            self.vigilant.push(id);
+        }
         if let Some((page, _)) = second {
             self.seconds.insert(id, Second { page, guard: t.guard.map(|g| at + g) });
         }
@@ -353,9 +372,27 @@ impl Blocks {
         self.cache.size() - self.cache.used() < 64 << 10 || self.list.len() >= 1 << 25
     }
 
-    /// The vCPU has nothing to do: see [`CodeCache::release_writes`].
+    /// The vCPU has nothing to do: see [`CodeCache::release_writes`]. When it had nothing
+    /// new to do for a while either, what starting took is given back: room for more
+    /// records, and pages of the heap and of this program.
     pub fn rest(&mut self) {
         self.cache.release_writes(RELEASED_PAGES);
+        if self.settled + SETTLING > self.translated {
+            return;
+        }
+        let now = Instant::now();
+        let (translated, since) = self.seen.get_or_insert((self.translated, now));
+        if *translated + FEW < self.translated {
+            self.seen = None;
+        } else if now.duration_since(*since) > QUIET {
+            self.seen = None;
+            self.settled = self.translated;
+            self.list.shrink_to_fit();
+            self.links.shrink_to_fit();
+            self.map.shrink();
+            host_sys::release_free_memory();
+            host_sys::release_program();
+        }
     }
 
     /// Drop every block, and what memory they took: most of it was for code that
@@ -370,6 +407,7 @@ impl Blocks {
         self.foresight = Foresight::default();
         self.by_key.clear();
         self.by_page = AddressMap::default();
+        self.vigilant = Vec::new();
         self.links = Vec::new();
         host_sys::release_free_memory();
         self.cache.truncate(self.floor);
@@ -408,6 +446,19 @@ impl Blocks {
         for id in self.by_page.remove(&page).unwrap_or_default().ids {
             self.kill(id);
         }
+    }
+
+    /// A page of shared code is not mapped where it was: drop the blocks made there.
+    pub fn drop_mapping(&mut self, page: LostPage) {
+        self.drop_page(page.ram);
+        let mut vigilant = std::mem::take(&mut self.vigilant);
+        vigilant.retain(|id| {
+            if self.get(*id).va() >> 12 == page.linear {
+                self.kill(*id);
+            }
+            !self.get(*id).dead()
+        });
+        self.vigilant = vigilant;
     }
 
     /// Lines (of 64 bytes) of a page have changed, and with that its generation:

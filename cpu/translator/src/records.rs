@@ -221,6 +221,11 @@ impl InstructionMap {
         })
     }
 
+    /// Give back the room for more.
+    pub fn shrink(&mut self) {
+        self.0.shrink_to_fit();
+    }
+
     /// Bytes it takes.
     pub fn bytes(&self) -> usize {
         self.0.capacity()

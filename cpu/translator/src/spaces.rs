@@ -24,6 +24,14 @@ pub(crate) struct CodePage {
     pub global: bool,
 }
 
+/// A page that code was fetched from and is not where it was: numbers of the linear
+/// page and of the backing's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LostPage {
+    pub linear: u64,
+    pub ram: u32,
+}
+
 struct Context {
     key: ContextKey,
     view: Option<View>,
@@ -220,19 +228,19 @@ impl Spaces {
     pub fn verify_own(&mut self, only: Option<u64>, mut walk: impl FnMut(u64, bool) -> Option<CodePage>) {
         let current = self.current;
         let stays = |page, known| walk(page << 12, known & 1 != 0).is_some_and(|p| p.ram == known & !1);
-        if moved(&mut self.contexts[current].code, only, stays) {
+        if !moved(&mut self.contexts[current].code, only, stays).is_empty() {
             self.contexts[current].number = self.fresh_number();
         }
     }
 
-    /// The same for shared code pages; true if one moved. `globals`: global pages
-    /// were flushed too.
+    /// The same for shared code pages: where in the backing those are that moved.
+    /// `globals`: global pages were flushed too.
     pub fn verify_shared(
         &mut self,
         only: Option<u64>,
         globals: bool,
         mut walk: impl FnMut(u64, bool) -> Option<CodePage>,
-    ) -> bool {
+    ) -> Vec<LostPage> {
         let mut changed = Vec::new();
         let mut stays = |page: u64, known: u64, global: bool| match walk(page << 12, known & 1 != 0) {
             Some(now) if now.ram == known & !1 => {
@@ -245,7 +253,7 @@ impl Spaces {
         };
         let mut lost = moved(&mut self.shared_local, only, |page, known| stays(page, known, false));
         if globals {
-            lost |= moved(&mut self.shared_global, only, |page, known| stays(page, known, true));
+            lost.extend(moved(&mut self.shared_global, only, |page, known| stays(page, known, true)));
         }
         for (page, known, global) in changed {
             self.set_shared(page, known, global);
@@ -278,17 +286,28 @@ impl Spaces {
     }
 }
 
-/// Drop the code pages that do not stay; whether there was any.
-fn moved(map: &mut AddressMap<u64, u64>, only: Option<u64>, mut stays: impl FnMut(u64, u64) -> bool) -> bool {
-    let before = map.len();
+/// Drop the code pages that do not stay: those that were.
+fn moved(
+    map: &mut AddressMap<u64, u64>,
+    only: Option<u64>,
+    mut stays: impl FnMut(u64, u64) -> bool,
+) -> Vec<LostPage> {
+    let mut lost = Vec::new();
+    let mut check = |page: u64, known: u64| {
+        let stays = stays(page, known);
+        if !stays {
+            lost.push(LostPage { linear: page, ram: (known >> 12) as u32 });
+        }
+        stays
+    };
     match only {
         Some(va) => {
             let page = va >> 12;
-            if map.get(&page).is_some_and(|known| !stays(page, *known)) {
+            if map.get(&page).is_some_and(|known| !check(page, *known)) {
                 map.remove(&page);
             }
         }
-        None => map.retain(|page, known| stays(*page, *known)),
+        None => map.retain(|page, known| check(*page, *known)),
     }
-    map.len() != before
+    lost
 }

@@ -90,6 +90,8 @@ pub struct TranslatorVcpu {
     counters: Counters,
 }
 
+/// Most pages of shared code that may move at once without all blocks being dropped.
+const MOST_LOST: usize = 32;
 /// Entries of the table of recent targets.
 const RECENT: usize = 4096;
 /// Most places remembered as the interpreter's.
@@ -265,7 +267,7 @@ impl TranslatorVcpu {
         if !matches!(f, Flush::Switch { .. }) && key != self.spaces.key() && self.spaces.enter(key, false) {
             self.spaces.verify_own(None, &walk);
         }
-        let shared = match f {
+        let lost = match f {
             Flush::All => {
                 self.spaces.flush(true);
                 self.spaces.forget_other_code();
@@ -291,7 +293,7 @@ impl TranslatorVcpu {
                     self.spaces.verify_shared(None, false, &walk)
                 } else {
                     self.spaces.forget_code(named);
-                    false
+                    Vec::new()
                 }
             }
             Flush::Switch { keep } => {
@@ -301,9 +303,12 @@ impl TranslatorVcpu {
                 self.spaces.verify_shared(None, false, &walk)
             }
         };
-        if shared {
-            // Links between shared blocks carry no check: start over.
+        // Links between shared blocks carry no check, so the blocks of pages that moved
+        // must go. Where they are many, all go: a kernel has freed what started it.
+        if lost.len() > MOST_LOST {
             self.drop_blocks();
+        } else {
+            lost.into_iter().for_each(|page| self.blocks.drop_mapping(page));
         }
     }
 
