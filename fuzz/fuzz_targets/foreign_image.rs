@@ -1,41 +1,4 @@
-//! VHDX, VDI and VMDK images with arbitrary changes are refused, or read without a
-//! panic and with little memory. Input: the kind, the count of changes, (32-bit place,
-//! byte) for each, then reads of 4 bytes.
+//! See `fuzz_bodies::foreign_image`.
 #![no_main]
 
-#[allow(dead_code, reason = "tests use all of it")]
-#[path = "../../storage/disk_foreign/tests/images/mod.rs"]
-mod images;
-
-use std::os::fd::AsRawFd;
-
-use disk::Disk;
-use libfuzzer_sys::fuzz_target;
-
-fuzz_target!(|data: &[u8]| {
-    let [kind, count, rest @ ..] = data else { return };
-    let mut sample = images::samples()[usize::from(*kind % 4)].clone();
-    let (changes, reads) = rest.split_at((usize::from(*count % 32) * 5).min(rest.len()));
-    for change in changes.chunks_exact(5) {
-        let at = u32::from_le_bytes([change[0], change[1], change[2], change[3]]);
-        sample.change(at as usize, change[4]);
-    }
-    if kind & 0x80 == 0 {
-        sample.seal();
-    }
-    let file = rustix::fs::memfd_create("fuzz-image", rustix::fs::MemfdFlags::CLOEXEC).expect("a file");
-    let file = std::fs::File::from(file);
-    sample.write(&file);
-    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    let Ok(disk) = disk_foreign::open(path.as_ref(), sample.format) else { return };
-    let mut buffer = vec![0; 64 << 10];
-    for read in reads.chunks_exact(4).take(64) {
-        let offset = u64::from(u16::from_le_bytes([read[0], read[1]])) * 512;
-        let len = usize::from(read[2] % 128) * 512;
-        if read[3] & 1 == 0 {
-            let _ = disk.read(offset, &mut buffer[..len]);
-        } else {
-            let _ = disk.known_zeroes(offset);
-        }
-    }
-});
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz_bodies::foreign_image(data));

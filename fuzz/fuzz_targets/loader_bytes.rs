@@ -1,27 +1,4 @@
-//! Arbitrary bytes as a kernel image never panic a loader.
+//! See `fuzz_bodies::loader_bytes`.
 #![no_main]
 
-#[path = "../../boot/loader/tests/images/mod.rs"]
-mod images;
-
-use libfuzzer_sys::fuzz_target;
-use loader::{BootRequest, Protocol, load};
-
-const PROTOCOLS: [Protocol; 7] = [
-    Protocol::Auto,
-    Protocol::Uncompressed,
-    Protocol::Linux64,
-    Protocol::Linux32,
-    Protocol::Pvh,
-    Protocol::Multiboot,
-    Protocol::Firmware,
-];
-
-fuzz_target!(|data: &[u8]| {
-    let Some((first, kernel)) = data.split_first() else { return };
-    let machine = images::Machine::new(32);
-    let protocol = PROTOCOLS[usize::from(*first) % PROTOCOLS.len()];
-    let initrd = [1; 100];
-    let request = BootRequest { initrd: Some(&initrd), protocol, ..machine.request(kernel) };
-    let _ = load(&machine.memory, &request);
-});
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz_bodies::loader_bytes(data));

@@ -139,7 +139,8 @@ fn result_line(line: &str) -> Option<Counts> {
     Some(Counts { passed: number("passed")?, failed: number("failed")?, skipped: number("ignored")? })
 }
 
-/// Run every fuzz target for a while.
+/// Run every fuzz target for a while, from the inputs that are kept. What it finds
+/// goes into `fuzz/corpus`, which is not.
 pub fn fuzz(seconds: u64) -> Result<bool> {
     let toolchain = ["+nightly", "fuzz"];
     if !command::works("cargo", &[toolchain[0], toolchain[1], "--version"]) {
@@ -152,7 +153,10 @@ pub fn fuzz(seconds: u64) -> Result<bool> {
     let mut clean = true;
     for target in list.lines() {
         println!("fuzzing {target} for {seconds} s");
-        let args = [&toolchain[..], &["run", target, "--", &limit, "-rss_limit_mb=3072"]].concat();
+        let (found, kept) = (format!("fuzz/corpus/{target}"), format!("fuzz/seeds/{target}"));
+        std::fs::create_dir_all(&found).with_context(|| format!("cannot make {found}"))?;
+        let limits = [&limit, "-max_len=4096", "-timeout=25", "-rss_limit_mb=3072"];
+        let args = [&toolchain[..], &["run", target, &found, &kept, "--"], &limits].concat();
         clean &= command::show("cargo", &args)?;
     }
     Ok(clean)

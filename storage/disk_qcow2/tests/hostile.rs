@@ -3,7 +3,7 @@
 mod images;
 
 use disk::{CacheMode, Disk};
-use disk_qcow2::{Header, HeaderError, Qcow2Disk, Qcow2Options};
+use disk_qcow2::{Backing, Header, HeaderError, Qcow2Disk, Qcow2Options, open_to_read};
 use proptest::prelude::*;
 
 /// A good version 3 header of a disk of 1 GiB, in a file of 1 MiB.
@@ -103,6 +103,28 @@ fn a_header_that_ends_early_is_refused() {
     for len in 0..112 {
         let message = parse(&good[..len]).expect_err("cut").to_string();
         assert!(message.contains("no qcow2") || message.contains("ends after"), "{len}: {message}");
+    }
+}
+
+#[test]
+fn images_with_features_that_are_only_read_are_good() {
+    for (extended_l2, zstd) in [(false, false), (false, true), (true, false), (true, true)] {
+        let kind = images::Kind { extended_l2, zstd };
+        let cluster = kind.cluster();
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::fs::write(file.path(), images::feature_rich(kind)).expect("its bytes");
+        let mut data = vec![0xaa; cluster];
+        if extended_l2 {
+            data[cluster / 32..cluster / 16].fill(0);
+        }
+        let expected = [data, vec![0xcc; cluster], vec![0; 64 * 1024 - 2 * cluster]].concat();
+        let empty = vec![0; 64 * 1024];
+        for (snapshot, expected) in [(None, &expected), (Some("1"), &expected), (Some("two"), &empty)] {
+            let disk = open_to_read(file.path(), Backing::Deny, snapshot).expect("a good image");
+            let mut contents = vec![1; 64 * 1024];
+            disk.read(0, &mut contents).expect("it is whole");
+            assert!(contents == *expected, "{kind:?} {snapshot:?}");
+        }
     }
 }
 
