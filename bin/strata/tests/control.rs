@@ -1,17 +1,16 @@
 //! Running machines under command: the built program from outside, with
 //! firmware of a few instructions as the guest.
 
+mod support;
+
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-
-const PATIENCE: Duration = Duration::from_secs(60);
-/// The size of the firmware, which ends at 4 GiB.
-const SIZE: usize = 4096;
+use support::{Host, PATIENCE};
 
 /// Counts, and powers off when the power button was pressed:
 /// `again: inc dword [0x1000]; mov dx, 0x600; in ax, dx; test ax, 0x100; jz again;
@@ -23,53 +22,14 @@ const POLITE: &[u8] = &[
 /// Counts whatever happens: `again: inc dword [0x1000]; jmp again`.
 const STUBBORN: &[u8] = &[0x66, 0xff, 0x06, 0x00, 0x10, 0xeb, 0xf9];
 
-/// A runtime directory of one test's own.
-struct Host(PathBuf);
-
 impl Host {
-    fn new(name: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!("strata-ctl-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).expect("the temporary directory is writable");
-        Host(dir)
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_strata"));
-        command.args(arguments).env("STRATA_RUNTIME_DIR", self.0.join("run")).stdin(Stdio::null());
-        command
-    }
-
-    fn strata(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().expect("the built command starts")
-    }
-
-    /// Run, expect a status, and answer what was printed.
-    fn check(&self, arguments: &[&str], status: i32) -> String {
-        let out = self.strata(arguments);
-        let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
-        assert_eq!(out.status.code(), Some(status), "{arguments:?}: {text}");
-        assert!(!text.contains("panicked at"), "{arguments:?}: {text}");
-        text
-    }
-
-    fn json(&self, arguments: &[&str]) -> Value {
-        let text = self.check(arguments, 0);
-        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{arguments:?}: {e}: {text}"))
-    }
-
     fn list(&self) -> Vec<Value> {
         self.json(&["ps", "--format", "json"]).as_array().expect("a list").clone()
     }
 
     /// Start a machine and wait until it runs.
     fn start(&self, name: &str, code: &[u8], more: &[&str]) -> Guest<'_> {
-        let firmware = self.0.join(format!("{name}.fw"));
-        let mut image = code.to_vec();
-        image.resize(SIZE, 0xf4);
-        // The reset vector, f000:fff0, jumps to f000:f000.
-        image[SIZE - 16..SIZE - 13].copy_from_slice(&[0xe9, 0x0d, 0xf0]);
-        std::fs::write(&firmware, image).expect("writable");
-        let path = firmware.to_str().expect("a plain name");
+        let firmware = self.firmware(&format!("{name}.fw"), code);
         let line = [
             "run",
             "--name",
@@ -81,7 +41,7 @@ impl Host {
             "--timeout",
             "5m",
             "--firmware",
-            path,
+            &firmware,
         ];
         let child = self
             .command(&[&line[..], more].concat())
@@ -92,12 +52,6 @@ impl Host {
         let guest = Guest { host: self, name: name.to_string(), child };
         guest.wait_for("it runs", |m| m["state"] == "running");
         guest
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
@@ -300,6 +254,23 @@ fn processors_and_memory_are_added_within_what_the_machine_can_have() {
 }
 
 #[test]
+fn disks_in_images_that_stand_on_others_come_while_the_machine_runs() {
+    let host = Host::new("plug");
+    let _guest = host.start("g", POLITE, &["--engine", "interp"]);
+    std::fs::write(host.0.join("base"), vec![7; 1 << 20]).expect("writable");
+    disk_qcow2::create(&host.0.join("thin"), 1 << 20, Some(("base", disk::ImageFormat::Raw)))
+        .expect("an image");
+    // The machine's process may open nothing: not the image, and not what that names.
+    let refused = host.check(&["update", "g", "--add-disk", "thin"], 2);
+    assert!(refused.contains("backing=on"), "{refused}");
+    assert!(host.check(&["update", "g", "--add-disk", "thin,backing=on"], 0).contains("disk-0"));
+    let taken = host.check(&["image", "convert", "thin", "copy", "--backing", "--force"], 2);
+    assert!(taken.contains("written"), "it is locked: {taken}");
+    let direct = host.check(&["update", "g", "--add-disk", "thin,backing=on,cache=direct"], 1);
+    assert!(direct.contains("cache=direct"), "{direct}");
+}
+
+#[test]
 fn a_guest_that_does_not_answer_is_ended() {
     let host = Host::new("stop");
     let guest = host.start("g", STUBBORN, &["--engine", "interp"]);
@@ -338,7 +309,7 @@ fn nonsense_on_the_socket_harms_nobody() {
     let id = guest.info().expect("listed")["id"].as_str().expect("text").to_string();
     let dir = host.0.join("run").join(id);
     use std::os::unix::fs::PermissionsExt;
-    let mode = |path: &PathBuf| std::fs::metadata(path).expect("there").permissions().mode() & 0o777;
+    let mode = |path: &Path| std::fs::metadata(path).expect("there").permissions().mode() & 0o777;
     assert_eq!((mode(&host.0.join("run")), mode(&dir)), (0o700, 0o700));
     let silent: Vec<_> =
         (0..5).map(|_| UnixStream::connect(dir.join("control.sock")).expect("listens")).collect();
@@ -360,12 +331,8 @@ fn nonsense_on_the_socket_harms_nobody() {
 /// A run of the command with little address space (ulimit -v, in KiB).
 fn cramped(host: &Host, engine: &str) -> (Option<i32>, String) {
     let line = r#"ulimit -v 4000000; exec "$0" "$@""#;
-    let firmware = host.0.join("cramped.fw");
     // mov al, 0x15; out 0xf4, al; hlt
-    let mut image = vec![0xb0, 0x15, 0xe6, 0xf4, 0xf4];
-    image.resize(SIZE, 0xf4);
-    image[SIZE - 16..SIZE - 13].copy_from_slice(&[0xe9, 0x0d, 0xf0]);
-    std::fs::write(&firmware, image).expect("writable");
+    let firmware = host.firmware("cramped.fw", &[0xb0, 0x15, 0xe6, 0xf4, 0xf4]);
     let run =
         ["run", "--debug-exit", "--memory", "2M", "--serial", "null", "--timeout", "1m", "--engine", engine];
     let out = Command::new("sh")

@@ -1,8 +1,7 @@
 //! Backing files: which files an image stands on.
 
 use std::fs::File;
-use std::io::Read;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use disk::{ImageFormat, OpenError};
@@ -34,21 +33,47 @@ pub struct ChainLink {
     pub header: Option<Header>,
 }
 
+/// Where the files of a chain come from.
+pub(crate) enum Files {
+    /// They are opened here, to be read.
+    Named,
+    /// Somebody has opened them, in the order of the chain.
+    Given(std::vec::IntoIter<File>),
+}
+
+impl Files {
+    fn next(&mut self, path: &Path) -> Result<File, OpenError> {
+        match self {
+            Files::Named => File::open(path).map_err(|e| OpenError::open(path, e)),
+            Files::Given(files) => {
+                files.next().ok_or_else(|| OpenError::refused(path, "it was not opened".to_string()))
+            }
+        }
+    }
+}
+
+/// One file of a chain, open at least to be read.
+pub(crate) struct OpenLink {
+    pub link: ChainLink,
+    pub file: File,
+}
+
 /// The header of an image that is to be read.
 ///
 /// # Errors
 /// When it cannot be opened, or is refused.
 pub fn header(path: &Path) -> Result<Header, OpenError> {
-    judged_header(path, false)
+    let file = File::open(path).map_err(|e| OpenError::open(path, e))?;
+    judged_header(path, &file, false)
 }
 
 /// Read and judge a file's header.
-fn judged_header(path: &Path, write: bool) -> Result<Header, OpenError> {
+fn judged_header(path: &Path, file: &File, write: bool) -> Result<Header, OpenError> {
     let fail = |e| OpenError::open(path, e);
-    let file = File::open(path).map_err(fail)?;
     let len = file.metadata().map_err(fail)?.len();
-    let mut start = Vec::new();
-    file.take(MAX_HEADER_BYTES as u64).read_to_end(&mut start).map_err(fail)?;
+    let mut start = vec![0; len.min(MAX_HEADER_BYTES as u64) as usize];
+    // Not where the descriptor stands: others may share it.
+    file.read_exact_at(&mut start, 0).map_err(fail)?;
     Header::parse(&start, len, write).map_err(|e| OpenError::refused(path, e.to_string()))
 }
 
@@ -79,6 +104,16 @@ fn below(link: &ChainLink) -> Result<Option<(PathBuf, Option<ImageFormat>)>, Ope
 /// A header that is refused, a backing file where the gate denies it, one that is
 /// not there, a loop, more than [`MAX_CHAIN`] files.
 pub fn backing_chain(path: &Path, write: bool, gate: Backing) -> Result<Vec<ChainLink>, OpenError> {
+    Ok(open_chain(path, write, gate, &mut Files::Named)?.into_iter().map(|l| l.link).collect())
+}
+
+/// As [`backing_chain`], with the files open.
+pub(crate) fn open_chain(
+    path: &Path,
+    write: bool,
+    gate: Backing,
+    files: &mut Files,
+) -> Result<Vec<OpenLink>, OpenError> {
     let mut chain = Vec::new();
     let mut seen = Vec::new();
     let mut next = Some((path.to_path_buf(), Some(ImageFormat::Qcow2)));
@@ -87,18 +122,19 @@ pub fn backing_chain(path: &Path, write: bool, gate: Backing) -> Result<Vec<Chai
             let why = format!("it stands on more than {MAX_CHAIN} files; flatten it with: qemu-img convert");
             return Err(OpenError::refused(path, why));
         }
-        let file = std::fs::metadata(&at).map_err(|e| OpenError::open(&at, e))?;
-        if seen.contains(&(file.dev(), file.ino())) {
+        let file = files.next(&at)?;
+        let identity = file.metadata().map(|m| (m.dev(), m.ino())).map_err(|e| OpenError::open(&at, e))?;
+        if seen.contains(&identity) {
             let why = format!("its backing files form a loop at {}; restore a copy", at.display());
             return Err(OpenError::refused(path, why));
         }
-        seen.push((file.dev(), file.ino()));
+        seen.push(identity);
         let format = match format {
             Some(format) => format,
-            None => disk::probe_file(&at)?,
+            None => disk::probe_open(&at, &file)?,
         };
         let header = match format {
-            ImageFormat::Qcow2 => Some(judged_header(&at, write && chain.is_empty())?),
+            ImageFormat::Qcow2 => Some(judged_header(&at, &file, write && chain.is_empty())?),
             ImageFormat::Raw => None,
             other => {
                 let why = format!("it is {}; raw and qcow2 are read as backing files", other.name());
@@ -114,7 +150,7 @@ pub fn backing_chain(path: &Path, write: bool, gate: Backing) -> Result<Vec<Chai
             );
             return Err(OpenError::refused(path, why));
         }
-        chain.push(link);
+        chain.push(OpenLink { link, file });
     }
     Ok(chain)
 }

@@ -1,5 +1,6 @@
 //! An opened image.
 
+use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -10,9 +11,9 @@ use imago::qcow2::Qcow2;
 use imago::raw::Raw;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, Storage, StorageOpenOptions};
 
-use crate::chain::{Backing, ChainLink, backing_chain};
+use crate::chain::{Backing, Files, OpenLink, open_chain};
 use crate::header::HeaderError;
-use crate::reader::open_to_read;
+use crate::reader::read_chain;
 
 /// The unit guests know.
 const SECTOR: u32 = 512;
@@ -48,21 +49,27 @@ fn refused(path: &Path, e: &io::Error) -> OpenError {
     OpenError::refused(path, format!("it cannot be opened: {e}; check it with: qemu-img check"))
 }
 
-fn storage(path: &Path, write: bool, direct: bool) -> Result<File, OpenError> {
+/// A link's file, for the library: opened again as it is used, or as it was given.
+fn storage(open: &OpenLink, given: bool, write: bool, direct: bool) -> Result<File, OpenError> {
+    let path = &open.link.path;
     let options = StorageOpenOptions::new().write(write).direct(direct).filename(path);
-    File::open(options).map_err(|e| OpenError::open(path, e))
+    let file = if given {
+        open.file.try_clone().and_then(|file| File::from_open_file(file, options))
+    } else {
+        File::open(options)
+    };
+    file.map_err(|e| OpenError::open(path, e))
 }
 
 fn open_link(
-    link: &ChainLink,
+    open: &OpenLink,
+    file: File,
     below: Option<Arc<Format>>,
     write: bool,
-    direct: bool,
 ) -> Result<Format, OpenError> {
-    let file = storage(&link.path, write, direct)?;
     let gate = DenyImplicitOpenGate::default();
-    let fail = |e: io::Error| refused(&link.path, &e);
-    if link.format == ImageFormat::Raw {
+    let fail = |e: io::Error| refused(&open.link.path, &e);
+    if open.link.format == ImageFormat::Raw {
         return Ok(FormatAccess::new(Raw::builder(file).open(gate).map_err(fail)?));
     }
     let builder = Qcow2::<File, Arc<Format>>::builder(file).write(write).backing(below).data_file(None);
@@ -70,8 +77,8 @@ fn open_link(
 }
 
 /// The first of a chain that the library does not read, and what it needs.
-fn only_read(chain: &[ChainLink]) -> Option<(&ChainLink, &'static str)> {
-    chain.iter().find_map(|link| Some((link, link.header.as_ref()?.only_read()?)))
+fn only_read(chain: &[OpenLink]) -> Option<(&Path, &'static str)> {
+    chain.iter().find_map(|open| Some((&*open.link.path, open.link.header.as_ref()?.only_read()?)))
 }
 
 /// Open an image with the files it stands on as a machine's disk, by whatever reads it.
@@ -79,10 +86,35 @@ fn only_read(chain: &[ChainLink]) -> Option<(&ChainLink, &'static str)> {
 /// # Errors
 /// [`OpenError`].
 pub fn open(path: &Path, options: Qcow2Options) -> Result<Arc<dyn Disk>, OpenError> {
-    if options.read_only && only_read(&backing_chain(path, false, options.backing)?).is_some() {
-        return Ok(Arc::from(open_to_read(path, options.backing, None)?));
+    open_from(path, Files::Named, options)
+}
+
+/// [`open`] an image of files that somebody else has opened, in the order of
+/// [`backing_chain`](crate::backing_chain): all to be read, the first to be written too
+/// unless the options say otherwise, and none past the host's cache.
+///
+/// # Errors
+/// [`OpenError`]; for [`CacheMode::Direct`] too.
+pub fn open_given(
+    path: &Path,
+    files: Vec<fs::File>,
+    options: Qcow2Options,
+) -> Result<Arc<dyn Disk>, OpenError> {
+    if options.cache == CacheMode::Direct {
+        let why = "a qcow2 image that comes while the machine runs is not opened with cache=direct; leave it \
+                   out, or give the image when the machine starts";
+        return Err(OpenError::refused(path, why.to_string()));
     }
-    Ok(Arc::new(Qcow2Disk::open(path, options)?))
+    open_from(path, Files::Given(files.into_iter()), options)
+}
+
+fn open_from(path: &Path, mut files: Files, options: Qcow2Options) -> Result<Arc<dyn Disk>, OpenError> {
+    let given = matches!(files, Files::Given(_));
+    let chain = open_chain(path, !options.read_only, options.backing, &mut files)?;
+    if options.read_only && only_read(&chain).is_some() {
+        return Ok(Arc::from(read_chain(path, chain, None)?));
+    }
+    Ok(Arc::new(Qcow2Disk::of_chain(path, chain, given, options)?))
 }
 
 impl Qcow2Disk {
@@ -91,22 +123,33 @@ impl Qcow2Disk {
     /// # Errors
     /// [`OpenError`].
     pub fn open(path: &Path, options: Qcow2Options) -> Result<Self, OpenError> {
-        let Qcow2Options { read_only, cache, backing } = options;
-        let chain = backing_chain(path, !read_only, backing)?;
+        let chain = open_chain(path, !options.read_only, options.backing, &mut Files::Named)?;
+        Self::of_chain(path, chain, false, options)
+    }
+
+    fn of_chain(
+        path: &Path,
+        chain: Vec<OpenLink>,
+        given: bool,
+        options: Qcow2Options,
+    ) -> Result<Self, OpenError> {
+        let Qcow2Options { read_only, cache, backing: _ } = options;
         if let Some((link, feature)) = only_read(&chain) {
-            return Err(OpenError::refused(&link.path, HeaderError::OnlyRead(feature).to_string()));
+            return Err(OpenError::refused(link, HeaderError::OnlyRead(feature).to_string()));
         }
+        let header = chain.first().and_then(|open| open.link.header.clone());
         let mut locks = Vec::new();
         let mut below = None;
-        for (depth, link) in chain.iter().enumerate().rev() {
+        for (depth, open) in chain.into_iter().enumerate().rev() {
             let write = depth == 0 && !read_only;
-            locks.push(ImageLock::take(&link.path, if write { Access::Write } else { Access::Read })?);
-            let image = open_link(link, below.take(), write, cache == CacheMode::Direct)?;
-            below = Some(Arc::new(image));
+            let access = if write { Access::Write } else { Access::Read };
+            let locked = open.file.try_clone().map_err(|e| OpenError::open(&open.link.path, e))?;
+            locks.push(ImageLock::on(&open.link.path, locked, access)?);
+            let file = storage(&open, given, write, cache == CacheMode::Direct)?;
+            below = Some(Arc::new(open_link(&open, file, below.take(), write)?));
         }
         let image =
             below.and_then(Arc::into_inner).ok_or_else(|| OpenError::refused(path, "it has no parts"))?;
-        let header = chain.first().and_then(|link| link.header.clone());
         let bits = header.map_or(16, |h| h.layout.cluster_bits);
         let size = image.size();
         if size % u64::from(SECTOR) != 0 {

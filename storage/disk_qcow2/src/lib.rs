@@ -23,6 +23,6 @@ pub use create::create;
 pub use header::{
     Compression, Header, HeaderError, L1Table, Layout, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, MAX_SNAPSHOTS,
 };
-pub use image::{Qcow2Disk, Qcow2Options, open};
+pub use image::{Qcow2Disk, Qcow2Options, open, open_given};
 pub use reader::open_to_read;
 pub use snapshots::{MAX_SNAPSHOT_TABLE_BYTES, Snapshot, snapshots};

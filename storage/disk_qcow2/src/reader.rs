@@ -12,7 +12,7 @@ use disk::{
     ReadOnlyDisk,
 };
 
-use crate::chain::{Backing, ChainLink, backing_chain};
+use crate::chain::{Backing, Files, OpenLink, open_chain};
 use crate::header::{Compression, Header, L1Table};
 use crate::snapshots::{self, Snapshot};
 
@@ -67,17 +67,25 @@ pub fn open_to_read(
     backing: Backing,
     snapshot: Option<&str>,
 ) -> Result<Box<dyn Disk>, OpenError> {
-    let chain = backing_chain(path, false, backing)?;
+    read_chain(path, open_chain(path, false, backing, &mut Files::Named)?, snapshot)
+}
+
+/// Read a chain's disk, or a snapshot of it, and lock its files.
+pub(crate) fn read_chain(
+    path: &Path,
+    chain: Vec<OpenLink>,
+    snapshot: Option<&str>,
+) -> Result<Box<dyn Disk>, OpenError> {
     let mut below: Option<Box<dyn Disk>> = None;
-    for (depth, link) in chain.iter().enumerate().rev() {
-        below = Some(match (link.format, &link.header) {
+    for (depth, OpenLink { link, file }) in chain.into_iter().enumerate().rev() {
+        below = Some(match (link.format, link.header) {
             (ImageFormat::Qcow2, Some(header)) => {
                 let wanted = snapshot.filter(|_| depth == 0);
-                Box::new(ReadOnlyDisk::new(Reader::open(link, header, below.take(), wanted)?))
+                Box::new(ReadOnlyDisk::new(Reader::open(&link.path, file, header, below.take(), wanted)?))
             }
             _ => {
                 let options = RawOptions { read_only: true, ..RawOptions::default() };
-                Box::new(RawDisk::open(&link.path, options)?)
+                Box::new(RawDisk::of_file(&link.path, file, options)?)
             }
         });
     }
@@ -97,27 +105,26 @@ fn find(all: Vec<Snapshot>, wanted: &str) -> Result<Snapshot, String> {
 
 impl Reader {
     fn open(
-        link: &ChainLink,
-        header: &Header,
+        path: &Path,
+        file: File,
+        header: Header,
         below: Option<Box<dyn Disk>>,
         snapshot: Option<&str>,
     ) -> Result<Self, OpenError> {
-        let path = &link.path;
-        let file = File::open(path).map_err(|e| OpenError::open(path, e))?;
-        let file_len = file.metadata().map_err(|e| OpenError::open(path, e))?.len();
-        let lock = ImageLock::take(path, Access::Read)?;
+        let fail = |e| OpenError::open(path, e);
+        let file_len = file.metadata().map_err(fail)?.len();
+        let lock = ImageLock::on(path, file.try_clone().map_err(fail)?, Access::Read)?;
         let (mut l1, mut size) = (header.l1, header.size);
         if let Some(wanted) = snapshot {
-            let found = find(snapshots::read(&file, header, path)?, wanted);
+            let found = find(snapshots::read(&file, &header, path)?, wanted);
             let found = found.map_err(|why| OpenError::refused(path, why))?;
             (l1, size) = (found.l1, found.disk_size.unwrap_or(size));
             l1.check(header.layout, size, file_len).map_err(|e| OpenError::refused(path, e.to_string()))?;
         }
         if size % SECTOR != 0 {
-            return Err(OpenError::Size { path: path.clone(), size, block: SECTOR as u32 });
+            return Err(OpenError::Size { path: path.to_path_buf(), size, block: SECTOR as u32 });
         }
-        let (header, last) = (header.clone(), Mutex::new(None));
-        Ok(Reader { header, l1, size, file, file_len, below, _lock: lock, last })
+        Ok(Reader { header, l1, size, file, file_len, below, _lock: lock, last: Mutex::new(None) })
     }
 
     /// An entry of a table.

@@ -139,7 +139,9 @@ impl DiskSpec {
     /// # Errors
     /// As [`DiskSpec::open`].
     pub fn open_files(&self) -> Result<Vec<File>, OpenError> {
-        let direct = if self.cache == CacheMode::Direct { O_DIRECT } else { 0 };
+        // Headers of qcow2 are read as they come; DiskSpec::open_of refuses the mode then.
+        let is_raw = self.known_format(None)? == ImageFormat::Raw;
+        let direct = if self.cache == CacheMode::Direct && is_raw { O_DIRECT } else { 0 };
         let open = |(n, path): (usize, PathBuf)| {
             let write = n == 0 && !self.read_only;
             let opened = OpenOptions::new().read(true).write(write).custom_flags(direct).open(&path);
@@ -148,10 +150,10 @@ impl DiskSpec {
         self.files()?.into_iter().enumerate().map(open).collect()
     }
 
-    /// Take the image in files that were opened by [`DiskSpec::open_files`]: a raw one.
+    /// Take the image in files that were opened by [`DiskSpec::open_files`].
     ///
     /// # Errors
-    /// As [`DiskSpec::open`]; also for other formats.
+    /// As [`DiskSpec::open`]; also for qcow2 with [`CacheMode::Direct`].
     pub fn open_of(&self, mut files: Vec<File>) -> Result<Arc<dyn Disk>, OpenError> {
         let (read_only, cache) = (self.read_only, self.cache);
         let Some(first) = files.first() else {
@@ -159,9 +161,8 @@ impl DiskSpec {
         };
         Ok(match self.known_format(Some(first))? {
             ImageFormat::Qcow2 => {
-                let why = "a running machine takes raw images; attach it with --disk, or convert it with: \
-                           strata image convert";
-                return Err(OpenError::refused(&self.path, why.to_string()));
+                let options = Qcow2Options { read_only, cache, backing: self.gate() };
+                disk_qcow2::open_given(&self.path, files, options)?
             }
             _ => {
                 let options = RawOptions { read_only, cache, guessed: self.format.is_none(), aio: self.aio };
