@@ -1,7 +1,10 @@
 //! `strata image convert`, and `strata image inspect` of files.
 
 use std::io::{IsTerminal, Write};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -9,7 +12,8 @@ use clap::{Args, ValueEnum};
 use disk::ImageFormat;
 use disk_qcow2::Backing;
 use guest_image::Progress;
-use image_convert::{Conversion, Source, Target};
+use host_sys::TerminationSignals;
+use image_convert::{Conversion, ConvertError, Source, Target};
 use image_store::ImageName;
 use serde_json::{Value, json};
 
@@ -25,7 +29,8 @@ pub const HELP: &str = "Examples:
 Exit status:
   0  done
   1  the host failed
-  2  wrong command line or input, or the new file is there already";
+  2  wrong command line or input, or the new file is there already
+  128 and a signal's number, if it was broken off; nothing is left of the new file then";
 
 /// How often a bar moves.
 const TICK: Duration = Duration::from_millis(100);
@@ -64,6 +69,22 @@ pub struct ConvertArgs {
     pub force: bool,
 }
 
+/// Takes the signals that ask for an end, so that what there is of the new image is
+/// removed first: 0, or the first one's number. The second ends the process at once.
+fn watch_signals() -> anyhow::Result<Arc<AtomicU8>> {
+    let signals = TerminationSignals::block().context("cannot block signals")?;
+    let asked = Arc::new(AtomicU8::new(0));
+    let seen = asked.clone();
+    // Ends with the process.
+    let thread = std::thread::Builder::new().name("signals".to_string()).spawn(move || {
+        seen.store(signals.wait() as u8, Ordering::Relaxed);
+        let second = signals.wait();
+        std::process::exit(128 + second);
+    });
+    thread.context("cannot start the signal thread")?;
+    Ok(asked)
+}
+
 /// `strata image convert`.
 pub fn command(args: &ConvertArgs) -> anyhow::Result<u8> {
     let target = match args.format {
@@ -79,7 +100,8 @@ pub fn command(args: &ConvertArgs) -> anyhow::Result<u8> {
     };
     let conversion = Conversion { from, to: args.target.clone(), target, replace: args.force };
     let start = Instant::now();
-    let size = {
+    let asked = watch_signals()?;
+    let made = {
         let (bars, mut next) = (Bars::new(), start);
         image_convert::convert(&conversion, |done, total| {
             // On a terminal alone: in a file bars are noise.
@@ -87,9 +109,16 @@ pub fn command(args: &ConvertArgs) -> anyhow::Result<u8> {
                 bars.bytes(done, total);
                 next = Instant::now() + TICK;
             }
+            match asked.load(Ordering::Relaxed) {
+                0 => ControlFlow::Continue(()),
+                _ => ControlFlow::Break(()),
+            }
         })
-        .with_context(|| format!("cannot convert {}", args.source.display()))?
     };
+    if let (Err(ConvertError::Interrupted), signal) = (&made, asked.load(Ordering::Relaxed)) {
+        return Ok(128 + signal);
+    }
+    let size = made.with_context(|| format!("cannot convert {}", args.source.display()))?;
     eprintln!(
         "strata: {} is a {} image of {} ({:.1?})",
         args.target.display(),

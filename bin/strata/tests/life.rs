@@ -2,16 +2,14 @@
 //! removed; the built program from outside, with firmware of a few instructions
 //! as the guest.
 
+mod support;
+
 use std::io::{Read, Write};
-use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-
-const PATIENCE: Duration = Duration::from_secs(120);
-/// The size of the firmware, which ends at 4 GiB.
-const SIZE: usize = 4096;
+use support::{Host, PATIENCE};
 
 /// Says "hi", echoes what it receives, and powers off when the button was pressed:
 /// `mov dx,3f8; mov al,'h'; out dx,al; mov al,'i'; out dx,al; mov al,10; out dx,al;
@@ -26,48 +24,15 @@ const POLITE: &[u8] = &[
 const SHORT: &[u8] =
     &[0xba, 0xf8, 0x03, 0xb0, b'x', 0xee, 0xba, 0x04, 0x06, 0xb8, 0x00, 0x3c, 0xef, 0xeb, 0xfe];
 
-/// A place of one test's own.
-struct Host(PathBuf);
+/// A place with both firmwares.
+fn host(name: &str) -> Host {
+    let host = Host::new(name);
+    host.firmware("polite", POLITE);
+    host.firmware("short", SHORT);
+    host
+}
 
 impl Host {
-    fn new(name: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!("strata-life-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).expect("the temporary directory is writable");
-        for (name, code) in [("polite", POLITE), ("short", SHORT)] {
-            let mut image = code.to_vec();
-            image.resize(SIZE, 0xf4);
-            // The reset vector, f000:fff0, jumps to f000:f000.
-            image[SIZE - 16..SIZE - 13].copy_from_slice(&[0xe9, 0x0d, 0xf0]);
-            std::fs::write(dir.join(name), image).expect("writable");
-        }
-        Host(dir)
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_strata"));
-        command
-            .args(arguments)
-            .current_dir(&self.0)
-            .env("STRATA_RUNTIME_DIR", self.0.join("run"))
-            .env("STRATA_STATE", self.0.join("state"))
-            .env("STRATA_CACHE", self.0.join("cache"))
-            .stdin(Stdio::null());
-        command
-    }
-
-    fn strata(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().expect("the built command starts")
-    }
-
-    /// Run, expect a status, and answer what was printed.
-    fn check(&self, arguments: &[&str], status: i32) -> String {
-        let out = self.strata(arguments);
-        let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
-        assert_eq!(out.status.code(), Some(status), "{arguments:?}: {text}");
-        assert!(!text.contains("panicked at"), "{arguments:?}: {text}");
-        text
-    }
-
     /// Start a machine in the background; its identifier.
     fn detach(&self, firmware: &str, more: &[&str]) -> String {
         let line =
@@ -78,8 +43,7 @@ impl Host {
     }
 
     fn all(&self) -> Vec<Value> {
-        let text = self.check(&["ps", "-a", "--format", "json"], 0);
-        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
+        self.json(&["ps", "-a", "--format", "json"]).as_array().expect("a list").clone()
     }
 
     fn wait_for(&self, what: &str, is: impl Fn() -> bool) {
@@ -91,21 +55,9 @@ impl Host {
     }
 }
 
-impl Drop for Host {
-    fn drop(&mut self) {
-        // A test that failed leaves no machine.
-        let ids = self.strata(&["ps", "-aq"]).stdout;
-        let ids = String::from_utf8_lossy(&ids).into_owned();
-        for id in ids.lines() {
-            self.strata(&["rm", "-f", id]);
-        }
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 #[test]
 fn a_detached_machine_is_logged_stopped_started_and_removed() {
-    let host = Host::new("detach");
+    let host = host("detach");
     let id = host.detach("polite", &["--name", "web"]);
     host.wait_for("it speaks", || host.check(&["logs", "web"], 0).contains("hi"));
     assert!(host.check(&["rm", "web"], 2).contains("strata stop web"));
@@ -131,7 +83,7 @@ fn a_detached_machine_is_logged_stopped_started_and_removed() {
 
 #[test]
 fn the_console_of_a_detached_machine_can_be_had() {
-    let host = Host::new("console");
+    let host = host("console");
     host.detach("polite", &["--name", "con"]);
     let mut console = host
         .command(&["console", "con"])
@@ -156,7 +108,7 @@ fn the_console_of_a_detached_machine_can_be_had() {
 
 #[test]
 fn a_machine_that_is_to_go_goes_with_all_it_had() {
-    let host = Host::new("rm");
+    let host = host("rm");
     let id = host.detach("polite", &["--rm"]);
     let directory = host.0.join("state/machines").join(&id);
     assert!(directory.exists());
@@ -176,7 +128,7 @@ fn write_disk(host: &Host) {
 #[test]
 fn a_second_machine_takes_what_it_changes() {
     use std::os::unix::fs::MetadataExt;
-    let host = Host::new("thin");
+    let host = host("thin");
     write_disk(&host);
     host.check(&["image", "import", "disk", "--name", "img"], 0);
     let ids = [
@@ -192,9 +144,7 @@ fn a_second_machine_takes_what_it_changes() {
         for id in &ids[..2] {
             assert!((1..1 << 20).contains(&taken(id, "disk.qcow2")), "{}", taken(id, "disk.qcow2"));
         }
-        let inspected =
-            host.check(&["image", "inspect", &format!("./state/machines/{}/disk.qcow2", ids[1])], 0);
-        let inspected: Value = serde_json::from_str(&inspected).expect("JSON");
+        let inspected = host.json(&["image", "inspect", &format!("./state/machines/{}/disk.qcow2", ids[1])]);
         assert_eq!((&inspected["virtual_size"], &inspected["backing"]), (&(32 << 20).into(), &"base".into()));
     } else {
         println!("the file system shares blocks; nothing to measure");
@@ -209,12 +159,10 @@ fn a_second_machine_takes_what_it_changes() {
 
 #[test]
 fn images_are_converted_and_inspected() {
-    let host = Host::new("convert");
+    let host = host("convert");
     write_disk(&host);
     assert!(host.check(&["image", "convert", "disk", "new.qcow2"], 0).contains("qcow2 image of 16.0 MiB"));
-    let inspect =
-        |file| -> Value { serde_json::from_str(&host.check(&["image", "inspect", file], 0)).expect("JSON") };
-    let made = inspect("./new.qcow2");
+    let made = host.json(&["image", "inspect", "./new.qcow2"]);
     assert_eq!((&made["format"], &made["virtual_size"]), (&"qcow2".into(), &(16 << 20).into()));
     assert!(made["snapshots"].as_array().is_some_and(Vec::is_empty) && made["backing"].is_null());
     assert!(host.check(&["image", "convert", "disk", "new.qcow2"], 2).contains("--force"));
@@ -226,8 +174,30 @@ fn images_are_converted_and_inspected() {
 }
 
 #[test]
+fn a_conversion_that_is_interrupted_leaves_nothing() {
+    use std::os::unix::fs::FileExt;
+    let host = host("interrupted");
+    // Data in so many places that copying it takes seconds.
+    let disk = std::fs::File::create(host.0.join("disk")).expect("writable");
+    disk.set_len(32 << 30).expect("room for holes");
+    (0..16 << 10).for_each(|n| disk.write_all_at(&[7; 512], n << 21).expect("room"));
+    let names = || {
+        let read = std::fs::read_dir(&host.0).expect("the directory");
+        read.flatten().filter_map(|e| e.file_name().into_string().ok()).collect::<Vec<_>>()
+    };
+    let started = host.command(&["image", "convert", "disk", "new.qcow2"]).spawn();
+    let mut started = started.expect("the built command starts");
+    let begun = format!(".new.qcow2.strata-{}", started.id());
+    host.wait_for("it has begun", || names().contains(&begun));
+    let killed = Command::new("kill").args(["-INT", &started.id().to_string()]).status();
+    assert!(killed.expect("it starts").success());
+    assert_eq!(started.wait().expect("a child").code(), Some(130));
+    assert!(!names().iter().any(|n| n.contains("new.qcow2")), "{:?}", names());
+}
+
+#[test]
 fn a_policy_starts_a_machine_again_until_it_is_stopped() {
-    let host = Host::new("policy");
+    let host = host("policy");
     let id = host.detach("short", &["--restart", "always"]);
     host.wait_for("three lives", || host.check(&["logs", &id], 0).matches('x').count() >= 3);
     host.strata(&["rm", "-f", &id]);
@@ -237,7 +207,7 @@ fn a_policy_starts_a_machine_again_until_it_is_stopped() {
 
 #[test]
 fn what_cannot_start_is_told_and_leaves_nothing() {
-    let host = Host::new("refuse");
+    let host = host("refuse");
     for (line, seen) in [
         (&["run", "-d", "--kernel", "none"][..], "none"),
         (&["run", "-d", "--firmware", "polite", "--memory", "1M"], "1 MiB"),
@@ -254,7 +224,7 @@ fn what_cannot_start_is_told_and_leaves_nothing() {
 
 #[test]
 fn a_file_defines_a_machine_and_the_command_line_goes_before_it() {
-    let host = Host::new("file");
+    let host = host("file");
     std::fs::write(
         host.0.join("vm.toml"),
         "firmware = 'polite'\nmemory = '4M'\nengine = 'interp'\nname = 'one'\n",

@@ -1,6 +1,7 @@
 //! Images of files that others made.
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use disk::ImageFormat;
@@ -60,7 +61,10 @@ pub fn import(store: &Store, wanted: &Import, progress: &dyn Progress) -> Result
                 snapshot: None,
             };
             let conversion = Conversion { from, to: disk.clone(), target: Target::Raw, replace: false };
-            let size = image_convert::convert(&conversion, |done, total| progress.bytes(done, total))?;
+            let size = image_convert::convert(&conversion, |done, total| {
+                progress.bytes(done, total);
+                ControlFlow::Continue(())
+            })?;
             (DiskFormat::Raw, size)
         }
     };

@@ -7,6 +7,7 @@ mod output;
 mod source;
 
 use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use disk::{Disk, DiskError, OpenError, RawDisk, RawOptions};
@@ -45,6 +46,9 @@ impl Target {
 /// Why there is no new image.
 #[derive(Debug, thiserror::Error)]
 pub enum ConvertError {
+    /// It was to go no further.
+    #[error("the conversion was broken off; nothing is left of it, start it again")]
+    Interrupted,
     /// The source, or the new image on the way.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -90,22 +94,27 @@ pub struct Conversion {
 }
 
 /// Make the new image; answers the disk's size in bytes. `progress` is told bytes
-/// done, of how many.
+/// done, of how many, and may break off.
 ///
 /// # Errors
 /// [`ConvertError`]; nothing is left then, and what was there is as it was.
-pub fn convert(conversion: &Conversion, mut progress: impl FnMut(u64, u64)) -> Result<u64, ConvertError> {
+pub fn convert(
+    conversion: &Conversion,
+    mut progress: impl FnMut(u64, u64) -> ControlFlow<()>,
+) -> Result<u64, ConvertError> {
     let Conversion { from, to, target, replace } = conversion;
     let source = open(from)?;
     let output = Output::begin(&from.path, to, *replace)?;
     let size = source.geometry().size;
     let new = create(output.path(), *target, size)?;
-    progress(0, size);
-    disk::copy(&*source, &*new, |done| progress(done, size)).map_err(|source| ConvertError::Copy {
-        from: from.path.clone(),
-        to: to.clone(),
-        source,
-    })?;
+    if progress(0, size).is_break() {
+        return Err(ConvertError::Interrupted);
+    }
+    let copied = disk::copy(&*source, &*new, |done| progress(done, size));
+    let fail = |source| ConvertError::Copy { from: from.path.clone(), to: to.clone(), source };
+    if copied.map_err(fail)?.is_break() {
+        return Err(ConvertError::Interrupted);
+    }
     drop(new);
     output.finish(*replace)?;
     Ok(size)

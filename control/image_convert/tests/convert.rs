@@ -1,11 +1,12 @@
 //! Conversions, judged by QEMU's tools where they are.
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use disk_qcow2::Backing;
-use image_convert::{Conversion, Source, Target, convert};
+use image_convert::{Conversion, ConvertError, Source, Target, convert};
 use tempfile::TempDir;
 
 /// Not whole blocks, grains or clusters of any format.
@@ -95,7 +96,10 @@ fn every_format_becomes_raw_and_qcow2_with_the_same_bytes() {
         for target in [Target::Raw, Target::Qcow2] {
             let to = place.path(target.word());
             let mut told = Vec::new();
-            let size = convert(&wanted(&from, &to, target), |done, of| told.push((done, of)));
+            let size = convert(&wanted(&from, &to, target), |done, of| {
+                told.push((done, of));
+                ControlFlow::Continue(())
+            });
             assert_eq!(size.unwrap_or_else(|e| panic!("{e}")), SIZE);
             assert_eq!((told.first(), told.last()), (Some(&(0, SIZE)), Some(&(SIZE, SIZE))));
             assert!(told.windows(2).all(|w| w[0].0 <= w[1].0));
@@ -126,12 +130,27 @@ fn a_snapshot_is_converted_by_its_name() {
     drop(disk);
     let mut conversion = wanted(&from, &to, Target::Raw);
     conversion.from.snapshot = Some("first".into());
-    convert(&conversion, |_, _| {}).unwrap_or_else(|e| panic!("{e}"));
+    convert(&conversion, |_, _| ControlFlow::Continue(())).unwrap_or_else(|e| panic!("{e}"));
     assert!(fs::read(&to).expect("it is there") == fs::read(&raw).expect("it is there"));
     conversion.from.path = raw;
     conversion.to = place.path("other");
-    let refusal = convert(&conversion, |_, _| {}).expect_err("raw").to_string();
+    let refusal = convert(&conversion, |_, _| ControlFlow::Continue(())).expect_err("raw").to_string();
     assert!(refusal.contains("--snapshot"), "{refusal}");
+}
+
+#[test]
+fn a_conversion_that_is_broken_off_leaves_nothing() {
+    for target in [Target::Raw, Target::Qcow2] {
+        let place = Place::new();
+        let from = place.raw();
+        let mut steps = 0;
+        let broken = convert(&wanted(&from, &place.path("to"), target), |_, _| {
+            steps += 1;
+            if steps < 3 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        assert!(matches!(broken, Err(ConvertError::Interrupted)), "{broken:?}");
+        assert_eq!((steps, place.names()), (3, vec!["source.raw".to_string()]));
+    }
 }
 
 #[test]
@@ -140,21 +159,22 @@ fn nothing_is_overwritten_unless_that_is_said() {
     let (from, to) = (place.raw(), place.path("to"));
     fs::write(&to, "mine").expect("a file");
     let mut conversion = wanted(&from, &to, Target::Raw);
-    let refusal = convert(&conversion, |_, _| {}).expect_err("there").to_string();
+    let refusal = convert(&conversion, |_, _| ControlFlow::Continue(())).expect_err("there").to_string();
     assert!(refusal.contains("--force"), "{refusal}");
     assert_eq!(fs::read(&to).expect("it is there"), b"mine");
     conversion.replace = true;
-    convert(&conversion, |_, _| {}).unwrap_or_else(|e| panic!("{e}"));
+    convert(&conversion, |_, _| ControlFlow::Continue(())).unwrap_or_else(|e| panic!("{e}"));
     assert!(fs::read(&to).expect("it is there") == fs::read(&from).expect("it is there"));
     // Somebody uses it.
     let lock = disk::ImageLock::take(&to, disk::Access::Write).expect("nobody else");
-    let refusal = convert(&conversion, |_, _| {}).expect_err("in use").to_string();
+    let refusal = convert(&conversion, |_, _| ControlFlow::Continue(())).expect_err("in use").to_string();
     assert!(refusal.contains("another process"), "{refusal}");
     drop(lock);
-    let itself = convert(&Conversion { to: from.clone(), ..conversion.clone() }, |_, _| {});
+    let itself =
+        convert(&Conversion { to: from.clone(), ..conversion.clone() }, |_, _| ControlFlow::Continue(()));
     assert!(itself.expect_err("one file").to_string().contains("itself"));
     let over_directory = Conversion { to: place.0.path().into(), ..conversion };
-    assert!(convert(&over_directory, |_, _| {}).is_err());
+    assert!(convert(&over_directory, |_, _| ControlFlow::Continue(())).is_err());
     assert_eq!(place.names(), ["source.raw", "to"]);
 }
 
@@ -171,12 +191,14 @@ fn a_failure_leaves_nothing() {
         (b"QFI\xfb\0\0\0\x03", "ends"),
     ] {
         fs::write(&from, bytes).expect("a file");
-        let refusal = convert(&wanted(&from, &to, Target::Qcow2), |_, _| {}).expect_err(text).to_string();
+        let refusal = convert(&wanted(&from, &to, Target::Qcow2), |_, _| ControlFlow::Continue(()))
+            .expect_err(text)
+            .to_string();
         assert!(refusal.contains(text) && refusal.contains("; "), "{refusal}");
     }
     fs::write(&from, [7; 512]).expect("a file");
     let nowhere = wanted(&from, Path::new("/nonexistent/x"), Target::Qcow2);
-    assert!(convert(&nowhere, |_, _| {}).is_err());
+    assert!(convert(&nowhere, |_, _| ControlFlow::Continue(())).is_err());
     assert_eq!(place.names(), ["from"]);
 }
 

@@ -1,14 +1,21 @@
 //! One disk's contents into another.
 
+use std::ops::ControlFlow;
+
 use crate::{BOUNCE, Disk, DiskError};
 
 /// Copy all blocks of `from` to the beginning of `to`, which must be new: what is
 /// zeroes is left out, so that sparse images stay sparse. `progress` is told the
-/// bytes done after each step. What was copied is durable when this returns.
+/// bytes done after each step, and may break off, which is then the answer. What was
+/// copied is durable when this returns, unless it broke off.
 ///
 /// # Errors
 /// When `to` is smaller, or either disk fails.
-pub fn copy(from: &dyn Disk, to: &dyn Disk, mut progress: impl FnMut(u64)) -> Result<(), DiskError> {
+pub fn copy(
+    from: &dyn Disk,
+    to: &dyn Disk,
+    mut progress: impl FnMut(u64) -> ControlFlow<()>,
+) -> Result<ControlFlow<()>, DiskError> {
     let size = from.geometry().size;
     to.geometry().check(0, size)?;
     let mut buffer = vec![0; BOUNCE];
@@ -17,17 +24,19 @@ pub fn copy(from: &dyn Disk, to: &dyn Disk, mut progress: impl FnMut(u64)) -> Re
         let zeroes = from.known_zeroes(done)?.min(size - done);
         if zeroes > 0 {
             done += zeroes;
-            progress(done);
-            continue;
+        } else {
+            let n = (size - done).min(BOUNCE as u64);
+            let piece = &mut buffer[..n as usize];
+            from.read(done, piece)?;
+            copy_piece(to, done, piece)?;
+            done += n;
         }
-        let n = (size - done).min(BOUNCE as u64);
-        let piece = &mut buffer[..n as usize];
-        from.read(done, piece)?;
-        copy_piece(to, done, piece)?;
-        done += n;
-        progress(done);
+        if progress(done).is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
     }
-    to.flush()
+    to.flush()?;
+    Ok(ControlFlow::Continue(()))
 }
 
 /// Write the parts of a piece that are not zeroes.
