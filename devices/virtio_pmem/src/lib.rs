@@ -94,10 +94,8 @@ impl VirtioDevice for Pmem {
         &QUEUES
     }
     fn config_read(&mut self, offset: u64, to: &mut [u8]) {
-        let config = [self.start.to_le_bytes(), self.size.to_le_bytes()].concat();
-        for (at, byte) in (offset..).zip(to) {
-            *byte = usize::try_from(at).ok().and_then(|at| config.get(at)).copied().unwrap_or(0);
-        }
+        let config = [self.start.to_le_bytes(), self.size.to_le_bytes()];
+        virtio_core::read_config(config.as_flattened(), offset, to);
     }
     fn activate(&mut self, a: Activation) -> Result<(), ActivateError> {
         let queue = a.queues.into_iter().next().flatten().ok_or(ActivateError::MissingQueue(0))?;
