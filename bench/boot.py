@@ -102,7 +102,7 @@ clock: sync=none, time0=utc
     return out
 
 
-def run(command, serial):
+def run(command, serial, marker=MARKER, limit=LIMIT):
     """Seconds of wall clock and CPU until the marker, or None."""
     if serial and serial.exists():
         serial.unlink()
@@ -112,12 +112,12 @@ def run(command, serial):
     process = subprocess.Popen([str(c) for c in command], stdin=subprocess.DEVNULL, stdout=log,
                                stderr=subprocess.DEVNULL, start_new_session=True)
     found = None
-    while time.monotonic() - start < LIMIT:
+    while time.monotonic() - start < limit:
         if serial:
             data = serial.read_bytes() if serial.exists() else b""
         else:
             data = os.pread(log.fileno(), 1 << 20, 0)
-        if MARKER in data:
+        if marker in data:
             found = time.monotonic() - start
             break
         if process.poll() is not None:
@@ -133,12 +133,40 @@ def run(command, serial):
     return (found, cpu) if found else None
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--runs", type=int, default=3)
-    p.add_argument("--only", default="")
+def arguments(doc, runs, only):
+    """The command line of a benchmark that starts machines."""
+    p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--runs", type=int, default=runs)
+    p.add_argument("--only", default=only)
     p.add_argument("--json", action="store_true")
-    args = p.parse_args()
+    return p
+
+
+def report(results, args, what):
+    """Print what `run` answered for each machine; `what` is the marker's name."""
+    rows = []
+    for n, r in results.items():
+        good = [x for x in r if x]
+        if not good:
+            print(f"{n}: never reached the {what}", file=sys.stderr)
+            continue
+        wall, cpu = [x[0] for x in good], [x[1] for x in good]
+        rows.append({"machine": n, "runs": len(good), "failed": len(r) - len(good), "wall_min": min(wall),
+                     "wall_median": statistics.median(wall), "cpu_min": min(cpu), "cpu_median": statistics.median(cpu)})
+    if args.json:
+        print(json.dumps(rows))
+        return
+    base = next((r["wall_min"] for r in rows if r["machine"] == "qemu-tcg"), None)
+    print(f"{'machine':14} {'wall min':>9} {'median':>9} {'cpu min':>9} {'median':>9} {'to TCG':>8} {'failed':>7}")
+    for r in rows:
+        cpu = [f"{r[key]:.2f}s" if r[key] else "-" for key in ("cpu_min", "cpu_median")]
+        ratio = f"{r['wall_min'] / base:.2f}x" if base else "-"
+        print(f"{r['machine']:14} {r['wall_min']:8.2f}s {r['wall_median']:8.2f}s {cpu[0]:>9} {cpu[1]:>9} "
+              f"{ratio:>8} {r['failed']:>7}")
+
+
+def main():
+    args = arguments(__doc__, 3, "").parse_args()
     kernel, initrd = guest_files()
     with tempfile.TemporaryDirectory() as name:
         todo = machines(kernel, initrd, pathlib.Path(name))
@@ -148,25 +176,7 @@ def main():
         for _ in range(args.runs):
             for n, (command, serial) in todo.items():
                 results[n].append(run(command, serial))
-    rows = []
-    for n, r in results.items():
-        good = [x for x in r if x]
-        if not good:
-            print(f"{n}: never reached the shell", file=sys.stderr)
-            continue
-        wall, cpu = [x[0] for x in good], [x[1] for x in good]
-        rows.append({"machine": n, "runs": len(good), "failed": len(r) - len(good), "wall_min": min(wall),
-                     "wall_median": statistics.median(wall), "cpu_min": min(cpu)})
-    if args.json:
-        print(json.dumps(rows))
-        return
-    base = next((r["wall_min"] for r in rows if r["machine"] == "qemu-tcg"), None)
-    print(f"{'machine':14} {'wall min':>9} {'median':>9} {'cpu min':>9} {'to TCG':>8} {'failed':>7}")
-    for r in rows:
-        cpu = f"{r['cpu_min']:.2f}s" if r['cpu_min'] else "-"
-        ratio = f"{r['wall_min'] / base:.2f}x" if base else "-"
-        print(f"{r['machine']:14} {r['wall_min']:8.2f}s {r['wall_median']:8.2f}s {cpu:>9} {ratio:>8} "
-              f"{r['failed']:>7}")
+    report(results, args, "shell")
 
 
 if __name__ == "__main__":

@@ -9,12 +9,10 @@ printed as minimum and median.
 
 usage: bench/debian.py [--runs N] [--image NAME] [--only strata-jit,strata-interp,qemu-tcg] [--json]
 """
-import argparse
 import json
 import os
 import pathlib
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -57,13 +55,9 @@ def machines(kernel, append, disk):
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--runs", type=int, default=2)
+    p = boot.arguments(__doc__, 2, "strata-jit,qemu-tcg")
     p.add_argument("--image", default="debian")
-    p.add_argument("--only", default="strata-jit,qemu-tcg")
-    p.add_argument("--json", action="store_true")
     args = p.parse_args()
-    boot.MARKER, boot.LIMIT = MARKER, LIMIT
     kernel, append, disk = image(args.image)
     with tempfile.TemporaryDirectory() as name:
         copy = pathlib.Path(name) / "disk"
@@ -73,25 +67,8 @@ def main():
             for n, command in todo.items():
                 # Each run is a machine's first.
                 subprocess.run(["cp", "--sparse=always", "--no-preserve=mode", disk, copy], check=True)
-                results[n].append(boot.run(command, None))
-    rows = []
-    for n, r in results.items():
-        good = [x for x in r if x]
-        if not good:
-            print(f"{n}: never reached the login prompt", file=sys.stderr)
-            continue
-        wall, cpu = [x[0] for x in good], [x[1] for x in good]
-        rows.append({"machine": n, "runs": len(good), "failed": len(r) - len(good), "wall_min": min(wall),
-                     "wall_median": statistics.median(wall), "cpu_min": min(cpu), "cpu_median": statistics.median(cpu)})
-    if args.json:
-        print(json.dumps(rows))
-        return
-    base = next((r["wall_min"] for r in rows if r["machine"] == "qemu-tcg"), None)
-    print(f"{'login after':14} {'wall min':>9} {'median':>9} {'cpu min':>9} {'median':>9} {'to TCG':>8} {'failed':>7}")
-    for r in rows:
-        ratio = f"{r['wall_min'] / base:.2f}x" if base else "-"
-        print(f"{r['machine']:14} {r['wall_min']:8.2f}s {r['wall_median']:8.2f}s {r['cpu_min']:8.2f}s "
-              f"{r['cpu_median']:8.2f}s {ratio:>8} {r['failed']:>7}")
+                results[n].append(boot.run(command, None, MARKER, LIMIT))
+    boot.report(results, args, "login prompt")
 
 
 if __name__ == "__main__":
