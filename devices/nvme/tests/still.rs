@@ -7,72 +7,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use disk::{Disk, DiskError, FullListener, Geometry, RawDisk, RawOptions, Transfer, Transfers};
+use disk::mock::FullDisk;
+use disk::{FullListener, RawDisk, RawOptions};
 use driver::{DATA, Driver};
-use guest_memory::{GuestMemory, RamOffset};
+use guest_memory::RamOffset;
 use saved_state::Saved;
 use tempfile::NamedTempFile;
 
 const SIZE: u64 = 4 << 20;
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// A disk that has no room as long as it is told so.
-struct Full {
-    disk: RawDisk,
-    is_full: AtomicBool,
-    /// Execute several at once, the last first.
-    overlaps: bool,
-}
-
-impl Full {
-    fn check(&self) -> Result<(), DiskError> {
-        if self.is_full.load(Ordering::SeqCst) { Err(DiskError::NoSpace) } else { Ok(()) }
-    }
-}
-
-impl Disk for Full {
-    fn geometry(&self) -> Geometry {
-        self.disk.geometry()
-    }
-    fn read_only(&self) -> bool {
-        false
-    }
-    fn read(&self, offset: u64, to: &mut [u8]) -> Result<(), DiskError> {
-        self.disk.read(offset, to)
-    }
-    fn write(&self, offset: u64, from: &[u8]) -> Result<(), DiskError> {
-        self.check()?;
-        self.disk.write(offset, from)
-    }
-    fn overlaps(&self) -> bool {
-        self.overlaps
-    }
-    fn transfer_all(&self, memory: &GuestMemory, transfers: &mut dyn Transfers) {
-        let taken: Vec<Transfer> = std::iter::from_fn(|| transfers.next()).collect();
-        let execute = |t: &Transfer| match t.write {
-            true => self.write_guest(t.offset, memory, &t.segments),
-            false => self.read_guest(t.offset, memory, &t.segments),
-        };
-        let results: Vec<_> = taken.iter().rev().map(execute).collect();
-        for (transfer, result) in taken.iter().zip(results.into_iter().rev()) {
-            if matches!(result, Err(DiskError::NoSpace)) && transfers.holds() {
-                break;
-            }
-            transfers.done(transfer.tag, result);
-        }
-    }
-    fn flush(&self) -> Result<(), DiskError> {
-        self.check()?;
-        self.disk.flush()
-    }
-    fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
-        self.disk.discard(offset, len)
-    }
-    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<(), DiskError> {
-        self.check()?;
-        self.disk.write_zeroes(offset, len, unmap)
-    }
-}
 
 fn listener() -> (FullListener, Receiver<()>) {
     let (tell, told) = channel();
@@ -80,11 +23,11 @@ fn listener() -> (FullListener, Receiver<()>) {
 }
 
 /// A driver of a full disk.
-fn full_disk(inline: bool, overlaps: bool, on_full: Option<FullListener>) -> (Driver, Arc<Full>) {
+fn full_disk(inline: bool, overlaps: bool, on_full: Option<FullListener>) -> (Driver, Arc<FullDisk>) {
     let file = NamedTempFile::new().unwrap();
     file.as_file().set_len(SIZE).unwrap();
-    let disk = RawDisk::open(file.path(), RawOptions::default()).unwrap();
-    let full = Arc::new(Full { disk, is_full: AtomicBool::new(true), overlaps });
+    let disk = Arc::new(RawDisk::open(file.path(), RawOptions::default()).unwrap());
+    let full = Arc::new(FullDisk { disk, is_full: AtomicBool::new(true), overlaps });
     let mut driver = Driver::with(full.clone(), file, inline, on_full);
     driver.ready();
     (driver, full)

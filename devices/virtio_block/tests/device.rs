@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use disk::{Aio, Disk, DiskError, Geometry, RawDisk, RawOptions, Transfer, Transfers};
-use guest_memory::GuestMemory;
+use disk::mock::FullDisk;
+use disk::{Aio, Disk, RawDisk, RawOptions};
 use tempfile::NamedTempFile;
 use virtio_block::{Block, BlockConfig};
 use virtio_core::VirtioDevice;
@@ -17,64 +17,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const OK: u8 = 0;
 const IO_ERROR: u8 = 1;
 const UNSUPPORTED: u8 = 2;
-
-/// A disk that has no room as long as it is told so.
-struct Full {
-    disk: Arc<dyn Disk>,
-    is_full: AtomicBool,
-    /// Execute several at once, the last first.
-    overlaps: bool,
-}
-
-impl Full {
-    fn check(&self) -> Result<(), DiskError> {
-        if self.is_full.load(Ordering::SeqCst) { Err(DiskError::NoSpace) } else { Ok(()) }
-    }
-}
-
-impl Disk for Full {
-    fn geometry(&self) -> Geometry {
-        self.disk.geometry()
-    }
-    fn read_only(&self) -> bool {
-        false
-    }
-    fn read(&self, offset: u64, to: &mut [u8]) -> Result<(), DiskError> {
-        self.disk.read(offset, to)
-    }
-    fn write(&self, offset: u64, from: &[u8]) -> Result<(), DiskError> {
-        self.check()?;
-        self.disk.write(offset, from)
-    }
-    fn overlaps(&self) -> bool {
-        self.overlaps
-    }
-    fn transfer_all(&self, memory: &GuestMemory, transfers: &mut dyn Transfers) {
-        let taken: Vec<Transfer> = std::iter::from_fn(|| transfers.next()).collect();
-        let execute = |t: &Transfer| match t.write {
-            true => self.write_guest(t.offset, memory, &t.segments),
-            false => self.read_guest(t.offset, memory, &t.segments),
-        };
-        let results: Vec<_> = taken.iter().rev().map(execute).collect();
-        for (transfer, result) in taken.iter().zip(results.into_iter().rev()) {
-            if matches!(result, Err(DiskError::NoSpace)) && transfers.holds() {
-                break;
-            }
-            transfers.done(transfer.tag, result);
-        }
-    }
-    fn flush(&self) -> Result<(), DiskError> {
-        self.check()?;
-        self.disk.flush()
-    }
-    fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
-        self.disk.discard(offset, len)
-    }
-    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<(), DiskError> {
-        self.check()?;
-        self.disk.write_zeroes(offset, len, unmap)
-    }
-}
 
 #[test]
 fn requests_wait_for_room_on_the_host() {
@@ -87,7 +29,7 @@ fn requests_wait_for_room_on_the_host() {
         (split, false, true),
     ] {
         let f = fixture(RawOptions::default(), BenchConfig::default());
-        let full = Arc::new(Full { disk: f.disk.clone(), is_full: AtomicBool::new(true), overlaps });
+        let full = Arc::new(FullDisk { disk: f.disk.clone(), is_full: AtomicBool::new(true), overlaps });
         let (tell, told) = channel();
         let device = || {
             let tell = tell.clone();

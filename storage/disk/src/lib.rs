@@ -18,6 +18,8 @@ mod contract;
 mod copy;
 mod error;
 mod lock;
+#[cfg(feature = "mock")]
+pub mod mock;
 mod overlap;
 mod probe;
 mod raw;
