@@ -1,16 +1,17 @@
 //! A device behind the MMIO transport, driven through its registers.
 
 mod echo;
+mod transport;
 
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
-use device_model::{Device, IrqLine, IrqSink, Mmio};
+use device_model::{Device, IrqLine, Mmio};
 use echo::Echo;
-use guest_memory::{GuestMemory, RamOffset};
+use guest_memory::GuestMemory;
 use saved_state::Saved;
+use transport::{Levels, exchange, until};
 use virtio_core::features::{EVENT_IDX, RING_PACKED, VERSION_1};
-use virtio_core::mock::{DriverQueue, Wish};
+use virtio_core::mock::DriverQueue;
 use virtio_core::status::{ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FEATURES_OK};
 use virtio_core::{VirtioHandle, VirtioMmio, VirtioMmioConfig};
 
@@ -21,27 +22,15 @@ const ACK: u64 = 0x64;
 const STATUS: u64 = 0x70;
 const CONFIG: u64 = 0x100;
 
-#[derive(Default)]
-struct Line(Mutex<Vec<bool>>);
-
-impl IrqSink for Line {
-    fn set_level(&self, _: u32, level: bool) {
-        let mut levels = self.0.lock().unwrap();
-        if levels.last().copied().unwrap_or(false) != level {
-            levels.push(level);
-        }
-    }
-}
-
 struct Machine {
     memory: GuestMemory,
-    line: Arc<Line>,
+    line: Arc<Levels>,
     device: VirtioMmio,
     handle: VirtioHandle,
 }
 
 fn machine_with(memory: GuestMemory, inline: bool) -> Machine {
-    let line = Arc::new(Line::default());
+    let line = Arc::new(Levels::default());
     let device = VirtioMmio::new(VirtioMmioConfig {
         device: Box::new(Echo::default()),
         memory: memory.clone(),
@@ -54,14 +43,6 @@ fn machine_with(memory: GuestMemory, inline: bool) -> Machine {
 
 fn machine(inline: bool) -> Machine {
     machine_with(GuestMemory::flat(1 << 20).unwrap(), inline)
-}
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < Duration::from_secs(10), "waited for {what}");
-        std::thread::sleep(Duration::from_micros(50));
-    }
 }
 
 impl Machine {
@@ -103,14 +84,8 @@ impl Machine {
 
     /// Send a byte and wait for its inverse.
     fn echo(&mut self, q: &mut DriverQueue, queue: u16, byte: u8) {
-        self.memory.write(RamOffset(0x8_0000), byte);
-        q.add(&[(0x8_0000, 1)], &[(0x8_0010, 1)]).unwrap();
-        if q.needs_doorbell() {
-            self.write(NOTIFY, queue.into());
-        }
-        until("an answer", || q.take_used().is_some());
-        assert_eq!(self.memory.read::<u8>(RamOffset(0x8_0010)), !byte);
-        q.wish(Wish::Next);
+        let memory = self.memory.clone();
+        exchange(&memory, q, byte, || self.write(NOTIFY, queue.into()));
     }
 }
 

@@ -1,15 +1,16 @@
 //! A device behind the PCI transport, driven through its registers.
 
 mod echo;
+mod transport;
 
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
-use device_model::{IrqLine, IrqSink, MsiMessage, MsiSink};
+use device_model::{IrqLine, MsiMessage, MsiSink};
 use echo::Echo;
 use guest_memory::{GuestMemory, RamOffset};
 use pci::{BarAccess, PciFunction};
 use saved_state::Saved;
+use transport::{Levels, exchange, until};
 use virtio_core::features::{EVENT_IDX, RING_PACKED, VERSION_1};
 use virtio_core::mock::DriverQueue;
 use virtio_core::status::{ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FEATURES_OK};
@@ -23,28 +24,18 @@ const MSIX: u64 = 0x4000;
 const NO_VECTOR: u64 = 0xffff;
 
 #[derive(Default)]
-struct Interrupts {
-    messages: Mutex<Vec<u32>>,
-    levels: Mutex<Vec<bool>>,
-}
+struct Messages(Mutex<Vec<u32>>);
 
-impl MsiSink for Interrupts {
+impl MsiSink for Messages {
     fn send_msi(&self, message: MsiMessage) {
-        self.messages.lock().unwrap().push(message.data);
-    }
-}
-impl IrqSink for Interrupts {
-    fn set_level(&self, _: u32, level: bool) {
-        let mut levels = self.levels.lock().unwrap();
-        if levels.last().copied().unwrap_or(false) != level {
-            levels.push(level);
-        }
+        self.0.lock().unwrap().push(message.data);
     }
 }
 
 struct Machine {
     memory: GuestMemory,
-    seen: Arc<Interrupts>,
+    messages: Arc<Messages>,
+    line: Arc<Levels>,
     function: VirtioPci,
     bar: Arc<dyn BarAccess>,
     handle: VirtioHandle,
@@ -55,16 +46,16 @@ fn machine(inline: bool) -> Machine {
 }
 
 fn machine_with(memory: GuestMemory, inline: bool) -> Machine {
-    let seen = Arc::new(Interrupts::default());
+    let (messages, line) = (Arc::new(Messages::default()), Arc::new(Levels::default()));
     let function = VirtioPci::new(VirtioPciConfig {
         device: Box::new(Echo::default()),
         memory: memory.clone(),
-        msi: seen.clone(),
-        intx: IrqLine::new(seen.clone(), 0),
+        msi: messages.clone(),
+        intx: IrqLine::new(line.clone(), 0),
         inline,
     });
     let (bar, handle) = (function.bar_access().unwrap(), function.handle());
-    Machine { memory, seen, function, bar, handle }
+    Machine { memory, messages, line, function, bar, handle }
 }
 
 impl Machine {
@@ -128,22 +119,8 @@ impl Machine {
 
     /// Send a byte and wait for its inverse.
     fn echo(&self, q: &mut DriverQueue, queue: u16, byte: u8) {
-        self.memory.write(RamOffset(0x8_0000), byte);
-        q.add(&[(0x8_0000, 1)], &[(0x8_0010, 1)]).unwrap();
-        if q.needs_doorbell() {
-            self.write(NOTIFY + 4 * u64::from(queue), 2, queue.into());
-        }
-        until("an answer", || q.take_used().is_some());
-        assert_eq!(self.memory.read::<u8>(RamOffset(0x8_0010)), !byte);
-        q.wish(virtio_core::mock::Wish::Next);
-    }
-}
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < Duration::from_secs(10), "waited for {what}");
-        std::thread::sleep(Duration::from_micros(50));
+        let ring = || self.write(NOTIFY + 4 * u64::from(queue), 2, queue.into());
+        exchange(&self.memory, q, byte, ring);
     }
 }
 
@@ -185,7 +162,7 @@ fn a_driver_sets_the_device_up_and_uses_it() {
         m.enable_msix();
         for byte in 0..20 {
             m.echo(&mut q, 1, byte);
-            until("its interrupt", || m.seen.messages.lock().unwrap().pop() == Some(2));
+            until("its interrupt", || m.messages.0.lock().unwrap().pop() == Some(2));
         }
         m.write(0x14, 1, 0);
         assert_eq!((m.status(), m.read(0x1c, 2), m.read(0x1a, 2)), (0, 0, NO_VECTOR));
@@ -221,7 +198,7 @@ fn a_misplaced_queue_needs_a_reset_and_a_reset_helps() {
     m.write(0x14, 1, 0xf);
     assert_eq!(m.status() & DEVICE_NEEDS_RESET, DEVICE_NEEDS_RESET);
     m.write(NOTIFY, 2, 0);
-    assert_eq!(*m.seen.messages.lock().unwrap(), [0], "the configuration's vector");
+    assert_eq!(*m.messages.0.lock().unwrap(), [0], "the configuration's vector");
     let mut q = m.start(VERSION_1, 0);
     m.echo(&mut q, 0, 1);
     // A queue larger than the device's is refused like a misplaced one.
@@ -237,15 +214,15 @@ fn without_msi_x_the_line_is_held_until_the_status_is_read() {
     let mut m = machine(true);
     let mut q = m.start(VERSION_1, 0);
     m.echo(&mut q, 0, 9);
-    assert_eq!(*m.seen.levels.lock().unwrap(), [true]);
+    assert_eq!(*m.line.0.lock().unwrap(), [true]);
     assert_eq!(m.function.config_read(6, 2) & 8, 8, "interrupt status");
     assert_eq!((m.read(ISR, 1), m.read(ISR, 1)), (1, 0));
-    assert_eq!(*m.seen.levels.lock().unwrap(), [true, false]);
+    assert_eq!(*m.line.0.lock().unwrap(), [true, false]);
     m.function.config_write(4, 2, 0x400);
     m.echo(&mut q, 0, 10);
-    assert_eq!(*m.seen.levels.lock().unwrap(), [true, false], "INTx disabled");
+    assert_eq!(*m.line.0.lock().unwrap(), [true, false], "INTx disabled");
     m.function.config_write(4, 2, 0);
-    assert_eq!(*m.seen.levels.lock().unwrap(), [true, false, true]);
+    assert_eq!(*m.line.0.lock().unwrap(), [true, false, true]);
 }
 
 #[test]
@@ -296,7 +273,7 @@ fn a_saved_device_goes_on_in_another_machine() {
         assert_eq!(other.memory.read::<u8>(RamOffset(0x8_0010)), 0xf0);
         q.wish(virtio_core::mock::Wish::Next);
         other.echo(&mut q, 1, 3);
-        until("an interrupt by the restored table", || other.seen.messages.lock().unwrap().contains(&2));
+        until("an interrupt by the restored table", || other.messages.0.lock().unwrap().contains(&2));
         // The first goes on as if nothing had happened.
         m.handle.resume();
         assert_eq!(m.status(), other.status());
