@@ -86,6 +86,10 @@ pub struct Cpu {
     /// Flushes since it was last read, when an engine that keeps translations of
     /// its own asked for them (`Some`); it drains the list after every step.
     pub flush_log: Option<Vec<crate::memory::Flush>>,
+    /// Each x87 instruction records where it and its operand were (FIP, FDP, FOP). An
+    /// engine that executes them otherwise clears this: then only those of 16-bit code do,
+    /// and the pointers change where they are loaded or initialised.
+    pub x87_pointers: bool,
     /// The run's instruction limit, in terms of `retired`.
     pub(crate) limit_at: u64,
     /// Value of `retired` when virtual time was last brought up to date.
@@ -181,6 +185,7 @@ impl Cpu {
             retired: 0,
             leave_at: 0,
             flush_log: None,
+            x87_pointers: true,
             limit_at: 0,
             synced: 0,
             read_base: [NEVER; 8],

@@ -44,6 +44,27 @@ pub use run::{InterpreterVcpu, StepEnd};
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Interpreter;
 
+/// The interpreter as a reference for engines that do not follow x87 pointers: see
+/// [`Cpu::x87_pointers`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct WithoutX87Pointers;
+
+impl Engine for WithoutX87Pointers {
+    fn name(&self) -> &'static str {
+        Interpreter.name()
+    }
+
+    fn create_vcpu(&self, config: VcpuConfig) -> Result<Box<dyn Vcpu>, EngineError> {
+        let mut vcpu = InterpreterVcpu::new(config);
+        vcpu.cpu().x87_pointers = false;
+        Ok(Box::new(vcpu))
+    }
+
+    fn local_interrupts(&self) -> Option<std::sync::Arc<dyn LocalInterrupts>> {
+        None
+    }
+}
+
 impl Engine for Interpreter {
     fn name(&self) -> &'static str {
         "interp"

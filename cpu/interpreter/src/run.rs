@@ -36,6 +36,12 @@ impl InterpreterVcpu {
         &mut self.cpu
     }
 
+    /// Where the limit of the last run or step lies, counted in retired instructions:
+    /// each fault and debug trap has brought it one nearer.
+    pub fn limit_at(&self) -> u64 {
+        self.cpu.limit_at
+    }
+
     /// Deliver what is pending and execute one instruction. With `fpu_elsewhere`
     /// the x87 and vector registers of [`Cpu`] are stale: an instruction that uses
     /// them is left alone, at its boundary.

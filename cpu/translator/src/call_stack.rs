@@ -4,6 +4,9 @@
 //! where it goes; the code behind the call checks that the guest's return
 //! address is the one expected. Nothing depends on the content being right: a
 //! return that finds no call, or another's, looks its target up.
+//!
+//! Below the stack pointer a jump or return notes where it is, in case its target
+//! turns out not to be canonical: see [`note`].
 // UNSAFE: maps the region.
 #![allow(unsafe_code, reason = "the home of the call stack's mapping")]
 
@@ -15,6 +18,29 @@ use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, m
 const SIZE: usize = 64 << 10;
 /// Below the addresses a page that faults.
 pub(crate) const GUARD: usize = 4096;
+
+/// What a jump or return notes before it goes to an address that it has not checked. Its
+/// target is known to be canonical wherever a table knows it, and where none does, the
+/// engine looks, and needs to know who branched: it is the branch that faults.
+pub(crate) mod note {
+    /// Where the note is, from the stack pointer that the target finds. (Signals that
+    /// arrive here leave 128 bytes alone.)
+    pub const AT: i32 = -16;
+    const POPPED: u32 = 1 << 31;
+
+    /// Of a branch at a cache offset; a return has `popped` its target.
+    pub fn new(place: u32, popped: bool) -> u32 {
+        place | if popped { POPPED } else { 0 }
+    }
+
+    pub fn place(note: u32) -> u32 {
+        note & !POPPED
+    }
+
+    pub fn popped(note: u32) -> bool {
+        note & POPPED != 0
+    }
+}
 
 /// One vCPU's call stack.
 pub(crate) struct CallStack(NonNull<u8>);

@@ -20,6 +20,7 @@ pub(crate) mod host {
     pub const RCX: u8 = 1;
     pub const RDX: u8 = 2;
     pub const RBX: u8 = 3;
+    pub const RSP: u8 = 4;
     pub const RBP: u8 = 5;
     pub const RSI: u8 = 6;
     pub const RDI: u8 = 7;
@@ -192,6 +193,9 @@ pub(crate) struct State {
     pub qword_element_mask: u64,
     pub qword_bit_mask: u64,
     pub user_probe: u64,
+    pub sign_mask: u64,
+    /// At an [`Exit::Indirect`]: which branch it was, as [`crate::call_stack::note`] says.
+    pub branch: u32,
     /// Addends that loads met last: see [`crate::foresight`].
     pub foreseen: [u64; crate::foresight::SLOTS],
     pub system: System,
@@ -302,6 +306,9 @@ pub(crate) const GUARD: usize = GUARDED + 0x1000;
 /// As many as [`USER_PROBE`] gives values: it selects the page offset and, above it,
 /// what must be zero in an address of the user's.
 pub(crate) const GUARDED: usize = 1 << USER_PROBE.count_ones();
+
+/// Selects the bits of an address that are all equal where it is canonical (PEXT).
+pub(crate) const SIGN: u64 = 0xffff_8000_0000_0000;
 
 /// Selects the page offset of an address and all bits above the lower half of the
 /// 48-bit space (PEXT).

@@ -61,7 +61,10 @@ pub(crate) fn export(s: &mut State, cpu: &Cpu) {
     s.sysret_ss = (ret.wrapping_add(8) | 3).into();
     s.syscall_keeps = !(cpu.msrs.sfmask | rflags::RF) | rflags::FIXED;
     let clears = cpu.msrs.sfmask & SYSCALL_CLEARS == SYSCALL_CLEARS;
-    s.syscall_barred = u64::from(!(cpu.efer & efer::SCE != 0 && clears));
+    // Translated code notes where its branches are in case one leads to no canonical
+    // address (`call_stack::note`); SYSCALL does not.
+    let usable = cpu.efer & efer::SCE != 0 && clears && cpu.canonical(cpu.msrs.lstar);
+    s.syscall_barred = u64::from(!usable);
     let gdt = cpu.gdtr.base;
     s.gdt_base = gdt;
     s.gdt_limit = cpu.gdtr.limit.into();

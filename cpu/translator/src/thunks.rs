@@ -3,6 +3,7 @@
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
+use crate::call_stack::note;
 use crate::layout::{Exit, PAGE_NUMBER, PINNED, State, gpr_home, gs};
 
 /// Cache offsets of the entry and of each exit.
@@ -146,15 +147,24 @@ pub(crate) fn assemble(base: u64, at: u32) -> Result<(Vec<u8>, Thunks), IcedErro
     for kind in Exit::ALL {
         exits[kind as usize] = place(&exit(kind, true))?;
     }
-    let indirect = place(&exit(Exit::Indirect, false))?;
+    let unknown = exit(Exit::Indirect, false);
+    let indirect = place(&|a| {
+        a.mov(ecx, dword_ptr(rsp + note::AT))?;
+        a.mov(dword_ptr(gs!(branch) as i64 as u64).gs(), ecx)?;
+        unknown(a)
+    })?;
     let fault = place(&exit(Exit::Fault, false))?;
     // Forget the outstanding calls (they are another stack's) and look the target up.
     let mismatch = place(&|a| {
+        a.mov(ecx, dword_ptr(rsp + note::AT))?;
         a.mov(rsp, qword_ptr(gs!(call_rsp_empty) as i64 as u64).gs())?;
+        a.mov(dword_ptr(rsp + note::AT), ecx)?;
         jump_by_cache(a)
     })?;
     let bottom = place(&|a| {
+        a.mov(ecx, dword_ptr(rsp + note::AT))?;
         a.lea(rsp, qword_ptr(rsp - 8))?;
+        a.mov(dword_ptr(rsp + note::AT), ecx)?;
         jump_by_cache(a)
     })?;
     let miss = base + u64::from(exits[Exit::MissStore as usize]);

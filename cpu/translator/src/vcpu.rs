@@ -18,9 +18,9 @@ use x86_state::{Activity, CpuState, InterruptShadow, cr0, cr4, rflags};
 use crate::block::chase::FORESEEN;
 use crate::block::{self, HostFeatures, MAX_INSTRUCTIONS, Mode, Variant};
 use crate::blocks::{AddressMap, Blocks, Key};
-use crate::call_stack::CallStack;
+use crate::call_stack::{CallStack, note};
 use crate::foresight;
-use crate::layout::{Exit, JUMP_INDEX, PAUSES, State, TURNS, USER_PROBE, jump_index};
+use crate::layout::{Exit, JUMP_INDEX, PAUSES, SIGN, State, TURNS, USER_PROBE, jump_index};
 use crate::modes;
 use crate::native;
 use crate::signals::Running;
@@ -140,6 +140,7 @@ impl TranslatorVcpu {
         let state = memory.get();
         state.page_offset_mask = PAGE - 1;
         state.user_probe = USER_PROBE;
+        state.sign_mask = SIGN;
         state.pauses = PAUSES;
         state.foreseen.fill(foresight::UNKNOWN);
         state.turns = TURNS;
@@ -159,6 +160,7 @@ impl TranslatorVcpu {
         let spaces = Spaces::new(&memory)?;
         let mut interp = InterpreterVcpu::new(config);
         interp.cpu().flush_log = Some(Vec::new());
+        interp.cpu().x87_pointers = false;
         let state = Arc::new(memory);
         let kicked = state.clone();
         let kick = attention.on_raise(Box::new(move || kicked.want_attention()));
@@ -427,8 +429,9 @@ impl TranslatorVcpu {
         };
         self.after_step();
         if halted.is_none() {
-            // Faults count towards the limit without retiring anything.
-            let faults = until.saturating_sub(self.interp.cpu().retired);
+            // Faults count towards the limit without retiring anything; a repeated string
+            // instruction that stops between elements does neither.
+            let faults = until.saturating_sub(self.interp.limit_at());
             self.ends_at = self.ends_at.map(|end| end.saturating_sub(faults));
         }
         halted
@@ -649,6 +652,7 @@ impl TranslatorVcpu {
                 }
                 Ok(Then::Resume(self.blocks.get(id).entry()))
             }
+            Exit::Indirect if !self.interp.cpu().canonical(address) => self.refuse_branch(),
             Exit::Indirect if self.ends_at.is_some() => Ok(self.counted(address)),
             Exit::Indirect => {
                 let Some(id) = self.block_at(address) else { return Ok(self.give_up(address)) };
@@ -760,6 +764,19 @@ impl TranslatorVcpu {
         cpu.retired = cpu.retired.wrapping_add(1);
         cpu.sync_time();
         self.give_up(rip)
+    }
+
+    /// A jump or return went to an address that is not canonical: as if it had not
+    /// happened, for the interpreter to raise #GP there.
+    fn refuse_branch(&mut self) -> Result<Then, EngineError> {
+        let branch = self.state().branch;
+        let host = self.blocks.address(note::place(branch));
+        let (id, index) = self.blocks.instruction_at(host).ok_or_else(|| self.lost(host))?;
+        if note::popped(branch) {
+            let sp = &mut self.state().gpr[4];
+            *sp = sp.wrapping_sub(8);
+        }
+        Ok(self.interpret_at(id, index))
     }
 
     /// Registers back to `Cpu` at an instruction that the interpreter executes next.

@@ -39,6 +39,9 @@ impl Cpu {
     /// with a memory operand, FDS:FDP. To be called after its last possible fault.
     #[inline]
     pub(super) fn fpu_record(&mut self, i: &Insn) {
+        if !self.x87_pointers && self.code_bits != 16 {
+            return;
+        }
         let long = self.long64();
         let mask = if long { u64::MAX } else { 0xffff_ffff };
         self.fpu.fop = (i.aux >> 16) as u16;

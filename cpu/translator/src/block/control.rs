@@ -4,15 +4,22 @@ use iced_x86::{Code, ConditionCode, FlowControl, Instruction, OpKind};
 
 use super::access::gpr_number;
 use super::facts::Facts;
+use super::stack::SP;
 use super::{Builder, Link, Next, STUB, Variant};
+use crate::call_stack::note;
 use crate::emit::Mem;
-use crate::layout::{Exit, PINNED, gpr_home, gs, host};
+use crate::layout::{Exit, PINNED, SIGN, gpr_home, gs, host};
+
+/// What [`SIGN`] selects of an address in the upper half.
+const UPPER: i32 = (1 << SIGN.count_ones()) - 1;
 
 impl Builder<'_> {
     /// `None`: no control transfer. `Some(None)`: one for the interpreter.
     pub(super) fn control(&mut self, i: &Instruction, facts: &Facts) -> Option<Option<Next>> {
         match facts.flow {
             FlowControl::Next => return None,
+            // It faults; or what follows does, and a return to there.
+            _ if !self.reaches(i.near_branch_target()) || !self.reaches(i.next_ip()) => return Some(None),
             FlowControl::UnconditionalBranch if i.op0_kind() == OpKind::NearBranch64 => {
                 if self.shadowed {
                     self.end_shadow();
@@ -51,71 +58,131 @@ impl Builder<'_> {
                     return Some(Some(self.call_to(i.near_branch_target(), i.next_ip())));
                 }
             }
-            FlowControl::Return => {
-                let extra = match i.code() {
-                    Code::Retnq => 0,
-                    Code::Retnq_imm16 => i32::from(i.immediate16()),
-                    _ => return Some(None),
-                };
-                let Some(slot) = self.pop_slot() else { return Some(None) };
-                self.load_word(host::ADDRESS, slot.mem());
-                self.move_sp(self.word() + extra);
-                self.settle_sp();
-                if self.shadowed {
-                    self.end_shadow();
-                }
-                // Behind a call nobody looks whether an event waits, which STI let in.
-                if self.single() || self.shadowed {
-                    self.leave_indirect();
-                } else {
-                    self.e.bytes(&[0xc3]);
-                }
-            }
+            FlowControl::Return => return Some(self.near_return(i)),
             FlowControl::IndirectBranch if i.code() == Code::Jmp_rm64 => {
-                if !self.target_to_scratch(i) {
-                    return Some(None);
-                }
-                self.load_word(host::ADDRESS, Mem::gs(gs!(scratch)));
+                let Some(from) = self.target(i) else { return Some(None) };
+                self.put_address(from);
+                self.note_branch(false);
                 self.leave_indirect();
             }
-            FlowControl::IndirectCall if i.code() == Code::Call_rm64 => {
-                if !self.target_to_scratch(i) {
-                    return Some(None);
-                }
-                // Two operands and a return address of eight bytes: more code than a
-                // jump to the first operand's stub reaches over.
-                self.island_here();
-                if self.push_value(i.next_ip()).is_none() {
-                    return Some(None);
-                }
-                self.settle_sp();
-                self.load_word(host::ADDRESS, Mem::gs(gs!(scratch)));
-                if self.single() {
-                    self.leave_indirect();
-                } else {
-                    self.call_indirect();
-                    return Some(Some(self.returned_to(i.next_ip())));
-                }
-            }
+            FlowControl::IndirectCall if i.code() == Code::Call_rm64 => return Some(self.indirect_call(i)),
             _ => return Some(None),
         }
         Some(Some(Next::End))
     }
 
-    fn target_to_scratch(&mut self, i: &Instruction) -> bool {
-        if i.op0_kind() == OpKind::Memory {
-            return self.load_to_scratch(i);
-        }
-        let Some(n) = gpr_number(i.op0_register()) else { return false };
-        let from = match PINNED[n] {
-            Some(h) => h,
-            None => {
-                self.e.load(host::TEMP, Mem::gs(gpr_home(n)));
-                host::TEMP
-            }
+    fn near_return(&mut self, i: &Instruction) -> Option<Next> {
+        let extra = match i.code() {
+            Code::Retnq => 0,
+            Code::Retnq_imm16 => i32::from(i.immediate16()),
+            _ => return None,
         };
-        self.e.store(Mem::gs(gs!(scratch)), from);
-        true
+        let slot = self.pop_slot()?;
+        self.load_word(host::ADDRESS, slot.mem());
+        if extra != 0 || self.shadowed {
+            self.settle_sp();
+            self.check_target(host::ADDRESS);
+        } else {
+            self.note_branch(true);
+        }
+        self.move_sp(self.word() + extra);
+        self.settle_sp();
+        if self.shadowed {
+            self.end_shadow();
+        }
+        // Behind a call nobody looks whether an event waits, which STI let in.
+        if self.single() || self.shadowed {
+            self.leave_indirect();
+        } else {
+            self.e.bytes(&[0xc3]);
+        }
+        Some(Next::End)
+    }
+
+    fn indirect_call(&mut self, i: &Instruction) -> Option<Next> {
+        self.settle_sp();
+        let from = self.target(i)?;
+        let kept = from != host::TEMP && from != SP;
+        if !kept {
+            self.e.store(Mem::gs(gs!(scratch)), from);
+        }
+        self.check_target(from);
+        // Two operands and a return address of eight bytes: more code than a
+        // jump to the first operand's stub reaches over.
+        self.island_here();
+        self.push_value(i.next_ip())?;
+        self.settle_sp();
+        if kept {
+            self.put_address(from);
+        } else {
+            self.load_word(host::ADDRESS, Mem::gs(gs!(scratch)));
+        }
+        if self.single() {
+            self.leave_indirect();
+        } else {
+            self.call_indirect();
+            return Some(self.returned_to(i.next_ip()));
+        }
+        Some(Next::End)
+    }
+
+    /// The host register that holds the target of an indirect branch: one of the guest's,
+    /// or TEMP. In 32-bit code the upper half may be anything.
+    fn target(&mut self, i: &Instruction) -> Option<u8> {
+        if i.op0_kind() == OpKind::Memory {
+            return self.load_to_temp(i).then_some(host::TEMP);
+        }
+        let n = gpr_number(i.op0_register())?;
+        Some(PINNED[n].unwrap_or_else(|| {
+            self.e.load(host::TEMP, Mem::gs(gpr_home(n)));
+            host::TEMP
+        }))
+    }
+
+    /// ADDRESS = a target in a register.
+    fn put_address(&mut self, from: u8) {
+        match self.r.mode.narrow {
+            false => self.e.mov(host::ADDRESS, from),
+            true => self.e.lea32(host::ADDRESS, Mem::base(from, 0)),
+        }
+    }
+
+    /// Whether an address is one that instructions can be fetched from.
+    fn reaches(&self, address: u64) -> bool {
+        let address = self.linear(address);
+        (address as i64) << 16 >> 16 == address as i64
+    }
+
+    /// Leave, with nothing changed, if the target in `from` is not canonical: the
+    /// interpreter raises #GP. One in the other half of the address space is the
+    /// interpreter's, too. Changes TEMP.
+    fn check_target(&mut self, from: u8) {
+        if self.r.mode.narrow {
+            return;
+        }
+        if self.r.va >> 47 == 0 {
+            self.probe(from, 1, gs!(user_probe));
+            return;
+        }
+        self.e.pext_gs(host::TEMP, from, gs!(sign_mask));
+        self.e.lea32(host::TEMP, Mem::base(host::TEMP, -UPPER));
+        let canonical = self.e.jrcxz();
+        self.stub(Exit::Interpret, self.index);
+        let reached = self.e.land_short(canonical);
+        debug_assert!(reached, "a stub is short");
+    }
+
+    /// Note where this jump or return is instead, which takes one store: where its target
+    /// is found, it is canonical. A return that changes more than RSP by eight cannot be
+    /// undone so.
+    fn note_branch(&mut self, returns: bool) {
+        if self.r.mode.narrow {
+            return;
+        }
+        let place = self.r.at + self.e.len() as u32;
+        // A host return moves the host's stack pointer in between.
+        let at = if returns && !self.single() { note::AT + 8 } else { note::AT };
+        self.e.store32_imm(Mem::base(host::RSP, at), note::new(place, returns) as i32);
     }
 
     /// The exits of the conditional branches so far, behind the block's code.

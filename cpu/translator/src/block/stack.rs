@@ -36,9 +36,10 @@ impl Builder<'_> {
                 self.push_value(i.immediate(0))?;
             }
             Code::Push_rm64 if i.op0_kind() == OpKind::Memory => {
-                if !self.load_to_scratch(i) {
+                if !self.load_to_temp(i) {
                     return Some(false);
                 }
+                self.e.store(Mem::gs(gs!(scratch)), host::TEMP);
                 let slot = self.push_slot()?;
                 self.fold(slot);
                 self.e.load(host::TEMP, Mem::gs(gs!(scratch)));
@@ -78,14 +79,13 @@ impl Builder<'_> {
         Some(true)
     }
 
-    /// Load a word from memory into the scratch slot of the state.
-    pub(super) fn load_to_scratch(&mut self, i: &Instruction) -> bool {
+    /// Load a word from memory into TEMP.
+    pub(super) fn load_to_temp(&mut self, i: &Instruction) -> bool {
         let word = self.word() as usize;
         let aligned = self.stack_slot(i, word);
         let Some(place) = self.address(i) else { return false };
         let Some(found) = self.look_up(Access::Load, place, word, aligned) else { return false };
         self.load_word(host::TEMP, found.mem());
-        self.e.store(Mem::gs(gs!(scratch)), host::TEMP);
         true
     }
 
