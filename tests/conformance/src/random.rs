@@ -35,32 +35,31 @@ impl Random {
     }
 }
 
-/// Instructions whose result is each engine's own, or that would end the case at once.
-pub fn left_out(i: &Instruction) -> bool {
+/// Instructions whose result is each engine's own: the last bit of functions, the time,
+/// chance, what processors differ in. A case that has run wild may meet one; what follows
+/// then says nothing.
+pub fn has_own_result(i: &Instruction) -> bool {
     use Mnemonic as M;
     // x87 functions without a prescribed last bit.
     let approximate = matches!(
         i.mnemonic(),
         M::Fsin | M::Fcos | M::Fsincos | M::Fptan | M::Fpatan | M::F2xm1 | M::Fyl2x | M::Fyl2xp1
     );
-    // To an address that is not canonical: the branch faults by the manual, its
-    // target in translated code.
-    let indirect = matches!(
-        i.flow_control(),
-        FlowControl::Return | FlowControl::IndirectBranch | FlowControl::IndirectCall
-    );
     // They leave C1 alone on some processors, which the manual clears.
     let keeps_c1 = matches!(i.mnemonic(), M::Fcomi | M::Fcomip | M::Fucomi | M::Fucomip);
-    // They show where the last x87 instruction was, which translated code does not follow.
-    let pointers = matches!(i.mnemonic(), M::Fnsave | M::Fnstenv) || i.is_save_restore_instruction();
     let time_or_chance = matches!(i.mnemonic(), M::Rdtsc | M::Rdtscp | M::Rdpmc | M::Rdrand | M::Rdseed);
-    approximate
-        || indirect
-        || keeps_c1
-        || pointers
-        || time_or_chance
-        || i.is_privileged()
-        || matches!(i.flow_control(), FlowControl::Interrupt | FlowControl::Exception)
+    approximate || keeps_c1 || time_or_chance
+}
+
+/// FNSTENV, FXSAVE and their kin, both ways.
+pub fn moves_environment(i: &Instruction) -> bool {
+    matches!(i.mnemonic(), Mnemonic::Fnsave | Mnemonic::Fnstenv) || i.is_save_restore_instruction()
+}
+
+/// Instructions with results of each engine's own, and those that would end a case at once.
+pub fn left_out(i: &Instruction) -> bool {
+    let ends = matches!(i.flow_control(), FlowControl::Interrupt | FlowControl::Exception);
+    has_own_result(i) || i.is_privileged() || ends
 }
 
 /// A string instruction with the prefixes that change it.

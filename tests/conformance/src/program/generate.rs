@@ -9,7 +9,7 @@ use x86_state::{cr4, rflags};
 use super::emit::assemble;
 use super::layout::{self, HIGH, LOW};
 use super::{Call, Function, Item, Patch, Program, Return, Setup};
-use crate::random::{Random, candidate, left_out};
+use crate::random::{Random, candidate, left_out, moves_environment};
 
 /// Instructions that a program executes at most, about.
 const BUDGET: u64 = 12_000;
@@ -229,7 +229,8 @@ impl Generator {
         loop {
             let bytes = candidate(&mut self.r);
             let i = Decoder::with_ip(64, &bytes, 0, DecoderOptions::NONE).decode();
-            let usual = !i.is_invalid() && !left_out(&i) && i.flow_control() == FlowControl::Next;
+            let plain = i.flow_control() == FlowControl::Next && !moves_environment(&i);
+            let usual = !i.is_invalid() && plain && !left_out(&i);
             if usual && (!writes_stack_pointer(&i) || self.one_in(6)) {
                 return bytes[..i.len()].to_vec();
             }
