@@ -107,6 +107,7 @@ impl Builder<'_> {
             self.e.store(Mem::gs(gs!(scratch)), from);
         }
         self.check_target(from);
+        self.held = None;
         // Two operands and a return address of eight bytes: more code than a
         // jump to the first operand's stub reaches over.
         self.island_here();
