@@ -34,6 +34,8 @@ const CODE_64: u16 = 0x10;
 const CODE_32: u16 = 0x38;
 const LIMIT: u64 = 40;
 const CODE_MAX: usize = 200;
+/// After so many instructions a case without jumps counts as one without an end.
+const ENDLESS: u64 = 100_000;
 
 /// Cases in which the end of a limited run depended on the engine: a single step within
 /// a repeated instruction counted twice.
@@ -254,6 +256,10 @@ fn narrow_state(r: &mut Random, s: &mut CpuState, paging: Paging) {
 
 /// Run a case on one engine.
 fn run(rig: &mut Rig, f: Flavour, seed: u64, limit: u64) -> (CpuState, Vec<u8>) {
+    run_to(rig, f, seed, limit).1
+}
+
+fn run_to(rig: &mut Rig, f: Flavour, seed: u64, limit: u64) -> (Halt, (CpuState, Vec<u8>)) {
     let mut r = Random(seed);
     let paging = f.paging(seed);
     let code = code(&mut r, f, paging);
@@ -266,7 +272,7 @@ fn run(rig: &mut Rig, f: Flavour, seed: u64, limit: u64) -> (CpuState, Vec<u8>) 
     assert!(!matches!(halt, Halt::Failed(_)), "seed {seed}: {halt:?}");
     let mut memory = vec![0; MEMORY];
     rig.memory.load(0, &mut memory).expect("memory");
-    (end, memory)
+    (halt, (end, memory))
 }
 
 /// The instructions of a case.
@@ -320,12 +326,17 @@ fn check(f: Flavour) {
     let model: CpuModel = "x86-64-v3".parse().expect("the model exists");
     let mut rigs: Vec<Rig> = engines.iter().map(|e| f.rig(&**e, model.clone())).collect();
     let (reference, others) = rigs.split_first_mut().expect("an engine");
-    let (mut wrong, mut own) = (Vec::new(), 0);
+    let (mut wrong, mut own, mut endless) = (Vec::new(), 0, 0);
     for seed in ONCE_WRONG.into_iter().chain(first..first + cases) {
         if verbose {
             println!("seed {seed}\n{}", listing(f, seed));
         }
-        let (end, memory) = run(reference, f, seed, f.limit());
+        let (halt, (end, memory)) = run_to(reference, f, seed, f.limit().min(ENDLESS));
+        // Whoever overwrites handlers may never come to an end.
+        if f.straight && matches!(halt, Halt::Limit) {
+            endless += 1;
+            continue;
+        }
         for (n, other) in others.iter_mut().enumerate() {
             let (e, m) = run(other, f, seed, f.limit());
             if e == end && m == memory {
@@ -339,10 +350,11 @@ fn check(f: Flavour) {
         }
     }
     println!(
-        "{cases} cases from seed {first} on {} engines, {own} that met results of their own",
+        "{cases} cases from seed {first} on {} engines, {own} that met results of their own, \
+         {endless} without an end",
         engines.len()
     );
-    assert!(own <= 2 + cases / 1000, "few cases show anything");
+    assert!(own + endless <= 2 + cases / 1000, "few cases show anything");
     assert!(wrong.is_empty(), "{} cases differ\n{}", wrong.len(), wrong.join("\n"));
 }
 
