@@ -177,9 +177,10 @@ impl Blocks {
     }
 
     pub fn find(&self, key: &Key) -> Option<u32> {
+        let place = key.place();
         let is = |id: u32| {
             let b = &self.list[id as usize];
-            !b.dead() && b.key() == *key
+            b.is_at(place) && !b.dead()
         };
         self.by_key.find(key.hash(), is)
     }
@@ -281,9 +282,10 @@ impl Blocks {
             let same_page = (va ^ key.va) >> 12 == 0;
             let mode = Mode { variant, ..key.mode };
             let key = Key { ram: key.ram & !0xfff | va & 0xfff, va, mode };
+            let place = key.place();
             let is = |id: u32| {
                 let b = &list[id as usize];
-                !b.dead() && b.key() == key
+                b.is_at(place) && !b.dead()
             };
             let b = same_page.then(|| by_key.find(key.hash(), is)).flatten().map(|id| &list[id as usize]);
             b.filter(|b| !b.straddles()).map(|b| (b.entry(), b.inner()))
@@ -362,7 +364,8 @@ impl Blocks {
     /// How often code at a place was rewritten: 0 if it is new or the last block there was
     /// a vigilant one.
     fn rewritten(&self, key: &Key) -> u16 {
-        let last = self.by_key.find(key.hash(), |id| self.list[id as usize].key() == *key);
+        let place = key.place();
+        let last = self.by_key.find(key.hash(), |id| self.list[id as usize].is_at(place));
         let last = last.map(|id| &self.list[id as usize]);
         last.filter(|b| !b.vigilant()).map_or(0, |b| b.rewritten() + 1)
     }

@@ -20,7 +20,17 @@ impl Key {
         std::hash::Hash::hash(self, &mut h);
         h.finish()
     }
+
+    /// What a block's record keeps of it: linear address, of 48 bits, and mode, and the
+    /// page; none that a block has if the address is not canonical.
+    pub fn place(&self) -> Place {
+        let place = self.va << 16 | u64::from(self.mode.pack());
+        (place, if (place as i64) >> 16 == self.va as i64 { self.ram >> 12 } else { u64::MAX })
+    }
 }
+
+/// See [`Key::place`].
+pub(crate) type Place = (u64, u64);
 
 impl std::hash::Hash for Key {
     fn hash<H: Hasher>(&self, h: &mut H) {
@@ -102,10 +112,10 @@ impl Block {
         guest_len: u16,
     ) -> Option<Block> {
         debug_assert_eq!(key.ram & 0xfff, key.va & 0xfff, "one place in the page");
-        let place = key.va << 16 | u64::from(key.mode.pack());
+        let (place, page) = key.place();
         Some(Block {
-            place: Some(place).filter(|p| (*p as i64) >> 16 == key.va as i64)?,
-            page: u32::try_from(key.ram >> 12).ok()?,
+            place,
+            page: u32::try_from(page).ok()?,
             start,
             map: 0,
             links,
@@ -116,6 +126,11 @@ impl Block {
             inner: u8::try_from(inner).ok()?,
             again: 0,
         })
+    }
+
+    /// Whether its key has this place.
+    pub fn is_at(&self, place: Place) -> bool {
+        self.place == place.0 && u64::from(self.page) == place.1
     }
 
     pub fn key(&self) -> Key {

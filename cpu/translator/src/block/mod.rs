@@ -117,8 +117,14 @@ impl Mode {
 
     /// What follows from the processor's state, as a number below 128.
     pub fn word(self) -> u32 {
-        let bits = [self.x87, self.sse, self.avx, self.user, self.narrow, self.fs, self.gs];
-        bits.into_iter().enumerate().map(|(n, b)| u32::from(b) << n).sum()
+        let bit = |b: bool, n: u32| u32::from(b) << n;
+        bit(self.x87, 0)
+            | bit(self.sse, 1)
+            | bit(self.avx, 2)
+            | bit(self.user, 3)
+            | bit(self.narrow, 4)
+            | bit(self.fs, 5)
+            | bit(self.gs, 6)
     }
 
     /// All of it in sixteen bits.
