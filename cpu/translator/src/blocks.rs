@@ -30,9 +30,9 @@ const STUB_CODE: usize = 96;
 
 /// Blocks translated before an idle vCPU gives back what that took, and for how long it
 /// has translated few then.
-const SETTLING: u64 = 1 << 12;
+const SETTLING: u64 = 1 << 10;
 const FEW: u64 = 1 << 8;
-const QUIET: Duration = Duration::from_secs(1);
+const QUIET: Duration = Duration::from_millis(250);
 
 /// Pages of code written before an idle vCPU lets go of the mapping it writes through:
 /// then faulting some of them in again costs little beside what was written.
@@ -63,6 +63,14 @@ impl Hasher for AddressHasher {
 }
 
 pub(crate) type AddressMap<K, V> = HashMap<K, V, BuildHasherDefault<AddressHasher>>;
+
+/// Make room for so many more, and an eighth: records are many, and twice as much as is
+/// used would be half of what the process takes besides the guest's memory.
+pub(crate) fn grow<T>(list: &mut Vec<T>, more: usize) {
+    if list.capacity() - list.len() < more {
+        list.reserve_exact(more.max(list.len() / 8));
+    }
+}
 
 /// What the jump cache holds for a block.
 #[derive(Debug, Clone, Copy)]
@@ -116,6 +124,8 @@ pub(crate) struct Blocks {
     pub flushes: u64,
     pub ledger: Ledger,
     pub foresight: Foresight,
+    /// The same of blocks whose probes guess that operands do not cross pages.
+    crossings: Foresight,
 }
 
 impl Blocks {
@@ -160,6 +170,7 @@ impl Blocks {
             flushes: 0,
             ledger: Ledger::default(),
             foresight: Foresight::default(),
+            crossings: Foresight::default(),
         })
     }
 
@@ -303,6 +314,7 @@ impl Blocks {
             system: &self.system,
             features: &self.features,
             foresight: &self.foresight,
+            careful: !self.crossings.allows(key.va),
             known: &known,
         };
         let mut t = block::translate(&request, &mut self.scratch);
@@ -329,10 +341,9 @@ impl Blocks {
             host: self.cache.exec_base() + u64::from(at),
             code: t.code(),
         });
+        grow(&mut self.links, t.links.len());
         self.links.extend(t.links.iter().map(LinkRecord::new));
-        if vigilant {
-            self.vigilant.push(id);
-        }
+        self.vigilant.extend(vigilant.then_some(id));
         if let Some((page, _)) = second {
             self.seconds.insert(id, Second { page, guard: t.guard.map(|g| at + g) });
         }
@@ -340,6 +351,7 @@ impl Blocks {
         while self.first_in_page.len() <= (at / CODE_PAGE) as usize {
             self.first_in_page.push(id);
         }
+        grow(&mut self.list, 1);
         self.list.push(block);
         self.scratch.recycle(t);
         let list = &self.list;
@@ -386,7 +398,7 @@ impl Blocks {
         let now = Instant::now();
         let (translated, since) = self.seen.get_or_insert((self.translated, now));
         if *translated + FEW < self.translated {
-            self.seen = None;
+            self.seen = Some((self.translated, now));
         } else if now.duration_since(*since) > QUIET {
             self.seen = None;
             self.settled = self.translated;
@@ -408,6 +420,7 @@ impl Blocks {
         self.stubs = AddressMap::default();
         self.origins = AddressMap::default();
         self.foresight = Foresight::default();
+        self.crossings = Foresight::default();
         self.by_key.clear();
         self.by_page = AddressMap::default();
         self.vigilant = Vec::new();
@@ -486,6 +499,15 @@ impl Blocks {
     pub fn set_guard(&mut self, id: u32, space: u32) {
         if let Some(at) = self.seconds.get(&id).and_then(|s| s.guard) {
             self.cache.patch_u32(at, space);
+        }
+    }
+
+    /// A host fault, mostly of an operand that crosses a page: if that happens often, the
+    /// block is made again so that it finds out by itself.
+    pub fn faulted(&mut self, id: u32) {
+        let va = self.get(id).va();
+        if self.crossings.allows(va) && !self.crossings.wrong(va, Instant::now()) {
+            self.kill(id);
         }
     }
 

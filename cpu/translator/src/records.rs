@@ -4,7 +4,7 @@
 use std::hash::Hasher;
 
 use crate::block::{Link, Mode, Variant};
-use crate::blocks::AddressHasher;
+use crate::blocks::{AddressHasher, grow};
 
 /// What identifies a block: place in RAM, linear address, mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -207,6 +207,7 @@ impl InstructionMap {
         b.map = self.0.len() as u32;
         b.instructions = list.len() as u8;
         let mut before = (0, 0);
+        grow(&mut self.0, 4 * list.len());
         for (host, guest) in list {
             let mut distance = host - before.0;
             while distance >= 255 {

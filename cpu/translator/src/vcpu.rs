@@ -691,6 +691,7 @@ impl TranslatorVcpu {
             Exit::Attention | Exit::Stale => self.left_at_start(exit, site),
             Exit::Fault => {
                 let (id, index) = self.blocks.instruction_at(site).ok_or_else(|| self.lost(site))?;
+                self.blocks.faulted(id);
                 Ok(self.interpret_at(id, index))
             }
         }

@@ -1,4 +1,4 @@
-//! This program's own code in memory.
+//! This program's own code and constants in memory.
 // UNSAFE: asks the loader where the program is, and advises the kernel on it.
 #![allow(unsafe_code, reason = "the home of advice on the program's own mapping")]
 
@@ -6,41 +6,47 @@ use std::ffi::c_void;
 
 use rustix::mm::{Advice, madvise};
 
-/// Let go of the program's code: what is used is mapped again where it is used. Worth
-/// its time (some 100 us, mostly of faults later) when what has run is not what will
-/// run: start-up is most of what a process with a machine ever touches.
+/// Let go of the program's code and constants: what is used is mapped again where it is
+/// used. Worth its time (some 100 us, mostly of faults later) when what has run is not
+/// what will run: start-up is most of what a process with a machine ever touches.
 pub fn release_program() {
-    let mut text: Option<(usize, usize)> = None;
-    // SAFETY: the callback has the type asked for and is given a pointer to `text`, which
+    let mut segments: Segments = [(0, 0); 4];
+    // SAFETY: the callback has the type asked for and is given a pointer to `segments`, which
     // outlives the call.
-    unsafe { libc::dl_iterate_phdr(Some(first_object), (&raw mut text).cast()) };
-    if let Some((at, len)) = text {
-        // SAFETY: the segment is mapped for the life of the program, from its file, privately,
-        // readable and executable and never written (a position-independent program has no
-        // relocations in its text), so its pages come back as they were.
-        let _ = unsafe { madvise(at as *mut c_void, len, Advice::LinuxDontNeed) };
+    unsafe { libc::dl_iterate_phdr(Some(first_object), (&raw mut segments).cast()) };
+    for (at, len) in segments {
+        if len != 0 {
+            // SAFETY: the segment is mapped for the life of the program, from its file, privately,
+            // and is never written (what the loader relocates lies in segments that were
+            // writable), so its pages come back as they were.
+            let _ = unsafe { madvise(at as *mut c_void, len, Advice::LinuxDontNeed) };
+        }
     }
 }
 
-/// The first object that is iterated over is the program: where its code is.
-unsafe extern "C" fn first_object(info: *mut libc::dl_phdr_info, _: usize, text: *mut c_void) -> libc::c_int {
+/// Address and size of segments that are not writable.
+type Segments = [(usize, usize); 4];
+
+/// The first object that is iterated over is the program: where its code and constants are.
+unsafe extern "C" fn first_object(
+    info: *mut libc::dl_phdr_info,
+    _: usize,
+    segments: *mut c_void,
+) -> libc::c_int {
     // SAFETY: the loader passes a valid record, whose headers are `dlpi_phnum` in number.
     let (base, headers) = unsafe {
         let info = &*info;
         (info.dlpi_addr as usize, std::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()))
     };
-    let is_text = |h: &&libc::Elf64_Phdr| {
-        h.p_type == libc::PT_LOAD && h.p_flags & libc::PF_X != 0 && h.p_flags & libc::PF_W == 0
-    };
-    if let Some(h) = headers.iter().find(is_text) {
+    // SAFETY: what `release_program` passed.
+    let segments = unsafe { &mut *segments.cast::<Segments>() };
+    let fixed = headers.iter().filter(|h| h.p_type == libc::PT_LOAD && h.p_flags & libc::PF_W == 0);
+    for (h, segment) in fixed.zip(segments) {
         let page = 4096;
         // Whole pages of the file alone.
         let start = (base + h.p_vaddr as usize).next_multiple_of(page);
         let end = (base + h.p_vaddr as usize + h.p_filesz as usize) / page * page;
-        if start < end {
-            // SAFETY: what `release_program` passed.
-            unsafe { *text.cast::<Option<(usize, usize)>>() = Some((start, end - start)) };
-        }
+        *segment = (start, end.saturating_sub(start));
     }
     1
 }

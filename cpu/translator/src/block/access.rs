@@ -186,7 +186,7 @@ impl Builder<'_> {
                     base = host::ADDRESS;
                 }
                 let probes = size > 1 && !aligned;
-                let user = self.r.mode.user && !self.r.mode.narrow;
+                let user = self.r.mode.user && !self.r.mode.narrow && !self.r.careful;
                 if probes && user && access == Access::Load && base != host::ADDRESS {
                     // What PEXT would leave out of the page's number is zero: SHRX gives it in
                     // one cycle instead of three, which a chain of loads would wait for.
@@ -205,10 +205,17 @@ impl Builder<'_> {
         }
     }
 
-    /// Fault where `size` bytes at a linear address cross a page. `mask`: of the page
-    /// offset, or of that and what must be zero above it.
+    /// Fault where `size` bytes at a linear address cross a page, or leave if they are
+    /// known to do so often. `mask`: of the page offset, or of that and what must be zero
+    /// above it.
     pub(super) fn probe(&mut self, linear: u8, size: usize, mask: i32) {
         self.e.pext_gs(host::TEMP, linear, mask);
+        if self.r.careful && mask == gs!(page_offset_mask) {
+            let last = gs!(within_page) + size as i32 - 1;
+            self.e.load_byte(host::TEMP, Mem { gs: true, base: Some(host::TEMP), index: None, disp: last });
+            self.if_zero_leave(Exit::Interpret, Place::Register(host::ADDRESS, 0));
+            return;
+        }
         let disp = size as i32 - 1 - GUARD as i32;
         self.e.load_byte(host::TEMP, Mem { gs: true, base: Some(host::TEMP), index: None, disp });
     }

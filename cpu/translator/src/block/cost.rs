@@ -23,8 +23,8 @@ pub(super) fn sample() -> Vec<u8> {
 
 /// Time this thread has run: other work on the machine does not count.
 fn processor_time() -> Duration {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux");
-    Duration::from_nanos(text.split(' ').next().and_then(|n| n.parse().ok()).expect("a number"))
+    let t = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(t.tv_sec as u64, t.tv_nsec as u32)
 }
 
 #[test]
@@ -69,6 +69,7 @@ fn cost_of_translation() {
                     system: &system,
                     features: &features,
                     foresight: &foresight,
+                    careful: false,
                     known: &|_, _| None,
                     straddling: None,
                     vigilant: None,

@@ -188,6 +188,9 @@ pub(crate) struct Request<'a> {
     pub features: &'a HostFeatures,
     /// Which sites foresee addends.
     pub foresight: &'a Foresight,
+    /// Operands of this block have crossed pages: probes that find that leave, instead of
+    /// faulting.
+    pub careful: bool,
     /// Cache offsets of the entry, and of what follows its look at the token, of a
     /// block that links from this one may lead to without a check.
     pub known: &'a dyn Fn(u64, Variant) -> Option<(u32, u32)>,
@@ -757,6 +760,7 @@ impl Builder<'_> {
             () if facts.string || facts.system => 110,
             () if windows::is_call(facts) => 100,
             () if self.s.plan.opens(index) => 88,
+            () if memory && self.r.careful => 72,
             () if memory => 56,
             () => 24,
         }

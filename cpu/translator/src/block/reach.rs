@@ -34,6 +34,7 @@ fn outcome(
         system: &Default::default(),
         features: &features,
         foresight: &Foresight::default(),
+        careful: false,
         straddling: None,
         vigilant: None,
         known: &|_, _| None,
