@@ -1,8 +1,8 @@
 //! From bytes to [`Insn`]: iced-x86 decodes, a group's hook names the handler.
 
 use iced_x86::{
-    CpuidFeature, Decoder, DecoderError, DecoderOptions, EncodingKind, FlowControl, Instruction, Mnemonic,
-    OpKind, Register,
+    Code, CodeSize, CpuidFeature, Decoder, DecoderError, DecoderOptions, EncodingKind, FlowControl,
+    Instruction, Mnemonic, OpKind, Register,
 };
 use x86_state::{CpuModel, Feature};
 
@@ -42,6 +42,7 @@ pub(crate) fn decode(
         if decoder.last_error() == DecoderError::NoMoreBytes {
             break;
         }
+        exchange_for_pause(&bytes[done.bytes..], &mut instruction);
         let valid = !instruction.is_invalid();
         let insn = if valid {
             convert(model, &instruction, code_bits)
@@ -57,6 +58,26 @@ pub(crate) fn decode(
         }
     }
     done
+}
+
+/// Replace a PAUSE with REX.B, at the start of `bytes`, by the XCHG that a processor executes:
+/// only without it is register 0 of opcode 90 RAX itself, and the exchange nothing. iced-x86
+/// has PAUSE for any 90 behind F3.
+#[inline(always)]
+pub fn exchange_for_pause(bytes: &[u8], instruction: &mut Instruction) {
+    // F3, REX and 90 at least.
+    if instruction.code() == Code::Pause && instruction.len() > 2 {
+        with_rex_b(bytes, instruction);
+    }
+}
+
+#[cold]
+fn with_rex_b(bytes: &[u8], instruction: &mut Instruction) {
+    let rex = bytes.get(instruction.len() - 2).copied().unwrap_or_default();
+    if instruction.code_size() == CodeSize::Code64 && rex & 0xf1 == 0x41 {
+        Decoder::with_ip(64, bytes, instruction.ip(), DecoderOptions::NO_PAUSE).decode_out(instruction);
+        instruction.set_has_repe_prefix(false);
+    }
 }
 
 /// Decode as the model's processor would.

@@ -36,6 +36,7 @@ mod vector;
 use engine::{Engine, EngineError, LocalInterrupts, Vcpu, VcpuConfig};
 
 pub use cpu::{Cpu, Privilege, Step, Stop};
+pub use decode::exchange_for_pause;
 pub use insn::{Handler, Insn};
 pub use memory::Flush;
 pub use run::{InterpreterVcpu, StepEnd};

@@ -187,6 +187,8 @@ fn cases() -> Vec<Case> {
         case(&[0xf8], None, true, STATUS), case(&[0xf9], None, true, STATUS), case(&[0xf5], None, true, STATUS),
         case(&[0x91], None, false, STATUS), case(&[0x90], None, false, STATUS),
         case(&[0xb3], Imm8, true, STATUS),
+        // PAUSE, and with REX.B XCHG.
+        Case { prefix: Some(0xf3), ..case(&[0x90], None, false, STATUS) },
         Case { prefix: Some(0xf3), ..case(&[0x0f, 0xb8], Rm, false, STATUS) },
         Case { prefix: Some(0xf3), ..case(&[0x0f, 0xbc], Rm, false, CF | ZF) },
         Case { prefix: Some(0xf3), ..case(&[0x0f, 0xbd], Rm, false, CF | ZF) },

@@ -38,7 +38,7 @@ const CODE_MAX: usize = 200;
 const ENDLESS: u64 = 100_000;
 
 /// Cases in which the end of a limited run depended on the engine: a single step within
-/// a repeated instruction counted twice. A PAUSE with REX.B, which exchanged registers.
+/// a repeated instruction counted twice. Opcode 90 with REX.B behind F3: one took it for PAUSE.
 const ONCE_WRONG: [u64; 2] = [30_505_760, 90_040_424];
 
 /// What kind of cases.

@@ -141,9 +141,7 @@ impl Builder<'_> {
         let odd = i.has_lock_prefix()
             || i.has_rep_prefix()
             || i.has_repne_prefix()
-            || i.segment_prefix() != Register::None
-            // With REX.B its bytes exchange R8 on a processor.
-            || i.mnemonic() == Mnemonic::Pause;
+            || i.segment_prefix() != Register::None;
         // Renamed where the model has no such instruction.
         let renamed = !(self.r.features.bmi && self.r.features.lzcnt);
         if known.named & ELSEWHERE != 0 || odd || renamed || self.r.mode.narrow {

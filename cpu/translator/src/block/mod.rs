@@ -561,7 +561,9 @@ impl Builder<'_> {
         let most_calls = if longest > 1 && r.vigilant.is_none() { MAX_CALLS } else { 0 };
         // Decoded where they stay: they are not small.
         for (i, known) in list.iter_mut().zip(known).take(longest) {
+            let at = decoder.position();
             decoder.decode_out(i);
+            interpreter::exchange_for_pause(&r.bytes[at..], i);
             if i.is_invalid() {
                 break;
             }
