@@ -2,6 +2,7 @@
 
 mod command;
 mod functions;
+mod fuzz;
 mod layers;
 mod report;
 mod setup;
@@ -19,7 +20,10 @@ usage: cargo xtask <task>
   check          layer rule, file and function sizes, unsafe, texts, rustfmt, clippy
   check quick    the same without rustfmt and clippy
   test           set-up, check, and every test; closes with the counts
-  fuzz [SECONDS] each fuzz target for so long (60); needs cargo-fuzz and a nightly toolchain";
+  fuzz [SECONDS [TARGET...]]
+                 fuzz targets (all) for so long each (60), until one fails
+  fuzz seeds [TARGET...]
+                 choose the inputs that are kept anew; fuzz needs cargo-fuzz and a nightly toolchain";
 
 fn main() -> ExitCode {
     match run() {
@@ -43,8 +47,11 @@ fn run() -> Result<bool> {
         ["check"] => Ok(check(true)?.print()),
         ["check", "quick"] => Ok(check(false)?.print()),
         ["test"] => suite::run(),
-        ["fuzz"] => suite::fuzz(60),
-        ["fuzz", seconds] => suite::fuzz(seconds.parse().context("SECONDS is a whole number")?),
+        ["fuzz"] => fuzz::run(60, &[]),
+        ["fuzz", "seeds", ref targets @ ..] => fuzz::seeds(targets),
+        ["fuzz", seconds, ref targets @ ..] => {
+            fuzz::run(seconds.parse().context("SECONDS is a whole number")?, targets)
+        }
         _ => bail!("{USAGE}"),
     }
 }

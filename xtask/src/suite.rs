@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::{command, setup};
 
@@ -137,29 +137,6 @@ fn result_line(line: &str) -> Option<Counts> {
         part.split_whitespace().next()?.parse().ok()
     };
     Some(Counts { passed: number("passed")?, failed: number("failed")?, skipped: number("ignored")? })
-}
-
-/// Run every fuzz target for a while, from the inputs that are kept. What it finds
-/// goes into `fuzz/corpus`, which is not.
-pub fn fuzz(seconds: u64) -> Result<bool> {
-    let toolchain = ["+nightly", "fuzz"];
-    if !command::works("cargo", &[toolchain[0], toolchain[1], "--version"]) {
-        bail!(
-            "cargo-fuzz or a nightly toolchain is missing; run: rustup toolchain install nightly && cargo install cargo-fuzz"
-        );
-    }
-    let list = command::output("cargo", &[&toolchain[..], &["list"]].concat())?;
-    let limit = format!("-max_total_time={seconds}");
-    let mut clean = true;
-    for target in list.lines() {
-        println!("fuzzing {target} for {seconds} s");
-        let (found, kept) = (format!("fuzz/corpus/{target}"), format!("fuzz/seeds/{target}"));
-        std::fs::create_dir_all(&found).with_context(|| format!("cannot make {found}"))?;
-        let limits = [&limit, "-max_len=4096", "-timeout=25", "-rss_limit_mb=3072"];
-        let args = [&toolchain[..], &["run", target, &found, &kept, "--"], &limits].concat();
-        clean &= command::show("cargo", &args)?;
-    }
-    Ok(clean)
 }
 
 #[cfg(test)]
