@@ -11,6 +11,31 @@ export PS1='strata:\w# '
 hostname strata
 cd /root
 
+# What poweroff, reboot and halt ask of the first process. Programs are told to end
+# and get a second for it (the console's shell ends with its session); disks are left whole.
+end() {
+    trap '' USR1 USR2 TERM
+    kill -TERM -1
+    for tenth in 1 2 3 4 5 6 7 8 9 10; do
+        left=
+        for line in /proc/[0-9]*/cmdline; do
+            # Kernel threads and the dead have none.
+            [ "$line" != /proc/1/cmdline ] && [ -n "$(cat "$line" 2> /dev/null)" ] && left=1
+        done
+        [ -n "$left" ] || break
+        usleep 100000
+    done
+    kill -KILL -1
+    umount -a -r 2> /dev/null
+    "$1" -f
+}
+# A halted machine could do nothing more but be ended from outside.
+trap 'end poweroff' USR1 USR2
+trap 'end reboot' TERM
+# The end of the shell or the command. Of the greatest number, so that what that has
+# asked for itself goes first.
+trap 'poweroff -f' PWR
+
 # Drivers that the kernel has as modules, in this order.
 load() {
     for name; do
@@ -81,16 +106,21 @@ echo "strata: shell ready, $up s after the kernel started"
             read -r what < "$name"
             [ "$what" = "Power Button" ] || continue
             event=${name%/device/name}
-            { head -c 1 "/dev/input/${event##*/}" > /dev/null && poweroff -f; } &
+            { head -c 1 "/dev/input/${event##*/}" > /dev/null && poweroff; } &
         done
     } 2> /dev/null
 } &
 
+# A shell handles signals while it waits for what runs in the background, where a job
+# gets no interrupts. The second setsid, of what leads a session already, starts it
+# otherwise: it forks and leaves.
 if [ -n "$command" ]; then
-    sh -c "$command"
-    echo "strata: exit status $?"
+    setsid setsid sh -c 'sh -c "$0"; echo "strata: exit status $?"; kill -PWR 1' "$command"
 else
     # cttyhack makes the console the shell's controlling terminal, for ^C and jobs.
-    setsid cttyhack sh
+    setsid setsid cttyhack sh -c 'sh; kill -PWR 1'
 fi
-poweroff -f
+while :; do
+    sleep 100000 &
+    wait $!
+done

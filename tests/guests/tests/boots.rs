@@ -186,7 +186,36 @@ fn piped(engine: &str, input: &str) -> Running {
 #[ignore = "boots stock kernels"]
 fn input_piped_before_the_guest_receives_is_not_lost() {
     for engine in SOFTWARE_ENGINES {
-        assert_eq!(piped(engine, "poweroff -f\n").finish().expect("it ends").status, Some(0));
+        assert_eq!(piped(engine, "poweroff\n").finish().expect("it ends").status, Some(0));
+    }
+}
+
+/// A program that says when it is told to end: in the kernel's log, since the console
+/// has been hung up by then.
+const TOLD: &str =
+    "sh -c 'trap \"echo \\<0\\>told $((1 + 1)) > /dev/kmsg; exit\" TERM; while :; do usleep 1000; done' &";
+
+#[test]
+#[ignore = "boots stock kernels"]
+fn words_that_end_a_machine_end_it_and_its_programs() {
+    for (engine, word, status) in [
+        ("jit", "poweroff", 0),
+        ("jit", "halt", 0),
+        ("jit", "reboot", 4),
+        ("jit", "exit 7", 0),
+        ("interp", "reboot", 4),
+    ] {
+        let mut running = Guest::new(engine).with(&["--no-reboot"]).start().expect("the guest starts");
+        running.wait_for(READY_MARKER).expect("a shell");
+        running.type_in(&format!("{TOLD}\nusleep 300000; {word}\n")).expect("input");
+        let finished = running.finish().expect("it ends");
+        assert_eq!(finished.status, Some(status), "{engine} {word}:\n{}", finished.text);
+        let told = finished.text.contains("told 2");
+        assert_eq!(told, !word.starts_with("exit"), "{engine} {word}:\n{}", finished.text);
+    }
+    // From a command: what it asks for goes before its end.
+    for (command, status) in [("poweroff", 0), ("reboot", 4)] {
+        check(Guest::new("jit").with(&["--no-reboot", "--", command]), status, &[READY_MARKER]);
     }
 }
 
