@@ -141,6 +141,11 @@ impl Rig {
         (halt, self.vcpu.state().expect("the state is readable"))
     }
 
+    /// Instructions so far, where the engine counts them.
+    pub fn retired(&self) -> u64 {
+        self.vcpu.retired().unwrap_or_default()
+    }
+
     /// How other threads reach the vCPU.
     pub fn attention(&self) -> Arc<Attention> {
         self.attention.clone()

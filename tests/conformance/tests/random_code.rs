@@ -1,9 +1,10 @@
 //! Random instructions on random states: all software engines end in the same
 //! state with the same memory, and none panics. In 64-bit and in 32-bit code; with
-//! jumps and a limit of instructions, and without either, so that whole blocks run.
+//! jumps and a limit of instructions, without either, so that whole blocks run, and with
+//! branches among them and no limit.
 //!
 //! The first engine is the reference. `STRATA_RANDOM_CASES` says how many cases
-//! (of up to eight instructions each) are run, `STRATA_RANDOM_SEED` where they begin;
+//! (of up to eight instructions each, 15 with branches) are run, `STRATA_RANDOM_SEED` where they begin;
 //! `STRATA_RANDOM_VERBOSE` lists each before it runs.
 
 use conformance::random::{Random, candidate, differences, fpu, has_own_result, left_out};
@@ -33,9 +34,9 @@ const WORDS: std::ops::Range<u64> = DATA + 0x4000..DATA + 0xc000;
 const CODE_64: u16 = 0x10;
 const CODE_32: u16 = 0x38;
 const LIMIT: u64 = 40;
-const CODE_MAX: usize = 200;
+const CODE_MAX: usize = 256;
 /// After so many instructions a case without jumps counts as one without an end.
-const ENDLESS: u64 = 100_000;
+const ENDLESS: u64 = 20_000;
 
 /// Cases in which the end of a limited run depended on the engine: a single step within
 /// a repeated instruction counted twice. Opcode 90 with REX.B behind F3: one took it for PAUSE.
@@ -45,8 +46,18 @@ const ONCE_WRONG: [u64; 2] = [30_505_760, 90_040_424];
 #[derive(Clone, Copy)]
 struct Flavour {
     bits: u32,
-    /// No jumps and no repetition: a case ends without a limit.
-    straight: bool,
+    how: How,
+}
+
+/// How cases run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum How {
+    /// At most [`LIMIT`] instructions, each a translated block.
+    Stepped,
+    /// Whole blocks. No jumps and no repetition: a case ends without a limit.
+    Straight,
+    /// Whole blocks with branches and calls among them. What ends on the reference ends.
+    Freely,
 }
 
 /// Four-level, PAE or 32-bit paging, or none.
@@ -64,22 +75,27 @@ impl Flavour {
             (64, _) | (_, 0) => Paging::Level4,
             (_, 1) => Paging::Pae,
             (_, 2) => Paging::Bits32,
+            // A repetition that someone jumps to would have no end soon.
+            _ if self.how == How::Freely => Paging::Bits32,
             _ => Paging::None,
         }
     }
 
     fn limit(self) -> u64 {
-        if self.straight { u64::MAX } else { LIMIT }
+        if self.how == How::Stepped { LIMIT } else { u64::MAX }
     }
 
     fn rig(self, e: &dyn Engine, model: CpuModel) -> Rig {
-        if self.straight { Rig::new(e, model, memory()) } else { Rig::repeatable(e, model, memory()) }
+        match self.how {
+            How::Stepped => Rig::repeatable(e, model, memory()),
+            How::Straight | How::Freely => Rig::new(e, model, memory()),
+        }
     }
 
     fn leaves_out(self, i: &Instruction, paging: Paging) -> bool {
         use FlowControl as F;
         // Without paging nothing ends a repetition but its count.
-        let lasting = self.straight && (i.flow_control() != F::Next || i.is_string_instruction())
+        let lasting = self.how == How::Straight && (i.flow_control() != F::Next || i.is_string_instruction())
             || paging == Paging::None && i.is_string_instruction();
         lasting || left_out(i)
     }
@@ -99,18 +115,65 @@ fn near_page_boundary(r: &mut Random) -> u64 {
     page.wrapping_add(r.below(64)).wrapping_sub(r.below(64))
 }
 
-/// Up to eight instructions and a HLT.
+/// A branch or call whose displacement is its last byte, or its last four bytes.
+fn branch(r: &mut Random) -> (Vec<u8>, usize) {
+    let n = r.below(16) as u8;
+    match r.below(8) {
+        0 => (vec![0xeb, 0], 1),
+        1 => (vec![0xe0 | n & 3, 0], 1),
+        2 => (vec![0xe8, 0, 0, 0, 0], 4),
+        3 => (vec![0x0f, 0x80 | n, 0, 0, 0, 0], 4),
+        _ => (vec![0x70 | n, 0], 1),
+    }
+}
+
+/// Instructions with branches among them and to them.
+fn branching_code(r: &mut Random, f: Flavour, paging: Paging) -> Vec<u8> {
+    let (mut code, mut starts, mut fields) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..4 + r.below(12) {
+        starts.push(code.len());
+        match r.below(8) {
+            0..3 => {
+                let (bytes, size) = branch(r);
+                code.extend(bytes);
+                fields.push((code.len(), size));
+            }
+            // RET to where a call came from, or anywhere.
+            3 if r.below(3) == 0 => code.push(0xc3),
+            _ => code.extend(instruction(r, f, paging)),
+        }
+    }
+    starts.push(code.len());
+    code.push(0xf4);
+    for (end, size) in fields {
+        // Backwards less often: there may be no end to that.
+        let behind = starts.iter().filter(|at| **at >= end).count();
+        let from = if r.below(4) == 0 { 0 } else { starts.len() - behind };
+        let to = starts[from + r.below((starts.len() - from) as u64) as usize];
+        let displacement = (to as i32 - end as i32).to_le_bytes();
+        code[end - size..end].copy_from_slice(&displacement[..size]);
+    }
+    code
+}
+
+fn instruction(r: &mut Random, f: Flavour, paging: Paging) -> Vec<u8> {
+    loop {
+        let bytes = f.candidate(r);
+        let i = Decoder::with_ip(f.bits, &bytes, CODE, DecoderOptions::NONE).decode();
+        if !i.is_invalid() && !f.leaves_out(&i, paging) {
+            return bytes[..i.len()].to_vec();
+        }
+    }
+}
+
+/// Up to eight instructions, or more with branches, and a HLT.
 fn code(r: &mut Random, f: Flavour, paging: Paging) -> Vec<u8> {
+    if f.how == How::Freely {
+        return branching_code(r, f, paging);
+    }
     let mut code = Vec::new();
     for _ in 0..1 + r.below(8) {
-        let bytes = loop {
-            let bytes = f.candidate(r);
-            let i = Decoder::with_ip(f.bits, &bytes, CODE, DecoderOptions::NONE).decode();
-            if !i.is_invalid() && !f.leaves_out(&i, paging) {
-                break bytes[..i.len()].to_vec();
-            }
-        };
-        code.extend(bytes);
+        code.extend(instruction(r, f, paging));
     }
     code.push(0xf4);
     code
@@ -260,19 +323,28 @@ fn run(rig: &mut Rig, f: Flavour, seed: u64, limit: u64) -> (CpuState, Vec<u8>) 
 }
 
 fn run_to(rig: &mut Rig, f: Flavour, seed: u64, limit: u64) -> (Halt, (CpuState, Vec<u8>)) {
+    let start = place(rig, f, seed);
+    // Whether it ends by its limit or by HLT does not matter where both are due.
+    let (halt, end) = rig.run(&start, limit);
+    assert!(!matches!(halt, Halt::Failed(_)), "seed {seed}: {halt:?}");
+    (halt, (end, contents(rig)))
+}
+
+/// Put a case into a machine's memory.
+fn place(rig: &Rig, f: Flavour, seed: u64) -> CpuState {
     let mut r = Random(seed);
     let paging = f.paging(seed);
     let code = code(&mut r, f, paging);
     assert!(code.len() < CODE_MAX, "{} bytes of code", code.len());
     rig.memory.store(0, &memory_image(&mut r, &code, paging)).expect("memory");
     store_page_tables(&rig.memory, paging);
-    let start = state(&mut r, rig.reset_state(), f.bits, paging);
-    // Whether it ends by its limit or by HLT does not matter where both are due.
-    let (halt, end) = rig.run(&start, limit);
-    assert!(!matches!(halt, Halt::Failed(_)), "seed {seed}: {halt:?}");
+    state(&mut r, rig.reset_state(), f.bits, paging)
+}
+
+fn contents(rig: &Rig) -> Vec<u8> {
     let mut memory = vec![0; MEMORY];
     rig.memory.load(0, &mut memory).expect("memory");
-    (halt, (end, memory))
+    memory
 }
 
 /// The instructions of a case.
@@ -305,8 +377,33 @@ fn explain(a: &mut Rig, b: &mut Rig, f: Flavour, seed: u64) -> Option<String> {
         }
         last = (x, mx);
     }
+    let parting = if f.how == How::Freely { parting(a, b, f, seed)? } else { String::new() };
     let ((x, _), (y, _)) = (run(a, f, seed, f.limit()), run(b, f, seed, f.limit()));
+    let listing = listing + &parting;
     Some(format!("seed {seed}: only at the end\n{listing}    {}", differences(&x, &y)))
+}
+
+/// Where two engines part when each executes one instruction at a time, if they do; `None`
+/// where the case meets an instruction whose result is each engine's own.
+fn parting(a: &mut Rig, b: &mut Rig, f: Flavour, seed: u64) -> Option<String> {
+    let (mut x, mut y) = (place(a, f, seed), place(b, f, seed));
+    for n in 0..ENDLESS {
+        let i = instruction_at(&contents(a), f, x.rip);
+        if has_own_result(&i) {
+            return None;
+        }
+        let rip = x.rip;
+        let halt;
+        (halt, x) = a.run(&x, 1);
+        (_, y) = b.run(&y, 1);
+        if x != y || contents(a) != contents(b) {
+            return Some(format!("    at step {n}, {rip:x}: {i}\n    {}\n", differences(&x, &y)));
+        }
+        if !matches!(halt, Halt::Limit) {
+            break;
+        }
+    }
+    Some("    not when each executes one instruction at a time\n".into())
 }
 
 /// The instruction at a linear address, with page tables as a case starts with.
@@ -333,7 +430,7 @@ fn check(f: Flavour) {
         }
         let (halt, (end, memory)) = run_to(reference, f, seed, f.limit().min(ENDLESS));
         // Whoever overwrites handlers may never come to an end.
-        if f.straight && matches!(halt, Halt::Limit) {
+        if f.how != How::Stepped && matches!(halt, Halt::Limit) {
             endless += 1;
             continue;
         }
@@ -350,30 +447,42 @@ fn check(f: Flavour) {
         }
     }
     println!(
-        "{cases} cases from seed {first} on {} engines, {own} that met results of their own, \
+        "{cases} cases from seed {first} on {} engines: {} instructions, {own} that met results of their own, \
          {endless} without an end",
-        engines.len()
+        engines.len(),
+        reference.retired()
     );
-    assert!(own + endless <= 2 + cases / 1000, "few cases show anything");
+    let few = if f.how == How::Freely { cases / 5 } else { cases / 1000 };
+    assert!(own + endless <= 2 + few, "few cases show anything");
     assert!(wrong.is_empty(), "{} cases differ\n{}", wrong.len(), wrong.join("\n"));
 }
 
 #[test]
 fn engines_agree_on_random_instructions() {
-    check(Flavour { bits: 64, straight: false });
+    check(Flavour { bits: 64, how: How::Stepped });
 }
 
 #[test]
 fn engines_agree_on_random_blocks() {
-    check(Flavour { bits: 64, straight: true });
+    check(Flavour { bits: 64, how: How::Straight });
 }
 
 #[test]
 fn engines_agree_on_random_32_bit_instructions() {
-    check(Flavour { bits: 32, straight: false });
+    check(Flavour { bits: 32, how: How::Stepped });
 }
 
 #[test]
 fn engines_agree_on_random_32_bit_blocks() {
-    check(Flavour { bits: 32, straight: true });
+    check(Flavour { bits: 32, how: How::Straight });
+}
+
+#[test]
+fn engines_agree_on_random_branches() {
+    check(Flavour { bits: 64, how: How::Freely });
+}
+
+#[test]
+fn engines_agree_on_random_32_bit_branches() {
+    check(Flavour { bits: 32, how: How::Freely });
 }

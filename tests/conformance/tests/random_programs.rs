@@ -289,7 +289,10 @@ fn programs_end_the_same_when_engines_take_turns() {
         let again = (0..100).filter(|n| in_turns(&mut rigs, &mut Random(seed + n), &program, &code) != a);
         wrong.push(format!("seed {seed}, {} of 100 times again\n{text}", again.count()));
     }
-    println!("{cases} programs in turns from seed {first}: {chance} that overwrite what they repeat");
+    println!(
+        "{cases} programs in turns from seed {first}: {} instructions, {chance} that overwrite what they repeat",
+        reference_rig.retired()
+    );
     assert!(chance <= 2 + cases / 100, "few programs show anything");
     assert!(wrong.is_empty(), "{} programs differ\n{}", wrong.len(), wrong.join("\n"));
 }
@@ -345,8 +348,9 @@ fn engines_agree_on_random_programs() {
         }
     }
     println!(
-        "{cases} programs from seed {first}: {exceptions} exceptions, {endless} programs without an end, \
-         {wild} that run wild"
+        "{cases} programs from seed {first}: {} instructions, {exceptions} exceptions, \
+         {endless} programs without an end, {wild} that run wild",
+        reference_rig.retired()
     );
     // Programs that show nothing would pass as well.
     assert!(endless + wild <= 10 + cases / 10 && exceptions as u64 > cases, "few programs show anything");
