@@ -21,7 +21,7 @@ pub(super) fn gpr_number(r: Register) -> Option<usize> {
 }
 
 /// By register: the number of the general register that it is or is part of.
-static GPR_NUMBERS: [u8; 256] = {
+pub(super) static GPR_NUMBERS: [u8; 256] = {
     let mut numbers = [u8::MAX; 256];
     let mut n = 0;
     while n < 16 {

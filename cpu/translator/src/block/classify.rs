@@ -133,12 +133,8 @@ impl Builder<'_> {
     }
 
     /// TZCNT and LZCNT are BSF and BSR on a model without them.
-    #[inline(always)]
     pub(super) fn without_count_instructions(&self, i: &mut Instruction) {
         let (f, code) = (self.r.features, i.code());
-        if f.bmi && f.lzcnt {
-            return;
-        }
         let plain = match code {
             Code::Tzcnt_r16_rm16 if !f.bmi => Code::Bsf_r16_rm16,
             Code::Tzcnt_r32_rm32 if !f.bmi => Code::Bsf_r32_rm32,

@@ -38,7 +38,7 @@ const IN_STATE: u16 = {
 };
 
 /// [`PINNED`] for instructions that name no others.
-const HOSTS: [u8; 16] = {
+pub(super) const HOSTS: [u8; 16] = {
     let (mut hosts, mut n) = ([0; 16], 0);
     while n < 16 {
         if let Some(host) = PINNED[n] {
@@ -124,10 +124,10 @@ impl Builder<'_> {
         let memory = facts.memory(i);
         let done = match memory {
             _ if !simple => self.copy_with_visitors(i, facts, memory),
-            Some(_) => self.copy_with_operand(i, facts),
+            Some(_) => self.copy_with_operand(i, known),
             None => {
                 self.now_held = self.held;
-                self.repeat(i, known) || self.place(i, &HOSTS, None)
+                self.repeat(i, known) || self.place_at_home(i, known, None)
             }
         };
         if done && known.written >> RSP & 1 != 0 {
@@ -138,13 +138,9 @@ impl Builder<'_> {
 
     /// Emit the guest's own bytes, if they say the same here. False: they may not.
     fn repeat(&mut self, i: &Instruction, known: &Known) -> bool {
-        let odd = i.has_lock_prefix()
-            || i.has_rep_prefix()
-            || i.has_repne_prefix()
-            || i.segment_prefix() != Register::None;
         // Renamed where the model has no such instruction.
         let renamed = !(self.r.features.bmi && self.r.features.lzcnt);
-        if known.named & ELSEWHERE != 0 || odd || renamed || self.r.mode.narrow {
+        if known.named & ELSEWHERE != 0 || known.odd || renamed || self.r.mode.narrow {
             return false;
         }
         let at = i.ip().wrapping_sub(self.r.va) as usize;
@@ -155,10 +151,10 @@ impl Builder<'_> {
 
     /// Emit an instruction with a memory operand that names no registers but those that
     /// hosts hold.
-    fn copy_with_operand(&mut self, i: &Instruction, facts: &Facts) -> bool {
+    fn copy_with_operand(&mut self, i: &Instruction, known: &Known) -> bool {
         let window = self.windowed();
-        match self.operand(i, facts, window) {
-            Looked::Up(found) => self.place(i, &HOSTS, Some(&found.mem())),
+        match self.operand(i, &known.facts, window) {
+            Looked::Up(found) => self.place_at_home(i, known, Some(&found.mem())),
             Looked::Done => true,
             Looked::Never => false,
         }
@@ -320,7 +316,7 @@ fn uses(i: &Instruction, facts: &Facts) -> Uses {
             let r = i.op_register(n);
             if let Some(g) = gpr_number(r) {
                 u.high_byte |= is_high_byte(r);
-                if facts.count != Some(n as u8) && !is_fixed_accumulator(i, n) {
+                if !facts.is_count(n) && !is_fixed_accumulator(i, n) {
                     let access = facts.access[n as usize];
                     // All of the register is replaced: 32-bit writes clear the rest.
                     // BSF and BSR leave it alone where there is no bit.

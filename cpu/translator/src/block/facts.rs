@@ -7,10 +7,10 @@ use iced_x86::{
     OpCodeOperandKind, OpKind, Register,
 };
 
-use super::access::{Access, gpr_number};
+use super::access::{Access, GPR_NUMBERS, gpr_number};
 use super::bits::is_bit_instruction;
 use super::classify::{HostFeatures, is_vector, never_native};
-use super::copy::{access_size, fixed_rcx, is_high_byte, is_hint, shift_count, writes};
+use super::copy::{access_size, fixed_rcx, is_hint, shift_count, writes};
 use super::homes::memory_operand;
 use super::system::is_kindred;
 use super::template::Template;
@@ -20,9 +20,13 @@ use crate::layout::PINNED;
 /// Most operands an instruction has.
 const OPERANDS: usize = 5;
 
-/// The facts about one opcode; aligned so that two loads copy them.
-#[derive(Debug, Clone, Copy)]
-#[repr(align(32))]
+/// In place of an operand's number: none. No opcode has five operands of which one may be
+/// memory, or a general register as the fourth.
+const NONE: u8 = 3;
+
+/// The facts about one opcode; two loads copy them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(align(16))]
 pub(crate) struct Facts {
     /// What happens to each operand.
     pub access: [OpAccess; OPERANDS],
@@ -41,8 +45,8 @@ pub(crate) struct Facts {
     pub vector: bool,
     pub vex: bool,
     pub sha: bool,
-    /// The register operand that may be memory instead.
-    pub memory_operand: Option<u8>,
+    /// The register operand that may be memory instead, or [`NONE`].
+    memory_operand: u8,
     pub flow: FlowControl,
     /// PUSH, POP, calls, returns and the like.
     pub stack: bool,
@@ -52,18 +56,20 @@ pub(crate) struct Facts {
     /// It may change what memory is where, or who may reach it.
     pub barrier: bool,
     pub route: Route,
-    /// The operand that is or may be memory.
-    pub memory: Option<u8>,
+    /// The operand that is or may be memory, or [`NONE`].
+    memory: u8,
     /// What happens to it; `None` where it is not accessed or its size is not known.
     pub accessed: Option<Access>,
     /// Bytes of it, as far as a page crossing matters; 0 if that is not known.
     pub size: u8,
     /// It may run natively in every mode, whatever its operands.
     pub anywhere: bool,
-    /// The operand that is CL without a choice: a shift's count.
-    pub count: Option<u8>,
-    /// Operands that may be general registers, but for a shift's count, and those that
-    /// are written: a bit each.
+    /// It may, and nothing else need be looked at: it is not the last of a block.
+    pub usual: bool,
+    /// The operand that is CL without a choice, a shift's count, or [`NONE`].
+    count: u8,
+    /// Operands that may be general registers, but for a shift's count, and those of them
+    /// that are written: a bit each.
     registers: u8,
     writes: u8,
     /// A window may hold its operand.
@@ -83,18 +89,19 @@ impl Facts {
         vector: false,
         vex: false,
         sha: false,
-        memory_operand: None,
+        memory_operand: NONE,
         flow: FlowControl::Next,
         stack: false,
         string: false,
         system: false,
         barrier: false,
         route: Route::Other,
-        memory: None,
+        memory: NONE,
         accessed: None,
         size: 0,
         anywhere: false,
-        count: None,
+        usual: false,
+        count: NONE,
         registers: 0,
         writes: 0,
         windowed: false,
@@ -104,12 +111,24 @@ impl Facts {
     /// The memory operand of an instruction with this opcode.
     #[inline(always)]
     pub fn memory(&self, i: &Instruction) -> Option<u32> {
-        self.memory.map(u32::from).filter(|n| i.op_kind(*n) == OpKind::Memory)
+        let n = u32::from(self.memory & 3);
+        (i.op_kind(n) == OpKind::Memory).then_some(n)
+    }
+
+    /// The register operand that may be memory instead.
+    pub fn may_be_memory(&self) -> Option<u32> {
+        (self.memory_operand != NONE).then_some(u32::from(self.memory_operand))
+    }
+
+    /// Whether an operand is CL without a choice: a shift's count.
+    #[inline(always)]
+    pub fn is_count(&self, operand: u32) -> bool {
+        operand == u32::from(self.count) && self.count != NONE
     }
 }
 
 /// What is known of one instruction.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Known {
     pub facts: Facts,
     /// General registers that it names as operands, a bit each.
@@ -118,11 +137,47 @@ pub(crate) struct Known {
     pub written: u16,
     /// It names AH or the like.
     pub high_byte: bool,
+    /// It has a memory operand.
+    pub memory: bool,
+    /// It has prefixes that say something besides operands' sizes.
+    pub odd: bool,
+    /// Its opcode's number in the table.
+    pub opcode: u16,
 }
+
+/// By register: the bit of the general register that it is or is part of, if it is one, and
+/// [`HIGH_BYTE`].
+static NAMES: [u32; 256] = {
+    let mut names = [0; 256];
+    let mut n = 0;
+    while n < names.len() {
+        if GPR_NUMBERS[n] < 16 {
+            names[n] = 1 << GPR_NUMBERS[n];
+        }
+        n += 1;
+    }
+    n = 0;
+    while n < 4 {
+        names[Register::AH as usize + n] |= HIGH_BYTE;
+        n += 1;
+    }
+    names
+};
+
+/// In [`NAMES`]: it is AH or the like.
+const HIGH_BYTE: u32 = 1 << 16;
 
 impl Known {
     /// Nothing.
-    pub const NONE: Known = Known { facts: Facts::NONE, named: 0, written: 0, high_byte: false };
+    pub const NONE: Known = Known {
+        facts: Facts::NONE,
+        named: 0,
+        written: 0,
+        high_byte: false,
+        memory: false,
+        odd: true,
+        opcode: u16::MAX,
+    };
 
     /// What is known of an instruction with this opcode.
     #[cfg(test)]
@@ -135,19 +190,44 @@ impl Known {
     /// The rest, from what its opcode has in common.
     #[inline(always)]
     pub fn look_at(&mut self, i: &Instruction) {
-        let (mut operands, writes) = (self.facts.registers, u16::from(self.facts.writes));
-        let (mut named, mut written, mut high_byte) = (0, self.facts.written, false);
-        while operands != 0 {
-            let n = operands.trailing_zeros();
-            operands &= operands - 1;
-            let r = i.op_register(n);
-            let Some(g) = gpr_number(r).filter(|_| i.op_kind(n) == OpKind::Register) else { continue };
-            high_byte |= is_high_byte(r);
-            named |= 1 << g;
-            written |= (writes >> n & 1) << g;
-        }
-        (self.named, self.written, self.high_byte) = (named, written, high_byte);
+        self.name(i);
+        self.memory = self.facts.memory(i).is_some();
+        self.odd = is_odd(i);
     }
+
+    /// What it names of two operands; it names no others, or they are fixed.
+    #[inline(always)]
+    pub fn name_first(&mut self, registers: [Register; 2]) {
+        let [a, b] = registers.map(|r| NAMES[r as usize & 255]);
+        let f = &self.facts;
+        let of = |operands: u8, n: u8| u32::from(operands >> n & 1).wrapping_neg();
+        let named = a & of(f.registers, 0) | b & of(f.registers, 1);
+        let written = a & of(f.writes, 0) | b & of(f.writes, 1);
+        self.written = f.written | written as u16;
+        self.named = named as u16;
+        self.high_byte = named & HIGH_BYTE != 0;
+    }
+
+    /// What it names, from what its opcode has in common. Without a branch: that is
+    /// anybody's guess.
+    #[inline(always)]
+    pub fn name(&mut self, i: &Instruction) {
+        let f = &self.facts;
+        let of = |operands: u8, n: u8| u32::from(operands >> n & 1).wrapping_neg();
+        let names = [i.op0_register(), i.op1_register(), i.op2_register()].map(|r| NAMES[r as usize & 255]);
+        let [a, b, c] = names;
+        let named = a & of(f.registers, 0) | b & of(f.registers, 1) | c & of(f.registers, 2);
+        let written = a & of(f.writes, 0) | b & of(f.writes, 1) | c & of(f.writes, 2);
+        self.written = f.written | written as u16;
+        self.named = named as u16;
+        self.high_byte = named & HIGH_BYTE != 0;
+    }
+}
+
+/// See [`Known::odd`].
+#[inline(always)]
+pub(super) fn is_odd(i: &Instruction) -> bool {
+    i.has_lock_prefix() || i.has_rep_prefix() || i.has_repne_prefix() || i.segment_prefix() != Register::None
 }
 
 /// How instructions with one opcode are translated.
@@ -199,9 +279,13 @@ impl FactTable {
     /// What is known of an instruction.
     #[inline(always)]
     pub fn note(&mut self, i: &Instruction, known: &mut Known) {
-        match self.known.get(usize::from(self.places[i.code() as usize])) {
+        known.opcode = self.places[i.code() as usize];
+        match self.known.get(usize::from(known.opcode)) {
             Some(f) => known.facts = *f,
-            None => known.facts = self.learn(i),
+            None => {
+                known.facts = self.learn(i);
+                known.opcode = self.places[i.code() as usize];
+            }
         }
         known.look_at(i);
     }
@@ -211,6 +295,12 @@ impl FactTable {
     #[inline(always)]
     pub fn template(&self, i: &Instruction) -> Option<&Template> {
         self.templates.get(usize::from(self.places[i.code() as usize]))?.as_ref()
+    }
+
+    /// The same of what is known of an instruction.
+    #[inline(always)]
+    pub fn template_of(&self, known: &Known) -> Option<&Template> {
+        self.templates.get(usize::from(known.opcode))?.as_ref()
     }
 
     #[cold]
@@ -239,26 +329,28 @@ impl FactTable {
             vector: is_vector(&i),
             vex: i.encoding() == EncodingKind::VEX,
             sha: i.cpuid_features().contains(&CpuidFeature::SHA),
-            memory_operand: memory_operand(i.code()),
+            memory_operand: memory_operand(i.code()).unwrap_or(NONE),
             flow: i.flow_control(),
             stack: i.is_stack_instruction(),
             string: i.is_string_instruction(),
             system: is_kindred(i.code()),
             barrier: is_barrier(&i),
-            memory: may_be_memory(i.code()),
+            memory: may_be_memory(i.code()).unwrap_or(NONE),
             size: access_size(&i).unwrap_or(0) as u8,
-            count: shift_count(&i),
+            count: shift_count(&i).unwrap_or(NONE),
             steps: steps(i.code()),
             ..Facts::NONE
         };
         f.route = route(&i, &f);
-        f.accessed = accessed(&f);
+        f.accessed = accessed(i.code(), &f);
         f.windowed = may_be_windowed(&f);
         for (n, kind) in i.op_code().op_kinds().iter().enumerate() {
-            f.registers |= u8::from(is_general(*kind) && f.count != Some(n as u8)) << n;
+            f.registers |= u8::from(is_general(*kind) && !f.is_count(n as u32)) << n;
             f.writes |= u8::from(f.access.get(n).is_some_and(|a| writes(*a))) << n;
         }
+        f.writes &= f.registers;
         f.anywhere = f.native && !f.x87 && !f.vector && !f.sha && !f.system && !f.string;
+        f.usual = f.anywhere && f.flow == FlowControl::Next && i.code() != Code::INVALID;
         for used in info.used_registers() {
             let Some(g) = gpr_number(used.register()) else { continue };
             if g >= NEUTRAL {
@@ -307,9 +399,9 @@ fn route(i: &Instruction, f: &Facts) -> Route {
 }
 
 /// What happens to the memory operand of instructions with an opcode.
-fn accessed(f: &Facts) -> Option<Access> {
-    match f.access.get(usize::from(f.memory?))? {
-        _ if f.size == 0 => None,
+fn accessed(code: Code, f: &Facts) -> Option<Access> {
+    match f.access.get(usize::from(f.memory))? {
+        _ if f.size == 0 || f.memory == NONE && may_be_memory(code).is_none() => None,
         OpAccess::Read | OpAccess::CondRead => Some(Access::Load),
         OpAccess::None | OpAccess::NoMemAccess => None,
         _ => Some(Access::Store),
@@ -431,8 +523,20 @@ fn is_general(k: OpCodeOperandKind) -> bool {
 mod tests {
     use iced_x86::{Decoder, DecoderOptions};
 
+    use super::super::copy::is_high_byte;
     use super::super::cost::sample;
     use super::*;
+
+    #[test]
+    fn general_registers_are_among_the_first_three_operands() {
+        for code in Code::values().filter(|c| *c != Code::INVALID) {
+            let info = code.op_code();
+            let others = info.op_kinds().iter().skip(3).filter(|k| is_general(**k));
+            assert!(others.count() == 0, "{code:?}");
+            assert!(may_be_memory(code).is_none_or(|n| n <= 3), "{code:?}");
+            assert!(memory_operand(code).is_none_or(|n| n < 3), "{code:?}");
+        }
+    }
 
     #[test]
     fn named_registers_are_those_of_all_operands() {
@@ -444,7 +548,7 @@ mod tests {
             let f = &known.facts;
             let (mut named, mut written, mut high_byte) = (0, f.written, false);
             for n in (0..i.op_count()).filter(|n| i.op_kind(*n) == OpKind::Register) {
-                let Some(g) = gpr_number(i.op_register(n)).filter(|_| f.count != Some(n as u8)) else {
+                let Some(g) = gpr_number(i.op_register(n)).filter(|_| !f.is_count(n)) else {
                     continue;
                 };
                 named |= 1 << g;

@@ -65,7 +65,7 @@ fn fits(access: OpAccess, register: Register, vector: bool) -> bool {
 /// An instruction without a memory operand, rewritten so that one register that
 /// lives in the state is used there.
 pub(super) fn at_home(i: &Instruction, facts: &Facts) -> Option<Instruction> {
-    let direct = u32::from(facts.memory_operand?);
+    let direct = facts.may_be_memory()?;
     let in_state = |n: u32| {
         i.op_kind(n) == OpKind::Register
             && gpr_number(i.op_register(n)).is_some_and(|g| PINNED[g].is_none())

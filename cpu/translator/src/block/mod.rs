@@ -22,6 +22,7 @@ mod homes;
 mod narrow;
 #[cfg(test)]
 mod reach;
+mod shape;
 mod stack;
 mod string;
 mod system;
@@ -196,6 +197,12 @@ pub(crate) struct Request<'a> {
     pub known: &'a dyn Fn(u64, Variant) -> Option<(u32, u32)>,
 }
 
+impl<'a> Request<'a> {
+    fn decoder(&self) -> Decoder<'a> {
+        Decoder::with_ip(self.mode.bits(), self.bytes, self.va, DecoderOptions::NONE)
+    }
+}
+
 /// An exit to a known guest address.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Link {
@@ -289,6 +296,7 @@ impl PendingKind {
 /// What outlives a block: the decoder's tables in shape, and memory to build in.
 pub(crate) struct Scratch {
     facts: FactTable,
+    shapes: shape::Shapes,
     encoder: Encoder,
     /// The block's instructions, and room for others.
     list: Vec<Instruction>,
@@ -309,6 +317,7 @@ impl Scratch {
     pub fn new(features: HostFeatures) -> Self {
         Scratch {
             facts: FactTable::new(features),
+            shapes: shape::Shapes::default(),
             encoder: Encoder::new(64),
             list: vec![Instruction::default(); MAX_INSTRUCTIONS],
             known: vec![Known::NONE; MAX_INSTRUCTIONS],
@@ -556,23 +565,26 @@ impl Builder<'_> {
     fn decode(&mut self, list: &mut [Instruction], known: &mut [Known]) -> usize {
         let r = self.r;
         let longest = if r.straddling.is_some() { 1 } else { usize::from(r.mode.longest) };
-        let mut decoder = Decoder::with_ip(r.mode.bits(), r.bytes, r.va, DecoderOptions::NONE);
+        let mut decoder = None;
+        let mut at = 0;
         let (mut count, mut branches, mut calls, mut shadowed) = (0, 0, 0, false);
         let most_calls = if longest > 1 && r.vigilant.is_none() { MAX_CALLS } else { 0 };
         // Decoded where they stay: they are not small.
         for (i, known) in list.iter_mut().zip(known).take(longest) {
-            let at = decoder.position();
-            decoder.decode_out(i);
-            interpreter::exchange_for_pause(&r.bytes[at..], i);
+            let bytes = r.bytes.get(at..).unwrap_or_default();
+            let ip = r.va.wrapping_add(at as u64);
+            if r.mode.narrow || !self.s.shapes.decode(bytes, ip, i, known) {
+                self.decode_oddly(decoder.get_or_insert_with(|| r.decoder()), at, i, known);
+            }
+            at += i.len();
+            let facts = &known.facts;
+            if facts.usual && !shadowed && r.vigilant.is_none() {
+                count += 1;
+                continue;
+            }
             if i.is_invalid() {
                 break;
             }
-            if r.mode.narrow {
-                narrow::widen(i);
-            }
-            self.without_count_instructions(i);
-            self.s.facts.note(i, known);
-            let facts = &known.facts;
             if !self.supported(i, facts) || shadowed && !self.may_follow_sti(i) {
                 break;
             }
@@ -594,6 +606,26 @@ impl Builder<'_> {
         }
         // STI ends no block.
         count - usize::from(shadowed && r.mode.longest > 1)
+    }
+
+    /// Decode the instruction at an offset that is of no common form, or the first of one.
+    fn decode_oddly(&mut self, decoder: &mut Decoder<'_>, at: usize, i: &mut Instruction, known: &mut Known) {
+        let r = self.r;
+        if at >= r.bytes.len() || decoder.set_position(at).is_err() {
+            (*i, *known) = (Instruction::default(), Known::NONE);
+            return;
+        }
+        decoder.set_ip(r.va.wrapping_add(at as u64));
+        decoder.decode_out(i);
+        interpreter::exchange_for_pause(&r.bytes[at..], i);
+        if r.mode.narrow {
+            narrow::widen(i);
+        }
+        self.without_count_instructions(i);
+        self.s.facts.note(i, known);
+        if !r.mode.narrow {
+            self.s.shapes.learn(r.bytes.get(at..).unwrap_or_default(), i, known);
+        }
     }
 
     #[inline(always)]
@@ -771,11 +803,21 @@ impl Builder<'_> {
     /// Encode a guest instruction with its general registers in these host registers,
     /// by number, and with this memory operand.
     fn place(&mut self, i: &Instruction, hosts: &[u8; 16], memory: Option<&Mem>) -> bool {
-        if let Some((bytes, len)) = self.s.facts.template(i).and_then(|t| t.encode(i, hosts, memory)) {
+        if let Some((bytes, len)) = self.s.facts.template(i).and_then(|t| t.encode_for(i, hosts, memory)) {
             self.e.some_bytes(bytes, len);
             return true;
         }
         self.place_oddly(i, hosts, memory)
+    }
+
+    /// The same for one whose general registers are all where hosts hold them alone.
+    fn place_at_home(&mut self, i: &Instruction, known: &Known, memory: Option<&Mem>) -> bool {
+        let template = self.s.facts.template_of(known);
+        if let Some((bytes, len)) = template.and_then(|t| t.encode(i, known.odd, memory)) {
+            self.e.some_bytes(bytes, len);
+            return true;
+        }
+        self.place_oddly(i, &copy::HOSTS, memory)
     }
 
     /// The same for what has no template, or is met as another form of something else for

@@ -10,7 +10,7 @@ use iced_x86::{
 };
 
 use super::access::gpr_number;
-use super::copy::host_register;
+use super::copy::{HOSTS, host_register};
 use super::facts::Facts;
 use crate::emit::Mem;
 
@@ -45,19 +45,18 @@ impl Default for Operands {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Template {
     operands: Operands,
-    /// 66, F2 or F3, or nothing, and how long that is.
-    prefix: u8,
-    prefix_len: u8,
-    /// What leads to the opcode's table, and the opcode, from the lowest byte on; in a
-    /// VEX encoding the opcode alone.
-    opcode: u32,
-    opcode_len: u8,
-    /// Where the opcode's last byte begins, in bits.
-    last: u8,
+    /// 66, F2 or F3, or nothing; what leads to the opcode's table, and the opcode, from the
+    /// lowest byte on; in a VEX encoding the opcode alone. How long that is, in bits.
+    plain: u64,
+    plain_len: u8,
+    /// The same with a REX prefix, which is eight bits longer, and where that begins, in bits.
+    with_rex: u64,
+    rex: u8,
     /// ModRM.reg, where that belongs to the opcode.
     extension: u8,
     modrm: bool,
-    wide: bool,
+    /// REX.W or VEX.W: 8 or 0.
+    wide: u8,
     vex: Option<Vex>,
 }
 
@@ -99,14 +98,12 @@ impl Bytes {
     }
 }
 
-/// A register as encodings have it.
-#[derive(Clone, Copy, Default)]
-struct Number {
-    number: u8,
-    /// SPL and the like need a REX prefix, AH and the like forbid one.
-    needs_rex: bool,
-    forbids_rex: bool,
-}
+/// A register as encodings have it: a number below 16, and one of the two below.
+type Number = u8;
+
+/// SPL and the like need a REX prefix, AH and the like forbid one.
+const NEEDS_REX: Number = 0x20;
+const FORBIDS_REX: Number = 0x40;
 
 /// In [`REGISTERS`], besides a number: a general register; one of a byte; AH or the like.
 const GENERAL: u8 = 0x10;
@@ -138,21 +135,25 @@ static REGISTERS: [u8; 256] = {
     all
 };
 
-impl Number {
-    /// `hosts`: where general registers are.
-    #[inline(always)]
-    fn of(r: Register, hosts: &[u8; 16]) -> Number {
-        let code = REGISTERS[usize::from(r as u8)];
-        let host = hosts[usize::from(code & 15)];
-        let number = if code & GENERAL != 0 { host } else { code };
-        if code & (BYTE | HIGH_BYTE) == 0 {
-            return Number { number, ..Number::default() };
-        }
-        if code & HIGH_BYTE != 0 {
-            return Number { number: 4 + (number & 3), needs_rex: false, forbids_rex: true };
-        }
-        Number { number, needs_rex: (4..8).contains(&number), forbids_rex: false }
+/// By register: what it is where general registers are in [`HOSTS`].
+static HOSTED: [Number; 256] = {
+    let (mut all, mut n) = ([0; 256], 0);
+    while n < all.len() {
+        all[n] = number(REGISTERS[n], &HOSTS);
+        n += 1;
     }
+    all
+};
+
+/// What an entry of [`REGISTERS`] is where general registers are in `hosts`.
+#[inline(always)]
+const fn number(code: u8, hosts: &[u8; 16]) -> Number {
+    let host = hosts[(code & 15) as usize];
+    let number = if code & GENERAL != 0 { host } else { code & 15 };
+    if code & HIGH_BYTE != 0 {
+        return (4 + (number & 3)) | FORBIDS_REX;
+    }
+    if code & BYTE != 0 && number >= 4 && number < 8 { number | NEEDS_REX } else { number }
 }
 
 impl Template {
@@ -194,73 +195,96 @@ impl Template {
         let opcode = u32::from(info.op_code() as u8);
         let named =
             operands.reg != Operands::NONE || operands.rm != Operands::NONE && operands.in_opcode == 0;
+        let prefix: u64 = match vex {
+            true => 0,
+            false if narrow => 0x66,
+            false => prefix,
+        };
+        let rex = 8 * u8::from(prefix != 0);
+        let (opcode, opcode_len) = match vex {
+            true => (opcode, 8),
+            false => (escape | opcode << (8 * escape_len), 8 * (escape_len + 1)),
+        };
         Some(Template {
             operands,
-            prefix: if narrow { 0x66 } else { prefix },
-            prefix_len: u8::from(narrow || prefix != 0),
-            opcode: if vex { opcode } else { escape | opcode << (8 * escape_len) },
-            opcode_len: if vex { 1 } else { escape_len + 1 },
-            last: if vex { 0 } else { 8 * escape_len },
+            plain: u64::from(opcode) << rex | prefix,
+            plain_len: rex + opcode_len,
+            with_rex: u64::from(opcode) << (rex + 8) | 0x40 << rex | prefix,
+            rex,
             extension: info.group_index().max(0) as u8,
             modrm: named || info.is_group(),
-            wide: match vex {
+            wide: 8 * u8::from(match vex {
                 true => info.w() == 1,
                 false => info.operand_size() == 64 && !info.default_op_size64() && !info.force_op_size64(),
-            },
+            }),
             vex: vex.then_some(Vex { low: (info.l() as u8) << 2 | pp, table }),
         })
     }
 
     /// The bytes of an instruction with this opcode, and how many, with its general
-    /// registers in `hosts`, by number, and `memory` as its memory operand. `None` if its
-    /// prefixes are unusual.
+    /// registers in [`HOSTS`] and `memory` as its memory operand. `None` if its prefixes are
+    /// unusual. `odd`: it has prefixes (see [`super::facts::Known::odd`]).
     #[inline(always)]
-    pub fn encode(
+    pub fn encode(&self, i: &Instruction, odd: bool, memory: Option<&Mem>) -> Option<([u8; 16], usize)> {
+        self.encode_with(i, odd, memory, |r| HOSTED[r as usize & 255])
+    }
+
+    /// The same with its general registers in `hosts`, by number.
+    #[inline(always)]
+    pub fn encode_for(
         &self,
         i: &Instruction,
         hosts: &[u8; 16],
         memory: Option<&Mem>,
     ) -> Option<([u8; 16], usize)> {
-        if i.has_rep_prefix()
-            || i.has_repne_prefix()
-            || i.segment_prefix() != Register::None && memory.is_none()
-        {
-            return None;
-        }
-        let o = &self.operands;
-        let register = |n: u8| Number::of(i.op_register(u32::from(n)), hosts);
-        let mut reg = register(o.reg);
-        // One of the two is 0.
-        reg.number |= self.extension;
-        let (rm, index) = match memory {
-            Some(m) => {
-                let base = Number { number: m.base.unwrap_or(0), ..Number::default() };
-                (base, m.index.map_or(0, |(n, _)| n))
-            }
-            None => (register(o.rm), 0),
-        };
+        self.encode_with(i, true, memory, |r| number(REGISTERS[r as usize & 255], hosts))
+    }
+
+    #[inline(always)]
+    fn encode_with(
+        &self,
+        i: &Instruction,
+        odd: bool,
+        memory: Option<&Mem>,
+        number: impl Fn(Register) -> Number,
+    ) -> Option<([u8; 16], usize)> {
         let mut b = Bytes::default();
         if memory.is_some_and(|m| m.gs) {
             b.push(0x65);
         }
-        if i.has_lock_prefix() {
-            b.push(0xf0);
+        if odd {
+            let segment = i.segment_prefix() != Register::None && memory.is_none();
+            if i.has_rep_prefix() || i.has_repne_prefix() || segment {
+                return None;
+            }
+            if i.has_lock_prefix() {
+                b.push(0xf0);
+            }
         }
+        let o = &self.operands;
+        let register = |n: u8| number(i.op_register(u32::from(n)));
+        // One of the two is 0.
+        let reg = register(o.reg) | self.extension;
+        let (rm, index) = match memory {
+            Some(m) => (m.base.unwrap_or(0), m.index.map_or(0, |(n, _)| n)),
+            None => (register(o.rm), 0),
+        };
         match self.vex {
-            Some(vex) => self.put_vex(&mut b, vex, [reg.number, index, rm.number], register(o.vvvv)),
+            Some(vex) => {
+                self.put_vex(&mut b, vex, [reg, index, rm], register(o.vvvv));
+                b.put(self.plain, 1);
+            }
             None => self.put_legacy(&mut b, reg, index, rm)?,
         }
-        let opcode = self.opcode | u32::from(rm.number & o.in_opcode) << (self.last & 31);
-        b.put(opcode.into(), self.opcode_len.into());
         // ModRM and SIB are to have room, and a byte is to be left.
         if b.len > 40 {
             return None;
         }
         let mut rest = Bytes::default();
         if let Some(m) = memory {
-            put_memory(&mut b, &mut rest, reg.number, m);
+            put_memory(&mut b, &mut rest, reg, m);
         } else {
-            b.push_if(self.modrm, 0xc0 | (reg.number & 7) << 3 | rm.number & 7);
+            b.push_if(self.modrm, 0xc0 | (reg & 7) << 3 | rm & 7);
         }
         match o.immediate {
             0 => {}
@@ -270,42 +294,49 @@ impl Template {
             }
         }
         if o.is4 != Operands::NONE {
-            rest.push(register(o.is4).number << 4);
+            rest.push(register(o.is4) << 4);
         }
         let low = b.value | rest.value.wrapping_shl(b.len);
         let value = u128::from(low) | u128::from(rest.value.wrapping_shr(64_u32.wrapping_sub(b.len))) << 64;
         Some((value.to_le_bytes(), (b.len.wrapping_add(rest.len) / 8) as usize))
     }
 
-    /// Prefixes. `None` where one register needs REX and another forbids it.
+    /// Prefixes and opcode. `None` where one register needs REX and another forbids it.
     #[inline(always)]
     fn put_legacy(&self, b: &mut Bytes, reg: Number, index: u8, rm: Number) -> Option<()> {
-        let bits = u8::from(self.wide) << 3
-            | (reg.number >> 3 & 1) << 2
-            | (index >> 3 & 1) << 1
-            | rm.number >> 3 & 1;
-        b.put(self.prefix.into(), self.prefix_len.into());
-        let rex = bits != 0 || reg.needs_rex || rm.needs_rex;
-        if rex && (reg.forbids_rex || rm.forbids_rex) {
-            return None;
+        let bits = self.wide | (reg >> 3 & 1) << 2 | (index >> 3 & 1) << 1 | rm >> 3 & 1;
+        let named = reg | rm;
+        let rex = bits != 0 || named & NEEDS_REX != 0;
+        let in_opcode = u64::from(rm & self.operands.in_opcode);
+        let mut len = u32::from(self.plain_len);
+        let mut value = self.plain;
+        if rex {
+            if named & FORBIDS_REX != 0 {
+                return None;
+            }
+            value = self.with_rex | u64::from(bits) << (self.rex & 15);
+            len = len.wrapping_add(8);
         }
-        b.push_if(rex, 0x40 | bits);
+        // The opcode's last byte is the last.
+        value |= in_opcode.wrapping_shl(len.wrapping_sub(8));
+        b.value |= value.wrapping_shl(b.len);
+        b.len = b.len.wrapping_add(len);
         Some(())
     }
 
     /// The VEX prefix, of two bytes if those hold all.
     #[inline(always)]
     fn put_vex(&self, b: &mut Bytes, vex: Vex, [reg, index, rm]: [u8; 3], vvvv: Number) {
-        let last = (!vvvv.number & 15) << 3 | vex.low;
+        let last = (!vvvv & 15) << 3 | vex.low;
         let (r, x, rm) = (!reg >> 3 & 1, !index >> 3 & 1, !rm >> 3 & 1);
-        if x & rm == 1 && !self.wide && vex.table == 1 {
+        if x & rm == 1 && self.wide == 0 && vex.table == 1 {
             b.push(0xc5);
             b.push(r << 7 | last);
             return;
         }
         b.push(0xc4);
         b.push(r << 7 | x << 6 | rm << 5 | vex.table);
-        b.push(u8::from(self.wide) << 7 | last);
+        b.push(self.wide << 4 | last);
     }
 }
 
@@ -347,7 +378,7 @@ pub(super) fn placed(i: &Instruction, facts: &Facts, hosts: &[u8; 16], memory: O
     for n in 0..i.op_count() {
         let register = i.op_register(n);
         if i.op_kind(n) == OpKind::Register
-            && facts.count != Some(n as u8)
+            && !facts.is_count(n)
             && let Some(guest) = gpr_number(register)
         {
             out.set_op_register(n, host_register(hosts[guest & 15], register));
@@ -432,7 +463,7 @@ mod tests {
 
     use super::super::classify::HostFeatures;
     use super::super::cost::sample;
-    use super::super::facts::FactTable;
+    use super::super::facts::{FactTable, is_odd};
     use super::*;
 
     /// Numbers below a bound, the same in every run.
@@ -471,7 +502,10 @@ mod tests {
         // High bytes are those of the first four registers.
         let high = |n| matches!(i.op_register(n), Register::AH | Register::CH | Register::DH | Register::BH);
         let hosts = if (0..i.op_count()).any(high) { std::array::from_fn(|n| n as u8) } else { hosts };
-        let ours = table.template(i).and_then(|t| t.encode(i, &hosts, memory.as_ref()));
+        let ours = table.template(i).and_then(|t| t.encode_for(i, &hosts, memory.as_ref()));
+        let odd = is_odd(i);
+        let at_home = table.template(i).map(|t| t.encode(i, odd, memory.as_ref()));
+        assert_eq!(at_home, table.template(i).map(|t| t.encode_for(i, &HOSTS, memory.as_ref())), "{i}");
         let mut out = placed(i, &facts, &hosts, memory.as_ref());
         // The encoding fixes these.
         for (n, kind) in (0..).zip(i.op_code().op_kinds()) {
