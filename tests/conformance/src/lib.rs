@@ -12,7 +12,7 @@ pub mod several;
 
 use std::path::PathBuf;
 
-pub use rig::{Rig, comparable_engines, software_engines};
+pub use rig::{Rig, comparable_engines, random_model, software_engines};
 
 /// The folder that holds the foreign suites, if this machine has it:
 /// `STRATA_SUITES`, else `../shared/suites` beside the checkout.

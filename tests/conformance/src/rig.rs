@@ -66,6 +66,15 @@ pub fn comparable_engines() -> Vec<Box<dyn Engine>> {
     software_engines().into_iter().map(comparable).collect()
 }
 
+/// The model of random cases: `STRATA_RANDOM_MODEL` or x86-64-v3. It has AVX.
+///
+/// # Panics
+/// When that is no model: the caller's mistake.
+pub fn random_model() -> CpuModel {
+    let wanted = std::env::var("STRATA_RANDOM_MODEL").unwrap_or_else(|_| "x86-64-v3".into());
+    wanted.parse().expect("STRATA_RANDOM_MODEL is a model, like x86-64-v3,-bmi1")
+}
+
 /// One vCPU with flat memory.
 pub struct Rig {
     /// Guest memory from physical address 0.

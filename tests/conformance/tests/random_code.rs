@@ -5,10 +5,10 @@
 //!
 //! The first engine is the reference. `STRATA_RANDOM_CASES` says how many cases
 //! (of up to eight instructions each, 15 with branches) are run, `STRATA_RANDOM_SEED` where they begin;
-//! `STRATA_RANDOM_VERBOSE` lists each before it runs.
+//! `STRATA_RANDOM_VERBOSE` lists each before it runs; `STRATA_RANDOM_MODEL` is another vCPU model.
 
 use conformance::random::{Random, candidate, differences, fpu, has_own_result, left_out};
-use conformance::{Rig, comparable_engines};
+use conformance::{Rig, comparable_engines, random_model};
 use engine::{Engine, Halt};
 use guest_memory::{GuestMemory, MemoryMap, Region};
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction};
@@ -420,7 +420,7 @@ fn check(f: Flavour) {
     let (cases, first) = (number("STRATA_RANDOM_CASES", 3000), number("STRATA_RANDOM_SEED", 1));
     let verbose = std::env::var_os("STRATA_RANDOM_VERBOSE").is_some();
     let engines = comparable_engines();
-    let model: CpuModel = "x86-64-v3".parse().expect("the model exists");
+    let model = random_model();
     let mut rigs: Vec<Rig> = engines.iter().map(|e| f.rig(&**e, model.clone())).collect();
     let (reference, others) = rigs.split_first_mut().expect("an engine");
     let (mut wrong, mut own, mut endless) = (Vec::new(), 0, 0);

@@ -2,18 +2,19 @@
 //! and address tables end where the interpreter ends.
 //!
 //! `STRATA_RANDOM_CASES` says how many programs are run, `STRATA_RANDOM_SEED` where
-//! they begin; `STRATA_RANDOM_VERBOSE` lists each before it runs.
+//! they begin; `STRATA_RANDOM_VERBOSE` lists each before it runs, `STRATA_RANDOM_MODEL` is
+//! another vCPU model.
 
 use std::time::{Duration, Instant};
 
 use conformance::program::emit::{Emitted, emit};
 use conformance::program::{Program, generate, image, layout, shrink};
 use conformance::random::{Random, differences, has_own_result};
-use conformance::{Rig, comparable_engines};
+use conformance::{Rig, comparable_engines, random_model};
 use engine::{Engine, Halt};
 use guest_memory::GuestMemory;
 use iced_x86::{Decoder, DecoderOptions, Instruction};
-use x86_state::{CpuModel, CpuState};
+use x86_state::CpuState;
 
 /// Instructions after which a program counts as one without an end.
 const LIMIT: u64 = 400_000;
@@ -23,8 +24,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Programs that translated code never came to the end of (a window straddled pages
 /// before an instruction that only a window makes translatable), or ran past #NM
 /// (CVTSS2SI from memory names no vector register), or past a RET to an address that
-/// is not canonical.
-const ONCE_WRONG: [u64; 3] = [7_303_851, 30_101_537, 30_003_627];
+/// is not canonical. A FUCOMI in patched code, which translated code executes where it runs
+/// freely and the interpreter where both are stepped.
+const ONCE_WRONG: [u64; 4] = [7_303_851, 30_101_537, 30_003_627, 620_001_412];
 
 /// A program with a REP MOVSB that copies over itself up to the end of the code: where
 /// its turn ends meanwhile, other code runs.
@@ -41,13 +43,9 @@ struct End {
     memory: Vec<u8>,
 }
 
-fn model() -> CpuModel {
-    "x86-64-v3".parse().expect("the model exists")
-}
-
 fn rig(engine: &dyn Engine) -> Rig {
     let memory = GuestMemory::flat(layout::RAM as u64).expect("memory");
-    Rig::new(engine, model(), memory)
+    Rig::new(engine, random_model(), memory)
 }
 
 /// Put a program into a machine's memory.
@@ -141,18 +139,28 @@ fn differs(engines: [&dyn Engine; 2], program: &Program) -> Option<(End, End)> {
 
 /// Whether a program that ran wild has met an instruction whose result is each engine's own.
 fn meets_own_result(engines: [&dyn Engine; 2], program: &Program, code: &Emitted) -> bool {
-    parting(engines, program, code).is_some_and(|(i, _)| has_own_result(&i))
+    let found = step_both(engines, program, code);
+    found.parting.map_or(found.own_result, |(i, _)| has_own_result(&i))
 }
 
-/// The instruction at which two engines part, and how, when each executes one at a time;
-/// `None` where only whole blocks differ.
-fn parting(engines: [&dyn Engine; 2], program: &Program, code: &Emitted) -> Option<(Instruction, String)> {
+/// What two engines do that execute one instruction at a time.
+struct Stepped {
+    /// The instruction at which they part, and how; `None` where only whole blocks differ.
+    parting: Option<(Instruction, String)>,
+    /// They met an instruction whose result is each engine's own: who executes it may be
+    /// another when they run freely.
+    own_result: bool,
+}
+
+fn step_both(engines: [&dyn Engine; 2], program: &Program, code: &Emitted) -> Stepped {
+    let mut own_result = false;
     let mut rigs = engines.map(rig);
     let mut states = [place(&rigs[0], program, code), place(&rigs[1], program, code)];
     let start = Instant::now();
     for n in 0..LIMIT {
         let (rip, mut bytes) = (states[0].rip, [0; 16]);
-        rigs[0].memory.load(rip & (layout::RAM as u64 - 1), &mut bytes).ok()?;
+        // Who has gone wild may fetch from where nothing is, and fault, and go on.
+        let _ = rigs[0].memory.load(place_of_code(&rigs[0].memory, &states[0]), &mut bytes);
         let mut halted = false;
         let ends = [0, 1].map(|e| {
             let (halt, state) = rigs[e].run(&states[e], 1);
@@ -160,16 +168,18 @@ fn parting(engines: [&dyn Engine; 2], program: &Program, code: &Emitted) -> Opti
             states[e] = state.clone();
             end(&rigs[e], &halt, state)
         });
+        let i = Decoder::with_ip(64, &bytes, rip, DecoderOptions::NONE).decode();
+        own_result |= has_own_result(&i);
         if ends[0] != ends[1] {
-            let i = Decoder::with_ip(64, &bytes, rip, DecoderOptions::NONE).decode();
             let text = describe(&ends[0], &ends[1]);
-            return Some((i, format!("    at instruction {n}, {rip:x}: {i} {bytes:02x?}\n{text}")));
+            let text = format!("    at instruction {n}, {rip:x}: {i} {bytes:02x?}\n{text}");
+            return Stepped { parting: Some((i, text)), own_result };
         }
         if halted || start.elapsed() > SHRINKING {
             break;
         }
     }
-    None
+    Stepped { parting: None, own_result }
 }
 
 /// Where in RAM the code at a state's RIP is.
@@ -236,7 +246,7 @@ fn explain(engines: [&dyn Engine; 2], program: &Program, found: &(End, End)) -> 
     };
     text = describe(&a, &b);
     let code = emit(&small).expect("it is smaller");
-    let (_, parting) = parting(engines, &small, &code).unwrap_or_default();
+    let (_, parting) = step_both(engines, &small, &code).parting.unwrap_or_default();
     format!("seed {seed}: {:x?}\n{}{text}{parting}", small.setup, code.listing())
 }
 
@@ -269,8 +279,8 @@ fn programs_end_the_same_when_engines_take_turns() {
     let engines = comparable_engines();
     let mut reference_rig = rig(&*engines[0]);
     let memory = GuestMemory::flat(layout::RAM as u64).expect("memory");
-    let mut rigs: Vec<Rig> = engines.iter().map(|e| Rig::new(&**e, model(), memory.clone())).collect();
-    let (mut wrong, mut chance) = (Vec::new(), 0);
+    let mut rigs: Vec<Rig> = engines.iter().map(|e| Rig::new(&**e, random_model(), memory.clone())).collect();
+    let (mut wrong, mut chance, mut ran_wild) = (Vec::new(), 0, 0);
     for seed in [REPETITION_OVERWRITES_ITSELF].into_iter().chain(first..first + cases) {
         let program = generate(seed);
         let Some(code) = emit(&program) else { continue };
@@ -278,7 +288,11 @@ fn programs_end_the_same_when_engines_take_turns() {
         let b = in_turns(&mut rigs, &mut Random(seed), &program, &code);
         let own = |e: &dyn Engine| meets_own_result([&*engines[0], e], &program, &code);
         let wild = || runs_wild(&program, &code, &a, &b) || engines.iter().skip(1).any(|e| own(&**e));
-        if a == b || wrong.len() >= 5 || wild() {
+        if a == b || wrong.len() >= 5 {
+            continue;
+        }
+        if wild() {
+            ran_wild += 1;
             continue;
         }
         if repetition_overwrites_itself(&mut reference_rig, &program, &code) {
@@ -290,10 +304,11 @@ fn programs_end_the_same_when_engines_take_turns() {
         wrong.push(format!("seed {seed}, {} of 100 times again\n{text}", again.count()));
     }
     println!(
-        "{cases} programs in turns from seed {first}: {} instructions, {chance} that overwrite what they repeat",
+        "{cases} programs in turns from seed {first}: {} instructions, {ran_wild} that run wild, \
+         {chance} that overwrite what they repeat",
         reference_rig.retired()
     );
-    assert!(chance <= 2 + cases / 100, "few programs show anything");
+    assert!(chance + ran_wild <= 2 + cases / 100, "few programs show anything");
     assert!(wrong.is_empty(), "{} programs differ\n{}", wrong.len(), wrong.join("\n"));
 }
 
