@@ -11,9 +11,11 @@
 )]
 
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::Child;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use guest_memory::{GuestMemory, MemoryError};
@@ -37,8 +39,23 @@ const VERSION_1: u64 = 1 << 32;
 /// Where the daemon is told that the shared memory is in this process: any place that
 /// is not null.
 const SHARED_ADDRESS: u64 = 1 << 32;
-/// How long a daemon may take for a message.
-const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a daemon is waited for. One that hangs is told from one that works by this
+/// alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// Until the two agree and it can serve.
+    pub agreement: Duration,
+    /// For all requests that it has when the device is to stand still.
+    pub requests: Duration,
+}
+
+impl Default for Patience {
+    /// 10 s and 30 s.
+    fn default() -> Self {
+        Patience { agreement: Duration::from_secs(10), requests: Duration::from_secs(30) }
+    }
+}
 
 /// Why there is no daemon to work with.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +71,14 @@ pub enum BackendError {
         "virtiofsd does not answer as it should ({0}); see what it has said itself (that of Debian 12 has to be started by root), or leave backend=virtiofsd out"
     )]
     Protocol(vhost::Error),
+    /// The daemon hangs.
+    #[error(
+        "virtiofsd has not answered in {0:?}; see whether the folder's file system answers, or leave backend=virtiofsd out"
+    )]
+    Late(Duration),
+    /// The host refuses a thread.
+    #[error("cannot start a thread that watches virtiofsd: {0}; let the user have more processes")]
+    Thread(#[source] io::Error),
     /// It lacks something.
     #[error("virtiofsd knows only virtio devices of before version 1 (features {0:#x}); install a newer one")]
     Features(u64),
@@ -94,6 +119,8 @@ pub(crate) enum Arrival {
 
 /// A daemon, ready to serve.
 pub struct Backend {
+    // Static configuration.
+    pub(crate) patience: Patience,
     // Runtime glue.
     stream: UnixStream,
     /// Keeps its end of the connection.
@@ -113,28 +140,35 @@ impl Backend {
     ///
     /// # Errors
     /// When it does not answer, or not as it should, or the host refuses memory.
-    pub fn new(stream: UnixStream, daemon: Option<Child>) -> Result<Backend, BackendError> {
-        let refused = |e: io::Error| BackendError::Events(e);
-        // A daemon that hangs is told from one that works by the time it takes.
-        stream.set_read_timeout(Some(PATIENCE)).map_err(refused)?;
-        stream.set_write_timeout(Some(PATIENCE)).map_err(refused)?;
-        let mut frontend = Frontend::from_stream(stream.try_clone().map_err(refused)?, QUEUES as u64);
+    pub fn new(
+        stream: UnixStream,
+        mut daemon: Option<Child>,
+        patience: Patience,
+    ) -> Result<Backend, BackendError> {
+        let mut frontend =
+            Frontend::from_stream(stream.try_clone().map_err(BackendError::Events)?, QUEUES as u64);
         let buffers: u64 = SLOT_BYTES.iter().map(|bytes| bytes * u64::from(SLOTS)).sum();
         let memory = GuestMemory::flat(RING_BYTES * QUEUES as u64 + buffers)?;
-        negotiate(&mut frontend)?;
-        share(&frontend, &memory)?;
-        let (mut rings, mut kicks, mut calls) = (Vec::new(), Vec::new(), Vec::new());
-        let mut buffers = RING_BYTES * QUEUES as u64;
-        for (index, bytes) in SLOT_BYTES.into_iter().enumerate() {
-            let ring = Ring::new(memory.clone(), RING_BYTES * index as u64, buffers, bytes);
-            buffers += bytes * u64::from(SLOTS);
-            let (kick, call) = (event_file()?, event_file()?);
-            set_up(&mut frontend, index, ring.parts(), [&kick, &call])?;
-            rings.push(ring);
-            kicks.push(kick);
-            calls.push(call);
+        let agreed = within(patience.agreement, &stream, || {
+            negotiate(&mut frontend)?;
+            share(&frontend, &memory)?;
+            queues(&mut frontend, &memory)
+        });
+        if let (Err(_), Some(daemon)) = (&agreed, &mut daemon) {
+            // One that hangs does not see the connection's end.
+            let _ = daemon.kill();
         }
-        Ok(Backend { stream, _frontend: frontend, _daemon: daemon, kicks, calls, lost: None, rings })
+        let Parts { rings, kicks, calls } = agreed?;
+        Ok(Backend {
+            patience,
+            stream,
+            _frontend: frontend,
+            _daemon: daemon,
+            kicks,
+            calls,
+            lost: None,
+            rings,
+        })
     }
 
     /// Why it serves no longer; `None`: it does.
@@ -146,7 +180,7 @@ impl Backend {
     pub(crate) fn give_up(&mut self, why: String) -> Vec<(u16, Owner)> {
         self.lost.get_or_insert(why);
         // It may be gone already; if not, this ends it.
-        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+        let _ = self.stream.shutdown(Shutdown::Both);
         let rings = (0u16..).zip(&mut self.rings);
         rings.flat_map(|(queue, ring)| ring.abandon().into_iter().map(move |owner| (queue, owner))).collect()
     }
@@ -219,6 +253,55 @@ impl Backend {
         // There is room: it has no others.
         let _ = self.send(1, Opcode::DESTROY, &request, OUT_HEADER as u32, Owner::Ours);
     }
+}
+
+/// Do this, with the connection shut when the time has passed. (A limit on reads would
+/// not do: the crate `vhost` tries them again.)
+fn within<T>(
+    patience: Duration,
+    stream: &UnixStream,
+    agree: impl FnOnce() -> Result<T, BackendError>,
+) -> Result<T, BackendError> {
+    let (done, end) = std::sync::mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        let wait = move || {
+            let late = end.recv_timeout(patience) == Err(RecvTimeoutError::Timeout);
+            // An error: the daemon has ended the connection.
+            late && stream.shutdown(Shutdown::Both).is_ok()
+        };
+        let watch = std::thread::Builder::new().name("vio-fs-patience".to_string());
+        let watch = watch.spawn_scoped(scope, wait).map_err(BackendError::Thread)?;
+        let result = agree();
+        drop(done);
+        match watch.join() {
+            Ok(true) => Err(BackendError::Late(patience)),
+            Ok(false) | Err(_) => result,
+        }
+    })
+}
+
+/// What is there of each queue.
+#[derive(Default)]
+struct Parts {
+    rings: Vec<Ring<Owner>>,
+    kicks: Vec<OwnedFd>,
+    calls: Vec<OwnedFd>,
+}
+
+/// All queues, with their buffers behind the rings.
+fn queues(frontend: &mut Frontend, memory: &GuestMemory) -> Result<Parts, BackendError> {
+    let mut parts = Parts::default();
+    let mut buffers = RING_BYTES * QUEUES as u64;
+    for (index, bytes) in SLOT_BYTES.into_iter().enumerate() {
+        let ring = Ring::new(memory.clone(), RING_BYTES * index as u64, buffers, bytes);
+        buffers += bytes * u64::from(SLOTS);
+        let (kick, call) = (event_file()?, event_file()?);
+        set_up(frontend, index, ring.parts(), [&kick, &call])?;
+        parts.rings.push(ring);
+        parts.kicks.push(kick);
+        parts.calls.push(call);
+    }
+    Ok(parts)
 }
 
 /// Features of both, and who has the queues.

@@ -11,7 +11,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use crate::backend::{Backend, BackendError};
+use crate::backend::{Backend, BackendError, Patience};
 
 /// Where distributions have it: it is no program for users, so not in their path.
 const PLACES: [&str; 4] = ["/usr/libexec", "/usr/lib/virtiofsd", "/usr/lib", "/usr/lib/qemu"];
@@ -60,7 +60,7 @@ pub fn start(folder: &Path, read_only: bool) -> Result<Backend, DaemonError> {
     let places = std::env::split_paths(&path).chain(PLACES.map(PathBuf::from));
     let program = places.map(|p| p.join(PROGRAM)).find(|p| p.is_file()).ok_or(DaemonError::Missing)?;
     let (stream, daemon) = launch(&program, folder, read_only)?;
-    Ok(Backend::new(stream, Some(daemon))?)
+    Ok(Backend::new(stream, Some(daemon), Patience::default())?)
 }
 
 fn launch(program: &Path, folder: &Path, read_only: bool) -> Result<(UnixStream, Child), DaemonError> {
@@ -143,7 +143,7 @@ mod tests {
     fn what_does_not_serve_is_told_with_a_remedy() {
         let told = |program: &str| {
             let (stream, daemon) = launch(Path::new(program), Path::new("/"), false)?;
-            Backend::new(stream, Some(daemon)).map(|_| ()).map_err(DaemonError::from)
+            Backend::new(stream, Some(daemon), Patience::default()).map(|_| ()).map_err(DaemonError::from)
         };
         for (program, seen) in [("/strata-no-such-program", "cannot start"), ("/bin/true", "does not answer")]
         {

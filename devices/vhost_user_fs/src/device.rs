@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::event::PollFlags;
 use rustix::io::Errno;
@@ -18,8 +18,6 @@ use crate::request::{IN_HEADER, Opcode, Request, failure, is_success};
 const SIZES: [u16; QUEUES] = [128, 1024];
 /// The longest name of a share (5.11.4).
 pub const MAX_TAG: usize = 36;
-/// How long the daemon may take for what it has when the device is to stand still.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What a device is made of.
 #[derive(Debug)]
@@ -195,12 +193,13 @@ impl Work {
 
     /// Wait for all that the daemon has.
     fn drain(&mut self) {
-        let until = Instant::now() + PATIENCE;
+        let patience = self.state.backend.patience.requests;
+        let until = Instant::now() + patience;
         while self.state.backend.is_busy() {
             match self.state.backend.wait(until) {
                 Arrival::Answers => (0..QUEUES as u16).for_each(|index| self.collect(index)),
                 Arrival::End => self.ended(),
-                Arrival::Late => self.lose(format!("no answer in {} s", PATIENCE.as_secs())),
+                Arrival::Late => self.lose(format!("no answer in {patience:?}")),
             }
         }
     }

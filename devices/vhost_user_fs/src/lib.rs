@@ -23,6 +23,6 @@ mod device;
 mod request;
 mod ring;
 
-pub use backend::{Backend, BackendError};
+pub use backend::{Backend, BackendError, Patience};
 pub use daemon::{DaemonError, start};
 pub use device::{FsConfig, MAX_TAG, VhostUserFs};

@@ -3,9 +3,10 @@
 mod daemon;
 
 use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
 
 use daemon::{Act, FEATURES};
-use vhost_user_fs::{Backend, BackendError, FsConfig, VhostUserFs};
+use vhost_user_fs::{Backend, BackendError, FsConfig, Patience, VhostUserFs};
 use virtio_core::VirtioDevice;
 use virtio_core::mock::{Bench, BenchConfig, Response};
 
@@ -44,7 +45,15 @@ fn answer(request: &[u8], error: i32, content: &[u8]) -> Vec<u8> {
 type Seen = Receiver<(u16, Vec<u8>)>;
 
 /// A daemon that answers with what it was asked, or as it is told.
-fn daemon(mut act: impl FnMut(&[u8]) -> Option<Act> + Send + 'static) -> (Backend, Seen) {
+fn daemon(act: impl FnMut(&[u8]) -> Option<Act> + Send + 'static) -> (Backend, Seen) {
+    patiently(Patience::default(), act)
+}
+
+/// The same, waited for so long.
+fn patiently(
+    patience: Patience,
+    mut act: impl FnMut(&[u8]) -> Option<Act> + Send + 'static,
+) -> (Backend, Seen) {
     let (tell, seen) = channel();
     let (stream, _) = daemon::start(
         FEATURES,
@@ -57,7 +66,7 @@ fn daemon(mut act: impl FnMut(&[u8]) -> Option<Act> + Send + 'static) -> (Backen
             act(bytes).unwrap_or_else(echo)
         }),
     );
-    (Backend::new(stream, None).expect("they agree"), seen)
+    (Backend::new(stream, None, patience).expect("they agree"), seen)
 }
 
 fn device(backend: Backend) -> VhostUserFs {
@@ -158,6 +167,53 @@ fn a_daemon_that_ends_or_goes_wrong_is_errors_and_no_hang() {
 }
 
 #[test]
+fn a_daemon_that_hangs_is_errors_when_patience_ends() {
+    let patience = Patience { requests: Duration::from_millis(300), ..Patience::default() };
+    for inline in [false, true] {
+        // Two requests stay with it, one on each queue, and one in between is answered.
+        let (backend, seen) = patiently(patience, |bytes| (opcode(bytes) != OPEN).then_some(Act::Hold));
+        let mut bench = Bench::new(device(backend), BenchConfig { inline, ..BenchConfig::default() });
+        let start = Instant::now();
+        if !inline {
+            let answered = request(OPEN, 1, &[0; 8]);
+            assert_eq!(error(&answered, &ask(&mut bench, &answered, 100)), 0);
+        }
+        let held = request(LOOKUP, 2, b"a\0");
+        bench.post(1, &[&held], &[16, 100]);
+        bench.post(0, &[&request(FORGET, 3, &[1; 8])], &[]);
+        (0..2).for_each(|queue| bench.kick(queue));
+        if !inline {
+            (0..3).for_each(|_| assert!(seen.recv_timeout(Duration::from_secs(10)).is_ok()));
+            assert!(bench.poll(1).is_none() && bench.poll(0).is_none(), "a guest waits as long as it takes");
+        }
+        let queues = bench.device.quiesce();
+        let took = start.elapsed();
+        assert!(took >= patience.requests && took < Duration::from_secs(10), "{took:?}");
+        let response = bench.wait(1);
+        assert_eq!((error(&held, &response), response.written), (EIO, 16));
+        bench.wait(0);
+        // From then on without a wait, also for a daemon that has woken up.
+        bench.go_on(queues);
+        let start = Instant::now();
+        for unique in 4..50 {
+            let bytes = request(OPEN, unique, &[0; 8]);
+            assert_eq!(error(&bytes, &ask(&mut bench, &bytes, 100)), EIO);
+        }
+        drop(bench.device.quiesce());
+        assert!(start.elapsed() < patience.requests, "it waits again");
+    }
+}
+
+#[test]
+fn a_daemon_that_does_not_speak_is_refused_when_patience_ends() {
+    let (stream, _silent) = std::os::unix::net::UnixStream::pair().unwrap();
+    let start = Instant::now();
+    let patience = Patience { agreement: Duration::from_millis(100), ..Patience::default() };
+    assert!(matches!(Backend::new(stream, None, patience), Err(BackendError::Late(_))));
+    assert!((Duration::from_millis(100)..Duration::from_secs(10)).contains(&start.elapsed()));
+}
+
+#[test]
 fn a_guest_that_may_only_read_changes_nothing() {
     let (backend, seen) = daemon(|_| None);
     let read_only = VhostUserFs::new(FsConfig { tag: "x", read_only: true }, backend).unwrap();
@@ -222,15 +278,16 @@ fn a_driver_that_breaks_the_rules_has_to_reset() {
 fn what_is_no_daemon_is_told_at_once() {
     let (stream, other) = std::os::unix::net::UnixStream::pair().unwrap();
     drop(other);
-    assert!(matches!(Backend::new(stream, None), Err(BackendError::Protocol(_))));
+    assert!(matches!(Backend::new(stream, None, Patience::default()), Err(BackendError::Protocol(_))));
     let (stream, _) = daemon::start(1 << 30, Box::new(|_, _| Act::Hold));
-    assert!(matches!(Backend::new(stream, None), Err(BackendError::Features(_))));
+    assert!(matches!(Backend::new(stream, None, Patience::default()), Err(BackendError::Features(_))));
 }
 
 #[test]
 fn a_daemon_of_the_oldest_kind_serves() {
     let (stream, _) = daemon::start(1 << 32, Box::new(|_, bytes| Act::Answer(answer(bytes, 0, b"!"))));
-    let mut bench = Bench::new(device(Backend::new(stream, None).unwrap()), BenchConfig::default());
+    let mut bench =
+        Bench::new(device(Backend::new(stream, None, Patience::default()).unwrap()), BenchConfig::default());
     let bytes = request(LOOKUP, 1, b"a\0");
     assert_eq!(ask(&mut bench, &bytes, 100).data, answer(&bytes, 0, b"!"));
 }

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use crate::MemoryError;
@@ -27,8 +27,12 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     pub(crate) fn new(len: u64) -> Result<Self, MemoryError> {
         let fail = |what| move |e: rustix::io::Errno| MemoryError::Host { size: len, what, source: e.into() };
-        let file = memfd_create("strata-ram", MemfdFlags::CLOEXEC).map_err(fail("memfd_create"))?;
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = memfd_create("strata-ram", flags).map_err(fail("memfd_create"))?;
         ftruncate(&file, len).map_err(fail("ftruncate"))?;
+        // A process that it is shared with could take pages away under our accesses (SIGBUS).
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        fcntl_add_seals(&file, seals).map_err(fail("F_ADD_SEALS"))?;
         // SAFETY: a fresh mapping at an address of the kernel's choice aliases nothing.
         let base = unsafe {
             mmap(
@@ -109,5 +113,23 @@ impl Drop for Mapping {
         // SAFETY: base and len are those of the mapping made in `new`; nothing
         // keeps pointers into it beyond a borrow of self.
         let _ = unsafe { munmap(self.base.as_ptr().cast(), self.len as usize) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_holder_of_the_file_changes_its_size() {
+        let mapping = Mapping::new(0x4000).unwrap();
+        for size in [0, 0x3000, 0x5000] {
+            assert_eq!(ftruncate(mapping.file(), size), Err(rustix::io::Errno::PERM), "{size:#x}");
+        }
+        assert_eq!(
+            fcntl_add_seals(mapping.file(), SealFlags::FUTURE_WRITE),
+            Err(rustix::io::Errno::PERM),
+            "nor what may be done to it"
+        );
     }
 }
