@@ -214,8 +214,10 @@ impl InstructionMap {
                 self.0.push(255);
                 distance -= 255;
             }
-            // An instruction has at most fifteen bytes.
-            self.0.extend([distance as u8, (guest - before.1) as u8]);
+            // An instruction has at most fifteen bytes, a loop that is there twice not many.
+            let guest_distance = guest.wrapping_sub(before.1) as i16;
+            debug_assert!(i8::try_from(guest_distance).is_ok(), "{guest} is far from {}", before.1);
+            self.0.extend([distance as u8, guest_distance as u8]);
             before = (*host, *guest);
         }
     }
@@ -223,7 +225,7 @@ impl InstructionMap {
     /// (host offset, guest offset) of each instruction of a block.
     pub fn of(&self, b: &Block) -> impl Iterator<Item = (u32, u32)> + '_ {
         let mut bytes = self.0.get(b.map as usize..).unwrap_or_default().iter();
-        let (mut host, mut guest) = (0, 0);
+        let (mut host, mut guest) = (0, 0_u32);
         (0..b.instructions).map_while(move |_| {
             loop {
                 let distance = *bytes.next()?;
@@ -232,7 +234,7 @@ impl InstructionMap {
                     break;
                 }
             }
-            guest += u32::from(*bytes.next()?);
+            guest = guest.wrapping_add_signed((*bytes.next()? as i8).into());
             Some((host, guest))
         })
     }
@@ -332,7 +334,7 @@ mod tests {
     fn instructions_are_found_again_however_far_apart() {
         let mut map = InstructionMap::default();
         let lists: [&[(u16, u16)]; 3] =
-            [&[(19, 0)], &[(19, 0), (273, 15), (528, 16), (1040, 19)], &[(254, 0), (509, 3)]];
+            [&[(19, 0)], &[(19, 0), (273, 15), (528, 16), (1040, 19)], &[(254, 0), (509, 100), (520, 0)]];
         let mut blocks = [block(0x1000, 20); 3];
         for (b, list) in blocks.iter_mut().zip(lists) {
             map.add(b, list);

@@ -1,5 +1,6 @@
-//! Chains of loads, each at the address that the one before it gave: every engine follows them as the interpreter
-//! does, over pages that lie in order and pages that do not, to wherever they end.
+//! Loops of a few instructions, of user and supervisor. Chains of loads, each at the address that the one before it
+//! gave: every engine follows them as the interpreter does, over pages that lie in order and pages that do not, to
+//! wherever they end. Others that go through memory in steps.
 
 use std::time::Duration;
 
@@ -178,6 +179,67 @@ fn engines_follow_the_same_chain() {
                         let got = run(other, f, code, base, tail, user);
                         let case = format!("{} from {base:#x} to {tail:#x}, user: {user}", f.name);
                         assert!(got == expected, "{case}: {got:#x?} {expected:#x?}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A loop's instructions but for its branch, and whether it ends by RCX.
+const LOOPS: [(&str, &[u8], bool); 4] = [
+    // mov rax, [rsi]; mov [rdi], rax; add rsi, 8; add rdi, 8
+    ("copy", &[0x48, 0x8b, 0x06, 0x48, 0x89, 0x07, 0x48, 0x83, 0xc6, 8, 0x48, 0x83, 0xc7, 8], true),
+    // mov rax, [rsi]; adc [rdi], rax; lea rsi, [rsi + 8]; lea rdi, [rdi + 8]
+    ("add with carry", &[0x48, 0x8b, 0x06, 0x48, 0x11, 0x07, 0x48, 0x8d, 0x76, 8, 0x48, 0x8d, 0x7f, 8], true),
+    // push rsi; add dword [rsi + 4], eax; pop rax; add rsi, 3
+    ("stack and steps of three", &[0x56, 0x01, 0x46, 0x04, 0x58, 0x48, 0x83, 0xc6, 3], true),
+    // add rsi, 1; cmp byte [rsi - 1], dl
+    ("scan", &[0x48, 0x83, 0xc6, 1, 0x38, 0x56, 0xff], false),
+];
+
+/// The end of a loop of so many rounds over memory from `from` on, and what it left there.
+fn run_loop(rig: &mut Rig, of: usize, from: u64, rounds: u64, user: bool) -> (CpuState, Vec<u8>) {
+    let (_, body, counted) = LOOPS[of];
+    let mut left: Vec<u8> = (0..PAGES * 0x1000).map(|n| (n * n / 7) as u8 | 1).collect();
+    let end = (from - IN_ORDER + rounds - 1) as usize;
+    if let Some(b) = left.get_mut(end).filter(|_| !counted) {
+        *b = 0;
+    }
+    rig.memory.store(LINKS, &left).expect("inside");
+    let count: &[u8] = if counted { &[0x48, 0xff, 0xc9] } else { &[] };
+    let back = 0u8.wrapping_sub((body.len() + count.len() + 2) as u8);
+    let code = CODE + 0x1000 + 0x100 * of as u64;
+    rig.memory.store(code, &[body, count, &[0x75, back, 0xf4]].concat()).expect("inside");
+    let mut start = state(rig.reset_state(), user);
+    start.rip = code;
+    start.gpr[1] = rounds;
+    start.gpr[2] = 0;
+    start.gpr[6] = from;
+    start.gpr[7] = from + 0x1230;
+    let (halt, end) = rig.run_freely(&start, Duration::from_secs(10));
+    assert!(matches!(halt, Halt::Idle), "{halt:?}");
+    rig.memory.load(LINKS, &mut left).expect("inside");
+    (end, left)
+}
+
+/// Each loop ends by itself behind an odd or an even round, or by a fault in either, wherever pages end.
+#[test]
+fn short_loops_end_in_any_round() {
+    let model: CpuModel = "x86-64-v3".parse().expect("the model exists");
+    let mut reference = Rig::new(&interpreter::Interpreter, model.clone(), memory());
+    let mut others: Vec<Rig> =
+        software_engines().iter().map(|e| Rig::new(&**e, model.clone(), memory())).collect();
+    for (of, (name, ..)) in LOOPS.iter().enumerate() {
+        for from in [0, 8, 0xff0, 0xff3, 0xffc, 0x7ffd, 0xef00, 0xef08, 0xef0b].map(|n| IN_ORDER + n) {
+            for rounds in [1, 2, 3, 4, 5, 300, 301, 2000, 2001] {
+                for user in [false, true] {
+                    let expected = run_loop(&mut reference, of, from, rounds, user);
+                    for other in &mut others {
+                        let got = run_loop(other, of, from, rounds, user);
+                        let case = format!("{name}, {rounds} rounds from {from:#x}, user: {user}");
+                        assert!(got.0 == expected.0, "{case}: {:#x?} {:#x?}", got.0, expected.0);
+                        assert!(got.1 == expected.1, "{case}: memory");
                     }
                 }
             }

@@ -347,7 +347,7 @@ mod tests {
         let mut table = FactTable::new(HostFeatures::detect());
         let known: Vec<Known> = list.iter().map(|i| Known::of(i, table.of(i))).collect();
         let (mut plan, mut found) = (Plan::default(), Alignment::default());
-        plan.make(&list, &known, 8);
+        plan.make(&list, &known, 8, None);
         found.make(&list, &known, &plan, START);
         let text = list.iter().map(|i| format!("{i}\n")).collect::<String>();
         let mut checked: Vec<_> = found.checks.iter().map(|m| (m.register, m.of)).collect();

@@ -37,8 +37,15 @@ impl Builder<'_> {
                     return Some(None);
                 }
                 let condition = i.condition_code() as u8 - ConditionCode::o as u8;
-                self.e.bytes(&[0x0f, 0x80 | condition]);
                 self.now_held = self.held;
+                if self.turns() {
+                    // The other condition's number differs in the lowest bit.
+                    self.e.bytes(&[0x0f, 0x81 ^ condition]);
+                    self.s.branches.push((self.e.len(), i.next_ip()));
+                    self.e.u32(0);
+                    return Some(Some(Next::Continue));
+                }
+                self.e.bytes(&[0x0f, 0x80 | condition]);
                 if let Some(again) = self.again(i.near_branch_target()) {
                     self.e.displacement_back(again);
                     return Some(Some(Next::Continue));

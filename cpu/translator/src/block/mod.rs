@@ -27,6 +27,7 @@ mod stack;
 mod string;
 mod system;
 mod template;
+mod unroll;
 mod vigilant;
 mod windows;
 
@@ -368,6 +369,8 @@ struct Builder<'a> {
     index: u8,
     /// The block goes on behind the current instruction.
     goes_on: bool,
+    /// The branch that ends the first of two rounds of a loop: see [`unroll`].
+    turns_at: Option<usize>,
     /// The stack pointer is known to be a multiple of the word.
     stack_aligned: bool,
     /// What is still to be added to RSP: pushes and pops in one window move it once.
@@ -418,6 +421,7 @@ fn attempt(r: &Request<'_>, s: &mut Scratch, near: bool) -> Result<Option<Transl
         s,
         index: 0,
         goes_on: false,
+        turns_at: None,
         stack_aligned: false,
         sp_behind: 0,
         shadowed: false,
@@ -464,7 +468,7 @@ impl Builder<'_> {
         let inner = self.begin(list);
         let guard = r.straddling.filter(|_| !r.mode.shares(r.va)).map(|space| self.check_mapping(space));
         let mut ended = false;
-        let mut guest_len = 0;
+        let (mut guest_len, mut covered) = (0, 0);
         let mut sti = None;
         for (n, (i, known)) in list.iter().zip(known).enumerate() {
             self.shadowed = sti.is_some();
@@ -484,6 +488,7 @@ impl Builder<'_> {
             match self.instruction(i, known) {
                 Some(next) => {
                     guest_len = (i.next_ip() - r.va) as u16;
+                    covered = guest_len.max(covered);
                     if matches!(next, Next::End) {
                         ended = true;
                         break;
@@ -510,6 +515,8 @@ impl Builder<'_> {
         }
         self.island();
         self.branch_exits();
+        // Less than before where a second round of a loop is cut short.
+        let guest_len = guest_len.max(if self.turns_at.is_some() { covered } else { 0 });
         Some(Made { inner: inner as u32, guard, guest_len })
     }
 
@@ -518,7 +525,7 @@ impl Builder<'_> {
         let mode = self.r.mode;
         let word = self.word();
         if mode.variant != Variant::Plain && list.len() > 1 {
-            self.s.plan.make(list, known, word);
+            self.s.plan.make(list, known, word, self.turns_at);
         }
         let alone = self.r.straddling.is_some() || self.r.vigilant.is_some();
         if mode.variant == Variant::Usual && mode.longest > 1 && !mode.narrow && !alone {
@@ -569,8 +576,9 @@ impl Builder<'_> {
         let mut at = 0;
         let (mut count, mut branches, mut calls, mut shadowed) = (0, 0, 0, false);
         let most_calls = if longest > 1 && r.vigilant.is_none() { MAX_CALLS } else { 0 };
+        let mut is_loop = false;
         // Decoded where they stay: they are not small.
-        for (i, known) in list.iter_mut().zip(known).take(longest) {
+        for (i, known) in list.iter_mut().zip(known.iter_mut()).take(longest) {
             let bytes = r.bytes.get(at..).unwrap_or_default();
             let ip = r.va.wrapping_add(at as u64);
             if r.mode.narrow || !self.s.shapes.decode(bytes, ip, i, known) {
@@ -599,10 +607,17 @@ impl Builder<'_> {
             shadowed = sti;
             match facts.flow {
                 FlowControl::Next => {}
+                FlowControl::ConditionalBranch if calls == 0 && self.is_short_loop(i, count) => {
+                    is_loop = true;
+                    break;
+                }
                 FlowControl::ConditionalBranch if branches < MAX_BRANCHES => branches += 1,
                 FlowControl::Call | FlowControl::IndirectCall if calls < most_calls => calls += 1,
                 _ => break,
             }
+        }
+        if is_loop {
+            return self.unroll(list, known, count);
         }
         // STI ends no block.
         count - usize::from(shadowed && r.mode.longest > 1)

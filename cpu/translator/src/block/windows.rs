@@ -182,8 +182,8 @@ impl Plan {
     }
 
     /// Group the accesses of a block; there are no windows yet. `word`: 8, or 4 in
-    /// 32-bit code.
-    pub fn make(&mut self, list: &[Instruction], known: &[Known], word: i32) {
+    /// 32-bit code. No window goes on behind the branch number `turns_at`.
+    pub fn make(&mut self, list: &[Instruction], known: &[Known], word: i32, turns_at: Option<usize>) {
         // By how much registers have changed since a time at which no window that is
         // open now was.
         let mut moved: Moved = [0; 32];
@@ -211,7 +211,7 @@ impl Plan {
                     self.close(|o| o.mask() & unknown != 0);
                 }
             }
-            if facts.barrier || is_call(facts) {
+            if facts.barrier || is_call(facts) || turns_at == Some(n) {
                 self.close(|_| true);
             }
         }
@@ -536,7 +536,7 @@ mod tests {
         let mut plan = Plan::default();
         let mut table = FactTable::new(HostFeatures::detect());
         let known: Vec<Known> = list.iter().map(|i| Known::of(i, table.of(i))).collect();
-        plan.make(&list, &known, 8);
+        plan.make(&list, &known, 8, None);
         let found: Vec<_> = plan.windows.iter().map(|w| (w.low, w.high, w.access, w.members)).collect();
         let text = list.iter().map(|i| format!("{i}\n")).collect::<String>();
         assert_eq!(found, expected, "windows of\n{text}");
