@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use code_cache::{CodeCache, CodeCacheError};
 
 use crate::block::{self, HostFeatures, Mode, Request, Scratch, Variant};
-use crate::emit::Emitter;
+use crate::emit::{Emitter, Mem};
 use crate::foresight::Foresight;
 use crate::id_table::IdTable;
 use crate::layout::host;
@@ -593,19 +593,24 @@ impl Blocks {
         let (va, entry) = (b.va(), b.entry());
         let at = self.cache.next_offset();
         let mut e = Emitter::with_room(STUB_CODE);
-        e.mov_imm(host::TEMP, va.wrapping_neg());
-        e.lea(host::TEMP, crate::emit::Mem::indexed(host::TEMP, host::ADDRESS, 0));
+        match i32::try_from(va.wrapping_neg() as i64) {
+            Ok(d) => e.lea(host::TEMP, Mem::base(host::ADDRESS, d)),
+            Err(_) => {
+                e.mov_imm(host::TEMP, va.wrapping_neg());
+                e.lea(host::TEMP, Mem::indexed(host::TEMP, host::ADDRESS, 0));
+            }
+        }
         let right = e.jrcxz();
         e.branch(&[0xe9], at, self.thunks.indirect, &[]);
         let ok = e.land_short(right);
         debug_assert!(ok);
         // Shared code: the class must be that of now; other code: the code mapping too.
         if !shared {
-            e.load32(host::TEMP, crate::emit::Mem::gs(crate::layout::gs!(space)));
-            e.lea32(host::TEMP, crate::emit::Mem::base(host::TEMP, space as i32));
+            e.load32(host::TEMP, Mem::gs(crate::layout::gs!(space)));
+            e.lea32(host::TEMP, Mem::base(host::TEMP, space as i32));
         } else {
-            e.load32(host::TEMP, crate::emit::Mem::gs(crate::layout::gs!(class)));
-            e.lea32(host::TEMP, crate::emit::Mem::base(host::TEMP, -(class as i32)));
+            e.load32(host::TEMP, Mem::gs(crate::layout::gs!(class)));
+            e.lea32(host::TEMP, Mem::base(host::TEMP, -(class as i32)));
         }
         let right = e.jrcxz();
         e.branch(&[0xe9], at, self.thunks.indirect, &[]);
