@@ -287,6 +287,21 @@ impl Emitter {
         self.bytes(&[0xe3, 0]);
         self.len() - 1
     }
+    /// What every look-up has: TEMP = the entry of the page of the address in `linear`, in the
+    /// table of stores or that of loads, and JRCXZ. The place of its displacement.
+    #[inline(always)]
+    pub fn page_entry(&mut self, linear: u8, store: bool) -> usize {
+        // PEXT rcx, linear, r14.
+        let [a, b, c, d, e] = [0xc4, 0xc2, 0x82 | (!linear & 15) << 3, 0xf5, 0xce];
+        if store {
+            // MOV rcx, gs:[rcx*8].
+            self.some_bytes([a, b, c, d, e, 0x65, 0x48, 0x8b, 0x0c, 0xcd, 0, 0, 0, 0, 0xe3, 0], 16);
+        } else {
+            // MOV rcx, [r15+rcx*8].
+            self.some_bytes([a, b, c, d, e, 0x49, 0x8b, 0x0c, 0xcf, 0xe3, 0, 0, 0, 0, 0, 0], 11);
+        }
+        self.len() - 1
+    }
     /// Point a one-byte displacement at the current end. False when out of reach.
     #[inline(always)]
     #[must_use]
@@ -344,6 +359,19 @@ mod tests {
         let mut out = String::new();
         IntelFormatter::new().format(&i, &mut out);
         assert_eq!(out, text);
+    }
+
+    #[test]
+    fn a_page_is_looked_up_by_three_instructions() {
+        for (linear, store) in (0..16).flat_map(|r| [(r, false), (r, true)]) {
+            let (mut e, mut apart) = (Emitter::default(), Emitter::default());
+            let at = e.page_entry(linear, store);
+            apart.pext(host::TEMP, linear, host::PAGE_MASK);
+            let m = Mem::indexed(host::TABLE, host::TEMP, 3);
+            apart.load(host::TEMP, if store { Mem { gs: true, base: None, ..m } } else { m });
+            assert_eq!(at, apart.jrcxz());
+            assert_eq!(e.code(), apart.code());
+        }
     }
 
     #[test]

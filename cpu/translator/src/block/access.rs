@@ -2,7 +2,7 @@
 
 use iced_x86::{Instruction, Register};
 
-use super::Builder;
+use super::{Builder, Pending, PendingKind};
 use crate::emit::Mem;
 use crate::layout::{Exit, GUARD, PINNED, gpr_home, gs, host};
 
@@ -186,6 +186,7 @@ impl Builder<'_> {
                     base = host::ADDRESS;
                 }
                 let probes = size > 1 && !aligned;
+                let found = Some(Found { base: Some(base), disp: 0 });
                 let user = self.r.mode.user && !self.r.mode.narrow && !self.r.careful;
                 if probes && user && access == Access::Load && base != host::ADDRESS {
                     // What PEXT would leave out of the page's number is zero: SHRX gives it in
@@ -193,14 +194,14 @@ impl Builder<'_> {
                     self.probe(base, size, gs!(user_probe));
                     self.e.mov_imm(host::ADDRESS, 12);
                     self.e.shrx(host::TEMP, base, host::ADDRESS);
-                } else {
-                    if probes {
-                        self.probe(base, size, gs!(page_offset_mask));
-                    }
-                    self.e.pext(host::TEMP, base, host::PAGE_MASK);
+                    self.load_entry(access, Mem::indexed(host::TABLE, host::TEMP, 3), place_of(base), !stack);
+                    return found;
                 }
-                self.load_entry(access, Mem::indexed(host::TABLE, host::TEMP, 3), place_of(base), !stack);
-                Some(Found { base: Some(base), disp: 0 })
+                if probes {
+                    self.probe(base, size, gs!(page_offset_mask));
+                }
+                self.look_up_page(access, base, !stack);
+                found
             }
         }
     }
@@ -229,9 +230,7 @@ impl Builder<'_> {
             }
             _ => {
                 self.e.mov_imm(host::ADDRESS, linear);
-                self.e.pext(host::TEMP, host::ADDRESS, host::PAGE_MASK);
-                let entry = Mem::indexed(host::TABLE, host::TEMP, 3);
-                self.load_entry(access, entry, place_of(host::ADDRESS), true);
+                self.look_up_page(access, host::ADDRESS, true);
                 Found { base: Some(host::ADDRESS), disp: 0 }
             }
         }
@@ -242,19 +241,30 @@ impl Builder<'_> {
     #[inline(always)]
     pub(super) fn load_entry(&mut self, access: Access, m: Mem, place: Place, operand: bool) {
         match access {
-            Access::Load => {
-                self.e.load(host::TEMP, m);
-                self.if_zero_leave(Exit::MissLoad, place);
-            }
-            Access::Store => {
-                self.e.load(host::TEMP, Mem { gs: true, base: None, ..m });
-                if operand && self.r.mode.user {
-                    self.if_zero_store_beside(place);
-                } else {
-                    self.if_zero_leave(Exit::MissStore, place);
-                }
-            }
+            Access::Load => self.e.load(host::TEMP, m),
+            Access::Store => self.e.load(host::TEMP, Mem { gs: true, base: None, ..m }),
         }
+        let at = self.e.jrcxz();
+        self.pend_miss(at, access, place, operand);
+    }
+
+    /// TEMP = the table entry of the page of the address in a host register, or leave.
+    #[inline(always)]
+    pub(super) fn look_up_page(&mut self, access: Access, linear: u8, operand: bool) {
+        let at = self.e.page_entry(linear, access == Access::Store);
+        self.pend_miss(at, access, place_of(linear), operand);
+    }
+
+    /// Emit the stub of a JRCXZ behind an empty entry later.
+    #[inline(always)]
+    fn pend_miss(&mut self, at: usize, access: Access, place: Place, operand: bool) {
+        let index = self.index;
+        let kind = match access {
+            Access::Load => PendingKind::Miss { exit: Exit::MissLoad, index, place },
+            Access::Store if operand && self.r.mode.user => PendingKind::Beside { index, place },
+            Access::Store => PendingKind::Miss { exit: Exit::MissStore, index, place },
+        };
+        self.pend(Pending { at, kind });
     }
 
     /// ADDRESS = the host address of the operand, leaving TEMP free.

@@ -120,11 +120,25 @@ impl Facts {
         (self.memory_operand != NONE).then_some(u32::from(self.memory_operand))
     }
 
+    /// Of the first two operands: all bits where they may be general registers, and where
+    /// those are written.
+    pub fn masks(&self) -> Masks {
+        let of = |operands: u8| [0, 1].map(|n| u32::from(operands >> n & 1).wrapping_neg());
+        Masks { named: of(self.registers), written: of(self.writes) }
+    }
+
     /// Whether an operand is CL without a choice: a shift's count.
     #[inline(always)]
     pub fn is_count(&self, operand: u32) -> bool {
         operand == u32::from(self.count) && self.count != NONE
     }
+}
+
+/// See [`Facts::masks`].
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Masks {
+    named: [u32; 2],
+    written: [u32; 2],
 }
 
 /// What is known of one instruction.
@@ -197,13 +211,11 @@ impl Known {
 
     /// What it names of two operands; it names no others, or they are fixed.
     #[inline(always)]
-    pub fn name_first(&mut self, registers: [Register; 2]) {
+    pub fn name_first(&mut self, registers: [Register; 2], masks: &Masks) {
         let [a, b] = registers.map(|r| NAMES[r as usize & 255]);
-        let f = &self.facts;
-        let of = |operands: u8, n: u8| u32::from(operands >> n & 1).wrapping_neg();
-        let named = a & of(f.registers, 0) | b & of(f.registers, 1);
-        let written = a & of(f.writes, 0) | b & of(f.writes, 1);
-        self.written = f.written | written as u16;
+        let named = a & masks.named[0] | b & masks.named[1];
+        let written = a & masks.written[0] | b & masks.written[1];
+        self.written = self.facts.written | written as u16;
         self.named = named as u16;
         self.high_byte = named & HIGH_BYTE != 0;
     }

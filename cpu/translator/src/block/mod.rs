@@ -470,7 +470,19 @@ impl Builder<'_> {
         let mut ended = false;
         let (mut guest_len, mut covered) = (0, 0);
         let mut sti = None;
-        for (n, (i, known)) in list.iter().zip(known).enumerate() {
+        let plain = r.vigilant.is_none();
+        let (mut n, mut rest) = (0, known.iter());
+        for i in list {
+            let Some(known) = rest.next() else { break };
+            if known.facts.usual && plain && sti.is_none() {
+                if !self.usual(n, i, known) {
+                    break;
+                }
+                guest_len = i.next_ip().wrapping_sub(r.va) as u16;
+                covered = guest_len.max(covered);
+                n += 1;
+                continue;
+            }
             self.shadowed = sti.is_some();
             if self.shadowed {
                 self.s.plan.leave_out(n);
@@ -505,6 +517,7 @@ impl Builder<'_> {
                     break;
                 }
             }
+            n += 1;
         }
         if self.s.map.is_empty() {
             return None;
@@ -518,6 +531,41 @@ impl Builder<'_> {
         // Less than before where a second round of a loop is cut short.
         let guest_len = guest_len.max(if self.turns_at.is_some() { covered } else { 0 });
         Some(Made { inner: inner as u32, guard, guest_len })
+    }
+
+    /// Emit an instruction that needs nothing but to be copied. False: it is the
+    /// interpreter's, and nothing was emitted.
+    #[inline(always)]
+    fn usual(&mut self, n: usize, i: &Instruction, known: &Known) -> bool {
+        self.make_room(i, &known.facts, n);
+        self.settle_before(n, i, &known.facts);
+        let (begin, sp_behind) = (self.e.len(), self.sp_behind);
+        self.ip = i.ip();
+        self.s.map.push((begin as u16, self.ip.wrapping_sub(self.r.va) as u16));
+        self.index = n as u8;
+        self.held = self.now_held.take();
+        let done = match known.facts.route {
+            Route::Copy => self.copy(i, known),
+            Route::Lea => self.any_lea(i),
+            Route::Hint => {
+                self.now_held = self.held;
+                true
+            }
+            Route::Other => self.depending(i, known).is_some(),
+        };
+        if !done {
+            self.sp_behind = sp_behind;
+            self.take_back_usual(begin);
+        }
+        done
+    }
+
+    /// Undo what was emitted of an instruction that begins there: neither links nor branches.
+    #[cold]
+    fn take_back_usual(&mut self, begin: usize) {
+        let pending = self.s.pending.iter().take_while(|p| p.at < begin).count();
+        self.take_back(&Mark { code: begin, pending, ..self.mark(0) });
+        self.s.map.pop();
     }
 
     /// Look ahead at the block's operands.
@@ -578,13 +626,19 @@ impl Builder<'_> {
         let most_calls = if longest > 1 && r.vigilant.is_none() { MAX_CALLS } else { 0 };
         let mut is_loop = false;
         // Decoded where they stay: they are not small.
-        for (i, known) in list.iter_mut().zip(known.iter_mut()).take(longest) {
+        let mut room = known.iter_mut();
+        for i in list.iter_mut().take(longest) {
+            let Some(known) = room.next() else { break };
             let bytes = r.bytes.get(at..).unwrap_or_default();
             let ip = r.va.wrapping_add(at as u64);
-            if r.mode.narrow || !self.s.shapes.decode(bytes, ip, i, known) {
-                self.decode_oddly(decoder.get_or_insert_with(|| r.decoder()), at, i, known);
-            }
-            at += i.len();
+            let common = if r.mode.narrow { None } else { self.s.shapes.decode(bytes, ip, i, known) };
+            at += match common {
+                Some(len) => len,
+                None => {
+                    self.decode_oddly(decoder.get_or_insert_with(|| r.decoder()), at, i, known);
+                    i.len()
+                }
+            };
             let facts = &known.facts;
             if facts.usual && !shadowed && r.vigilant.is_none() {
                 count += 1;
@@ -684,6 +738,12 @@ impl Builder<'_> {
             }
             Route::Other => {}
         }
+        self.depending(i, known)
+    }
+
+    /// One of those that are translated in other ways.
+    fn depending(&mut self, i: &Instruction, known: &Known) -> Option<Next> {
+        let facts = &known.facts;
         if facts.system && self.is_native_system(i) {
             return self.system(i);
         }
@@ -729,12 +789,6 @@ impl Builder<'_> {
     fn if_zero_leave(&mut self, exit: Exit, place: access::Place) {
         let at = self.e.jrcxz();
         self.pend(Pending { at, kind: PendingKind::Miss { exit, index: self.index, place } });
-    }
-
-    /// The same for a store of one operand, which is looked up again elsewhere.
-    fn if_zero_store_beside(&mut self, place: access::Place) {
-        let at = self.e.jrcxz();
-        self.pend(Pending { at, kind: PendingKind::Beside { index: self.index, place } });
     }
 
     /// Emit a stub later.

@@ -10,7 +10,7 @@
 use iced_x86::{Code, EncodingKind, Instruction, MandatoryPrefix, OpCodeInfo, OpCodeOperandKind};
 use iced_x86::{OpCodeTableKind, OpKind, Register};
 
-use super::facts::Known;
+use super::facts::{Known, Masks};
 
 /// Registers that an operand may be, by number.
 type Row = [Register; 16];
@@ -182,7 +182,7 @@ impl Operand {
     }
 
     #[inline(always)]
-    fn register(self, reg: u32, rm: u32, rex: u32) -> Register {
+    fn register(&self, reg: u32, rm: u32, rex: u32) -> Register {
         let number = if self.rm { rm } else { reg };
         let next = if rex != 0 { self.rex } else { 0 };
         let place = usize::from(self.row.wrapping_add(next)) | (number & 15) as usize;
@@ -197,6 +197,7 @@ struct Shape {
     instruction: Instruction,
     known: Known,
     operands: [Operand; 2],
+    masks: Masks,
     /// The opcode is followed by a ModRM byte.
     modrm: bool,
     constant: Constant,
@@ -224,6 +225,7 @@ impl Opcode {
         let (mut end, mut byte) = (1, u32::from(bytes[0]));
         let (mut prefix, mut rex) = (0, 0);
         if byte == 0x66 || byte & 0xfe == 0xf2 {
+            seldom();
             prefix = if byte == 0x66 { 1 } else { byte & 3 ^ 1 };
             byte = bytes[1].into();
             end = 2;
@@ -245,6 +247,10 @@ impl Opcode {
     }
 }
 
+/// Where this is called, the compiler prefers a branch to doing all that may be needed.
+#[cold]
+fn seldom() {}
+
 /// In [`Shapes::places`]: nothing is known yet; the decoder's; it depends on ModRM.reg, and
 /// the rest is the number of a group.
 const UNKNOWN: u16 = 0x7fff;
@@ -265,15 +271,15 @@ impl Default for Shapes {
 }
 
 impl Shapes {
-    /// Decode the instruction at `ip`, as the decoder would and as is known of its opcode.
-    /// False: it is the decoder's.
+    /// Decode the instruction at `ip`, as the decoder would and as is known of its opcode: its
+    /// length. `None`: it is the decoder's.
     #[inline(always)]
-    pub fn decode(&self, bytes: &[u8], ip: u64, i: &mut Instruction, known: &mut Known) -> bool {
-        bytes.first_chunk().is_some_and(|bytes| self.try_decode(bytes, ip, i, known).is_some())
+    pub fn decode(&self, bytes: &[u8], ip: u64, i: &mut Instruction, known: &mut Known) -> Option<usize> {
+        self.try_decode(bytes.first_chunk()?, ip, i, known)
     }
 
     #[inline(always)]
-    fn try_decode(&self, bytes: &[u8; 16], ip: u64, i: &mut Instruction, known: &mut Known) -> Option<()> {
+    fn try_decode(&self, bytes: &[u8; 16], ip: u64, i: &mut Instruction, known: &mut Known) -> Option<usize> {
         let o = Opcode::of(bytes);
         let mut place = self.places[o.place & (Opcode::PLACES - 1)];
         if place & GROUP != 0 {
@@ -292,10 +298,11 @@ impl Shapes {
                 relative = address(bytes, &mut at, &o, i)?;
             }
         }
-        let registers = s.operands.map(|operand| operand.register(reg, rm, o.rex));
+        let [first, second] = &s.operands;
+        let registers = [first.register(reg, rm, o.rex), second.register(reg, rm, o.rex)];
         i.set_op0_register(registers[0]);
         i.set_op1_register(registers[1]);
-        known.name_first(registers);
+        known.name_first(registers, &s.masks);
         let mut target = None;
         match s.constant {
             Constant::None => {}
@@ -321,7 +328,7 @@ impl Shapes {
         if let Some(by) = target {
             i.set_near_branch64(next.wrapping_add(by as u64));
         }
-        Some(())
+        Some(at)
     }
 
     /// What the decoder made of an instruction, and what is known of it.
@@ -414,6 +421,7 @@ impl Shape {
             instruction: *i,
             known: *known,
             operands: [Operand::NONE; 2],
+            masks: known.facts.masks(),
             modrm: info.is_group(),
             constant: Constant::None,
         };
@@ -546,7 +554,7 @@ mod tests {
     fn check(bytes: &[u8; 16], shapes: &mut Shapes, table: &mut FactTable) -> bool {
         let mut i = Decoder::with_ip(64, bytes, IP, DecoderOptions::NONE).decode();
         let (mut ours, mut known) = (Instruction::default(), Known::NONE);
-        if shapes.decode(bytes, IP, &mut ours, &mut known) {
+        if shapes.decode(bytes, IP, &mut ours, &mut known).is_some() {
             assert!(i.eq_all_bits(&ours), "{i} ({:?}), not {ours} ({:?}): {bytes:x?}", i.code(), ours.code());
             let mut expected = Known::NONE;
             table.note(&i, &mut expected);
@@ -558,7 +566,7 @@ mod tests {
             // What is learnt of one holds for all.
             shapes.learn(bytes, &i, &known);
             i = Instruction::default();
-            if shapes.decode(bytes, IP, &mut i, &mut known) {
+            if shapes.decode(bytes, IP, &mut i, &mut known).is_some() {
                 check(bytes, shapes, table);
             }
         }

@@ -14,7 +14,7 @@
 
 use iced_x86::{Code, FlowControl, Instruction, OpKind, Register};
 
-use super::access::{Access, Found, Place, gpr_number};
+use super::access::{Access, Found, gpr_number};
 use super::bits::is_bit_string;
 use super::facts::{Facts, Known, Route};
 use super::{Builder, MAX_INSTRUCTIONS, Pending, PendingKind};
@@ -188,7 +188,9 @@ impl Plan {
         // open now was.
         let mut moved: Moved = [0; 32];
         let mut branches = 0_u8;
-        for (n, (i, known)) in list.iter().zip(known).enumerate() {
+        let mut rest = known.iter();
+        for (n, i) in (0..).zip(list) {
+            let Some(known) = rest.next() else { break };
             let facts = &known.facts;
             if facts.windowed
                 && let Some(o) = operand(i, facts, word)
@@ -507,9 +509,7 @@ impl Builder<'_> {
                 self.pend(Pending { at, kind: PendingKind::Plain(self.ip) });
             }
         }
-        self.e.pext(host::TEMP, host::ADDRESS, host::PAGE_MASK);
-        let entry = Mem::indexed(host::TABLE, host::TEMP, 3);
-        self.load_entry(w.access, entry, Place::Register(host::ADDRESS, 0), false);
+        self.look_up_page(w.access, host::ADDRESS, false);
         self.e.lea(host::TEMP, Mem::indexed(host::TEMP, host::ADDRESS, 0));
     }
 }
