@@ -11,7 +11,7 @@ use conformance::random::{Random, candidate, differences, fpu, has_own_result, l
 use conformance::{Rig, comparable_engines, random_model};
 use engine::{Engine, Halt};
 use guest_memory::{GuestMemory, MemoryMap, Region};
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Register};
 use x86_state::{CpuModel, CpuState, Segment, TableRegister, cr0, cr4, efer, rflags, xcr0};
 
 const MEMORY: usize = 0x2_0000;
@@ -127,9 +127,105 @@ fn branch(r: &mut Random) -> (Vec<u8>, usize) {
     }
 }
 
+/// Opcodes with a register and memory as compilers use them.
+const USUAL: [&[u8]; 30] = [
+    &[0x8b],
+    &[0x8b],
+    &[0x89],
+    &[0x89],
+    &[0x03],
+    &[0x01],
+    &[0x2b],
+    &[0x29],
+    &[0x3b],
+    &[0x33],
+    &[0x85],
+    &[0x88],
+    &[0x8a],
+    &[0x8d],
+    &[0x87],
+    &[0x0f, 0xb6],
+    &[0x0f, 0xb7],
+    &[0x0f, 0xbf],
+    &[0x0f, 0xaf],
+    &[0x0f, 0xb1],
+    &[0x0f, 0xc1],
+    &[0x0f, 0x44],
+    &[0x0f, 0xab],
+    &[0x0f, 0x28],
+    &[0x0f, 0x29],
+    &[0x0f, 0x10],
+    &[0x0f, 0x11],
+    &[0x0f, 0x6f],
+    &[0x0f, 0x7f],
+    &[0x0f, 0x94],
+];
+
+/// An instruction as compilers use it, at an address made of one of these registers.
+fn usual(r: &mut Random, bits: u32, bases: [u8; 2]) -> Vec<u8> {
+    let registers = if bits == 64 { 16 } else { 8 };
+    let base = bases[r.below(2) as usize];
+    let mut reg = r.below(registers) as u8;
+    if bases.contains(&reg) && r.below(8) != 0 {
+        // Elsewhere bases stay what they are.
+        reg = reg.wrapping_add(3) & (registers - 1) as u8;
+    }
+    let mut bytes = Vec::new();
+    bytes.extend((r.below(8) == 0).then_some(0x66));
+    let mut rex = |wide: u64, reg: u8, rm: u8| {
+        if bits == 64 {
+            bytes.push(0x40 | (wide as u8) << 3 | (reg >> 3) << 2 | rm >> 3);
+        }
+    };
+    let wide = u64::from(r.below(4) != 0);
+    match r.below(8) {
+        // INC, DEC, ADD, SUB and others of a base, by little.
+        0 => {
+            rex(wide, 0, base);
+            match r.below(3) {
+                0 => bytes.extend([0xff, 0xc0 | (r.below(2) as u8) << 3 | base & 7]),
+                1 => bytes.extend([0x83, 0xc0 | (r.below(2) as u8 * 5) << 3 | base & 7, 1 << r.below(5)]),
+                _ => bytes.extend([0x8d, 0x40 | (base & 7) << 3 | base & 7]),
+            }
+            if bytes.len() >= 2 && bytes[bytes.len() - 2] == 0x8d {
+                bytes.extend((base & 7 == 4).then_some(0x24));
+                bytes.push(8);
+            }
+        }
+        1 => {
+            rex(0, 0, reg);
+            bytes.push([0x50, 0x58][r.below(2) as usize] | reg & 7);
+        }
+        2 => {
+            rex(wide, reg, base);
+            bytes.extend([[0x8b, 0x03, 0x3b, 0x31][r.below(4) as usize], 0xc0 | (reg & 7) << 3 | base & 7]);
+        }
+        _ => {
+            rex(wide, reg, base);
+            bytes.extend(USUAL[r.below(USUAL.len() as u64) as usize]);
+            let index = r.below(8) as u8;
+            match r.below(4) {
+                0 if index != 4 => {
+                    bytes.extend([0x44 | (reg & 7) << 3, (r.below(4) as u8) << 6 | index << 3 | base & 7]);
+                }
+                _ => {
+                    bytes.push(0x40 | (reg & 7) << 3 | base & 7);
+                    bytes.extend((base & 7 == 4).then_some(0x24));
+                }
+            }
+            bytes.push([0, 4, 8, 8, 16, 0xf8, 1, r.next() as u8][r.below(8) as usize]);
+        }
+    }
+    bytes
+}
+
 /// Instructions with branches among them and to them.
 fn branching_code(r: &mut Random, f: Flavour, paging: Paging) -> Vec<u8> {
-    let (mut code, mut starts, mut fields) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut code, mut starts, mut fields, mut absolute) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let bases = [r.below(f.bits as u64 / 4) as u8 & 15, r.below(8) as u8];
+    let bases = if f.bits == 64 { bases } else { bases.map(|b| b & 7) };
+    // Most of it usual, or anything.
+    let share = [1, 6, 8][r.below(3) as usize];
     for _ in 0..4 + r.below(12) {
         starts.push(code.len());
         match r.below(8) {
@@ -140,7 +236,19 @@ fn branching_code(r: &mut Random, f: Flavour, paging: Paging) -> Vec<u8> {
             }
             // RET to where a call came from, or anywhere.
             3 if r.below(3) == 0 => code.push(0xc3),
-            _ => code.extend(instruction(r, f, paging)),
+            // JMP or CALL to where a register says.
+            4 if r.below(4) == 0 => {
+                code.push(0xb8 | bases[1]);
+                code.extend([0; 4]);
+                absolute.push(code.len());
+                let mode = [0xe0, 0xd0][r.below(2) as usize];
+                code.extend([0xff, mode | bases[1]]);
+            }
+            _ if r.below(8) < share => code.extend(usual(r, f.bits, bases)),
+            _ => {
+                let bytes = instruction(r, f, paging);
+                code.extend(near_data(r, f, bytes));
+            }
         }
     }
     starts.push(code.len());
@@ -153,7 +261,30 @@ fn branching_code(r: &mut Random, f: Flavour, paging: Paging) -> Vec<u8> {
         let displacement = (to as i32 - end as i32).to_le_bytes();
         code[end - size..end].copy_from_slice(&displacement[..size]);
     }
+    for end in absolute {
+        let to = CODE as u32 + starts[r.below(starts.len() as u64) as usize] as u32;
+        code[end - 4..end].copy_from_slice(&to.to_le_bytes());
+    }
     code
+}
+
+/// The same instruction with an operand where memory is, more often than not: a fault ends a
+/// case before its blocks show anything.
+fn near_data(r: &mut Random, f: Flavour, mut bytes: Vec<u8>) -> Vec<u8> {
+    let mut decoder = Decoder::with_ip(f.bits, &bytes, CODE, DecoderOptions::NONE);
+    let i = decoder.decode();
+    let offsets = decoder.get_constant_offsets(&i);
+    if offsets.displacement_size() != 4 || r.below(8) == 0 {
+        return bytes;
+    }
+    let displacement = match (i.memory_base(), i.memory_index()) {
+        (Register::None, Register::None) => (WORDS.start + r.below(WORDS.end - WORDS.start)) as i32,
+        (Register::RIP, _) => (WORDS.start - CODE + r.below(0x4000)) as i32,
+        _ => r.below(0x400) as i32 - 0x200,
+    };
+    let at = offsets.displacement_offset();
+    bytes[at..at + 4].copy_from_slice(&displacement.to_le_bytes());
+    bytes
 }
 
 fn instruction(r: &mut Random, f: Flavour, paging: Paging) -> Vec<u8> {
@@ -251,7 +382,8 @@ fn memory_image(r: &mut Random, code: &[u8], paging: Paging) -> Vec<u8> {
 }
 
 /// A program's state at CPL 0 or 3.
-fn state(r: &mut Random, reset: CpuState, bits: u32, paging: Paging) -> CpuState {
+fn state(r: &mut Random, reset: CpuState, f: Flavour, paging: Paging) -> CpuState {
+    let Flavour { bits, how } = f;
     let mut s = reset;
     let user = r.below(2) == 0;
     let dpl = if user { 0x60 } else { 0 };
@@ -294,9 +426,14 @@ fn state(r: &mut Random, reset: CpuState, bits: u32, paging: Paging) -> CpuState
             _ => near_page_boundary(r),
         };
     }
+    if how == How::Freely {
+        for g in &mut s.gpr {
+            *g = if r.below(4) == 0 { r.below(16) } else { WORDS.start + r.below(WORDS.end - WORDS.start) };
+        }
+    }
     s.gpr[4] = DATA + 0xc000 + r.below(64);
     if bits == 32 {
-        narrow_state(r, &mut s, paging);
+        narrow_state(r, &mut s, how, paging);
     }
     fpu(r, &WORDS, &mut s);
     s
@@ -304,9 +441,14 @@ fn state(r: &mut Random, reset: CpuState, bits: u32, paging: Paging) -> CpuState
 
 /// What 32-bit code finds: upper halves that 64-bit code has left behind, a base
 /// of GS with a thread's data around it, now and then segments that are not flat.
-fn narrow_state(r: &mut Random, s: &mut CpuState, paging: Paging) {
+fn narrow_state(r: &mut Random, s: &mut CpuState, how: How, paging: Paging) {
     if paging != Paging::Level4 || r.below(2) == 0 {
         s.gpr.iter_mut().for_each(|g| *g &= 0xffff_ffff);
+    }
+    if how == How::Freely && paging == Paging::Level4 && r.below(2) == 0 {
+        // Not in RSP's: whether a push clears it is undefined (SDM volume 1, 3.4.1.1), and an
+        // exception's frame in 64-bit code shows it.
+        s.gpr.iter_mut().enumerate().filter(|(n, _)| *n != 4).for_each(|(_, g)| *g |= r.next() << 32);
     }
     s.segments[5].base = DATA + 0x4000 + r.below(0x4000);
     match r.below(16) {
@@ -338,7 +480,7 @@ fn place(rig: &Rig, f: Flavour, seed: u64) -> CpuState {
     assert!(code.len() < CODE_MAX, "{} bytes of code", code.len());
     rig.memory.store(0, &memory_image(&mut r, &code, paging)).expect("memory");
     store_page_tables(&rig.memory, paging);
-    state(&mut r, rig.reset_state(), f.bits, paging)
+    state(&mut r, rig.reset_state(), f, paging)
 }
 
 fn contents(rig: &Rig) -> Vec<u8> {
