@@ -621,7 +621,7 @@ impl Builder<'_> {
         let r = self.r;
         let longest = if r.straddling.is_some() { 1 } else { usize::from(r.mode.longest) };
         let mut decoder = None;
-        let mut at = 0;
+        let mut at = 0_usize;
         let (mut count, mut branches, mut calls, mut shadowed) = (0, 0, 0, false);
         let most_calls = if longest > 1 && r.vigilant.is_none() { MAX_CALLS } else { 0 };
         let mut is_loop = false;
@@ -629,7 +629,7 @@ impl Builder<'_> {
         let mut room = known.iter_mut();
         for i in list.iter_mut().take(longest) {
             let Some(known) = room.next() else { break };
-            let bytes = r.bytes.get(at..).unwrap_or_default();
+            let bytes = r.bytes.get(at..at.wrapping_add(16)).unwrap_or_default();
             let ip = r.va.wrapping_add(at as u64);
             let common = if r.mode.narrow { None } else { self.s.shapes.decode(bytes, ip, i, known) };
             at += match common {

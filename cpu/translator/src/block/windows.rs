@@ -198,7 +198,6 @@ impl Plan {
             {
                 self.join(n as u8, &o, moved, branches);
             }
-            branches += u8::from(facts.flow != FlowControl::Next);
             let mut unknown = known.written & self.watched;
             if unknown != 0 {
                 if facts.steps
@@ -209,12 +208,19 @@ impl Plan {
                     unknown &= !(1 << register);
                 }
                 if unknown != 0 {
-                    (0..16).filter(|n| unknown >> n & 1 != 0).for_each(|n| moved[n] = 0);
+                    let mut gone = unknown;
+                    while gone != 0 {
+                        moved[gone.trailing_zeros() as usize] = 0;
+                        gone &= gone - 1;
+                    }
                     self.close(|o| o.mask() & unknown != 0);
                 }
             }
-            if facts.barrier || is_call(facts) || turns_at == Some(n) {
-                self.close(|_| true);
+            if !facts.usual {
+                branches += u8::from(facts.flow != FlowControl::Next);
+                if facts.barrier || is_call(facts) || turns_at == Some(n) {
+                    self.close(|_| true);
+                }
             }
         }
     }
