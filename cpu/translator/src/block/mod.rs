@@ -880,6 +880,7 @@ impl Builder<'_> {
     }
 
     /// The same for one whose general registers are all where hosts hold them alone.
+    #[inline(always)]
     fn place_at_home(&mut self, i: &Instruction, known: &Known, memory: Option<&Mem>) -> bool {
         let template = self.s.facts.template_of(known);
         if let Some((bytes, len)) = template.and_then(|t| t.encode(i, known.odd, memory)) {
