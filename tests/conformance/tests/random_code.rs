@@ -219,11 +219,42 @@ fn usual(r: &mut Random, bits: u32, bases: [u8; 2]) -> Vec<u8> {
     bytes
 }
 
+/// A loop of a few usual instructions, often with an exit within, that a counter ends.
+fn counted_loop(r: &mut Random, bits: u32, bases: [u8; 2]) -> Vec<u8> {
+    // MOV ECX, times: ECX is a base seldom enough.
+    let times = [1 + r.below(5), 1 + r.below(300)][r.below(2) as usize] as u32;
+    let mut code = [&[0xb9][..], &times.to_le_bytes()].concat();
+    let start = code.len();
+    let mut exit = None;
+    for _ in 0..1 + r.below(7) {
+        code.extend(usual(r, bits, bases));
+        if exit.is_none() && r.below(8) == 0 {
+            code.extend([0x70 | r.below(16) as u8, 0]);
+            exit = Some(code.len());
+        }
+    }
+    match r.below(3) {
+        0 => code.extend([0x83, 0xe9, 1]),
+        _ => code.extend([0xff, 0xc9]),
+    }
+    let back = start as i32 - (code.len() + 2) as i32;
+    code.extend([[0x75, 0x7f, 0x77][r.below(3) as usize], back as u8]);
+    if let Some(at) = exit {
+        code[at - 1] = (code.len() - at) as u8;
+    }
+    code.extend(usual(r, bits, bases));
+    code.push(0xf4);
+    code
+}
+
 /// Instructions with branches among them and to them.
 fn branching_code(r: &mut Random, f: Flavour, paging: Paging) -> Vec<u8> {
     let (mut code, mut starts, mut fields, mut absolute) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let bases = [r.below(f.bits as u64 / 4) as u8 & 15, r.below(8) as u8];
     let bases = if f.bits == 64 { bases } else { bases.map(|b| b & 7) };
+    if r.below(4) == 0 {
+        return counted_loop(r, f.bits, bases);
+    }
     // Most of it usual, or anything.
     let share = [1, 6, 8][r.below(3) as usize];
     for _ in 0..4 + r.below(12) {
