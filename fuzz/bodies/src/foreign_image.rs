@@ -2,8 +2,7 @@
 //! panic and with little memory. Input: the kind, the count of changes, (32-bit place,
 //! byte) for each, then reads of 4 bytes.
 
-use crate::images::foreign as images;
-use std::os::fd::AsRawFd;
+use crate::images::{foreign as images, read, scratch};
 
 /// One run.
 pub fn foreign_image(data: &[u8]) {
@@ -17,19 +16,8 @@ pub fn foreign_image(data: &[u8]) {
     if kind & 0x80 == 0 {
         sample.seal();
     }
-    let file = rustix::fs::memfd_create("fuzz-image", rustix::fs::MemfdFlags::CLOEXEC).expect("a file");
-    let file = std::fs::File::from(file);
+    let (file, path) = scratch();
     sample.write(&file);
-    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     let Ok(disk) = disk_foreign::open(path.as_ref(), sample.format) else { return };
-    let mut buffer = vec![0; 64 << 10];
-    for read in reads.chunks_exact(4).take(64) {
-        let offset = u64::from(u16::from_le_bytes([read[0], read[1]])) * 512;
-        let len = usize::from(read[2] % 128) * 512;
-        if read[3] & 1 == 0 {
-            let _ = disk.read(offset, &mut buffer[..len]);
-        } else {
-            let _ = disk.known_zeroes(offset);
-        }
-    }
+    read(&*disk, reads);
 }

@@ -20,12 +20,41 @@ mod nvme_commands;
 mod qcow2_image;
 mod qcow2_read;
 mod state_stream;
+mod vhost_user_daemon;
 mod virtio_block_request;
 mod virtio_device;
 mod vsock_packets;
 
 /// A target: its name, and what it does with an input.
 pub type Target = (&'static str, fn(&[u8]));
+
+/// Calls a macro with the names of all targets.
+#[macro_export]
+macro_rules! with_targets {
+    ($do:ident) => {
+        $do! {
+            agent_messages
+            control_request
+            foreign_image
+            fs_requests
+            interpreter_code
+            loader_bytes
+            loader_damaged
+            loader_payload
+            machine_bus
+            nat_frames
+            nat_messages
+            nvme_commands
+            qcow2_image
+            qcow2_read
+            state_stream
+            vhost_user_daemon
+            virtio_block_request
+            virtio_device
+            vsock_packets
+        }
+    };
+}
 
 macro_rules! targets {
     ($($name:ident)*) => {
@@ -35,23 +64,4 @@ macro_rules! targets {
     };
 }
 
-targets! {
-    agent_messages
-    control_request
-    foreign_image
-    fs_requests
-    interpreter_code
-    loader_bytes
-    loader_damaged
-    loader_payload
-    machine_bus
-    nat_frames
-    nat_messages
-    nvme_commands
-    qcow2_image
-    qcow2_read
-    state_stream
-    virtio_block_request
-    virtio_device
-    vsock_packets
-}
+with_targets!(targets);

@@ -2,11 +2,12 @@
 //! panic and with little memory. Input: count of changes, (16-bit place, byte) for
 //! each, then accesses of 5 bytes.
 
-use crate::images::qcow2 as images;
-use std::os::fd::AsRawFd;
+use std::io::Write;
 
 use disk::Disk;
 use disk_qcow2::{Qcow2Disk, Qcow2Options};
+
+use crate::images::{qcow2 as images, scratch};
 
 /// One run.
 pub fn qcow2_image(data: &[u8]) {
@@ -17,9 +18,8 @@ pub fn qcow2_image(data: &[u8]) {
         let at = usize::from(u16::from_le_bytes([change[0], change[1]])) % image.len();
         image[at] = change[2];
     }
-    let file = rustix::fs::memfd_create("fuzz-image", rustix::fs::MemfdFlags::CLOEXEC).expect("a file");
-    rustix::io::write(&file, &image).expect("its bytes");
-    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let (mut file, path) = scratch();
+    file.write_all(&image).expect("its bytes");
     let options = Qcow2Options { read_only: count & 0x80 != 0, ..Qcow2Options::default() };
     let Ok(disk) = Qcow2Disk::open(path.as_ref(), options) else { return };
     let mut buffer = vec![0; 64 << 10];

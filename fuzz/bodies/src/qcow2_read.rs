@@ -3,13 +3,13 @@
 //! without a panic and with little memory. Input: which image, the count of changes,
 //! (cluster, 16-bit place in it, byte) for each, then reads of 4 bytes.
 
-use std::os::fd::AsRawFd;
+use std::io::Write;
 use std::sync::OnceLock;
 
-use disk::Disk;
 use disk_qcow2::{Backing, open_to_read, snapshots};
 
 use crate::images::qcow2::{Kind, feature_rich};
+use crate::images::{read, scratch};
 
 fn bases() -> &'static [(usize, Vec<u8>)] {
     static BASES: OnceLock<Vec<(usize, Vec<u8>)>> = OnceLock::new();
@@ -23,19 +23,6 @@ fn bases() -> &'static [(usize, Vec<u8>)] {
     })
 }
 
-fn read(disk: &dyn Disk, reads: &[u8]) {
-    let mut buffer = vec![0; 64 << 10];
-    for read in reads.chunks_exact(4).take(64) {
-        let offset = u64::from(u16::from_le_bytes([read[0], read[1]])) * 512;
-        let len = usize::from(read[2] % 128) * 512;
-        if read[3] & 1 == 0 {
-            let _ = disk.read(offset, &mut buffer[..len]);
-        } else {
-            let _ = disk.known_zeroes(offset);
-        }
-    }
-}
-
 /// One run.
 pub fn qcow2_read(data: &[u8]) {
     let [kind, count, rest @ ..] = data else { return };
@@ -46,9 +33,8 @@ pub fn qcow2_read(data: &[u8]) {
         let len = image.len();
         image[(usize::from(change[0]) * cluster + at) % len] = change[3];
     }
-    let file = rustix::fs::memfd_create("fuzz-image", rustix::fs::MemfdFlags::CLOEXEC).expect("a file");
-    rustix::io::write(&file, &image).expect("its bytes");
-    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let (mut file, path) = scratch();
+    file.write_all(&image).expect("its bytes");
     let mut wanted = vec![None];
     if let Ok(found) = snapshots(path.as_ref()) {
         wanted.extend(found.into_iter().take(2).map(|s| Some(s.id)));

@@ -37,36 +37,10 @@ macro_rules! replays {
         fn $name() {
             replay(stringify!($name));
         })*
-
-        #[test]
-        fn every_target_is_replayed() {
-            let here: Vec<&str> = vec![$(stringify!($name)),*];
-            let all: Vec<&str> = TARGETS.iter().map(|t| t.0).collect();
-            assert_eq!(here, all);
-        }
     };
 }
 
-replays! {
-    agent_messages
-    control_request
-    foreign_image
-    fs_requests
-    interpreter_code
-    loader_bytes
-    loader_damaged
-    loader_payload
-    machine_bus
-    nat_frames
-    nat_messages
-    nvme_commands
-    qcow2_image
-    qcow2_read
-    state_stream
-    virtio_block_request
-    virtio_device
-    vsock_packets
-}
+fuzz_bodies::with_targets!(replays);
 
 #[test]
 fn targets_have_programs_and_inputs_and_these_are_few() {
