@@ -24,9 +24,10 @@ use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures,
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_core::Chain;
+use virtio_fs::{IN_HEADER, OUT_HEADER, Opcode};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::request::{IN_HEADER, OUT_HEADER, Opcode, Request, WRITE_ARGUMENTS, plain};
+use crate::request::{Request, WRITE_ARGUMENTS, plain};
 use crate::ring::{Nonsense, RING_BYTES, RING_SIZE, Ring, SLOTS};
 
 /// High-priority requests, and others.

@@ -10,19 +10,15 @@ use saved_state::StateError;
 use virtio_core::{
     ActivateError, Activation, Chain, DeviceType, Doorbell, Handler, Interrupt, Queue, VirtioDevice, Worker,
 };
+use virtio_fs::{IN_HEADER, Opcode, Tag, check_not_mounted, save_mounted};
 
 use crate::backend::{Arrival, Backend, Owner, Pending, QUEUES};
-use crate::request::{IN_HEADER, Opcode, Request, failure, is_success};
-
-/// Sizes of the guest's queues.
-const SIZES: [u16; QUEUES] = [128, 1024];
-/// The longest name of a share (5.11.4).
-pub const MAX_TAG: usize = 36;
+use crate::request::{Request, failure, is_success};
 
 /// What a device is made of.
 #[derive(Debug)]
 pub struct FsConfig<'a> {
-    /// The name by which the guest mounts it: 1 to [`MAX_TAG`] bytes.
+    /// The name by which the guest mounts it: 1 to [`virtio_fs::MAX_TAG`] bytes.
     pub tag: &'a str,
     /// Whether the guest may change nothing: what could is not passed on.
     pub read_only: bool,
@@ -31,7 +27,7 @@ pub struct FsConfig<'a> {
 /// The file system device.
 pub struct VhostUserFs {
     // Static configuration.
-    tag: [u8; MAX_TAG],
+    tag: Tag,
     read_only: bool,
     // Runtime glue.
     worker: Option<Worker<Work>>,
@@ -53,14 +49,8 @@ impl VhostUserFs {
     /// When the tag is empty or too long.
     pub fn new(config: FsConfig<'_>, backend: Backend) -> io::Result<Self> {
         let FsConfig { tag, read_only } = config;
-        if tag.is_empty() || tag.len() > MAX_TAG || tag.contains('\0') {
-            let text = format!("tag \"{tag}\" of a share; it has 1 to {MAX_TAG} bytes");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-        }
-        let mut bytes = [0; MAX_TAG];
-        bytes[..tag.len()].copy_from_slice(tag.as_bytes());
         let state = Some(State { backend, mounted: false });
-        Ok(VhostUserFs { tag: bytes, read_only, worker: None, state })
+        Ok(VhostUserFs { tag: Tag::new(tag)?, read_only, worker: None, state })
     }
 }
 
@@ -225,7 +215,7 @@ impl Handler for Work {
 
 impl VirtioDevice for VhostUserFs {
     fn name(&self) -> &'static str {
-        "virtio-fs"
+        virtio_fs::NAME
     }
 
     fn device_type(&self) -> DeviceType {
@@ -237,22 +227,15 @@ impl VirtioDevice for VhostUserFs {
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &SIZES
+        &virtio_fs::QUEUES
     }
 
-    /// `struct virtio_fs_config`: the tag, and one queue for requests.
     fn config_read(&mut self, offset: u64, to: &mut [u8]) {
-        let mut config = [0; MAX_TAG + 4];
-        config[..MAX_TAG].copy_from_slice(&self.tag);
-        config[MAX_TAG..].copy_from_slice(&1u32.to_le_bytes());
-        virtio_core::read_config(&config, offset, to);
+        self.tag.config_read(offset, to);
     }
 
     fn activate(&mut self, a: Activation) -> Result<(), ActivateError> {
-        let missing = (0u16..).zip(&a.queues).find(|(_, q)| q.is_none());
-        if let Some((index, _)) = missing {
-            return Err(ActivateError::MissingQueue(index));
-        }
+        a.needs_all_queues()?;
         let host = |error| ActivateError::Host { what: "a thread", error };
         let state = self.state.take().ok_or_else(|| io::Error::other("its worker has failed before"));
         let state = state.map_err(host)?;
@@ -296,16 +279,13 @@ impl VirtioDevice for VhostUserFs {
         }
     }
 
-    /// Whether a guest has mounted it: the inodes it knows are the daemon's.
     fn save(&self) -> Vec<u8> {
         let VhostUserFs { tag: _, read_only: _, worker: _, state } = self;
-        vec![u8::from(state.as_ref().is_some_and(|s| s.mounted))]
+        save_mounted(state.as_ref().is_some_and(|s| s.mounted))
     }
 
     fn restore(&mut self, state: &[u8]) -> Result<(), StateError> {
-        let what = "0: a share that was mounted cannot be restored; unmount it before saving";
-        let mounted = state.first().copied().unwrap_or(u8::MAX);
-        StateError::check(state == [0], self.name(), "mounted", mounted, what)?;
+        check_not_mounted(state)?;
         self.reset();
         Ok(())
     }

@@ -25,4 +25,4 @@ mod ring;
 
 pub use backend::{Backend, BackendError, Patience};
 pub use daemon::{DaemonError, start};
-pub use device::{FsConfig, MAX_TAG, VhostUserFs};
+pub use device::{FsConfig, VhostUserFs};

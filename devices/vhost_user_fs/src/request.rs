@@ -2,11 +2,8 @@
 //! `include/uapi/linux/fuse.h`).
 
 use rustix::io::Errno;
+use virtio_fs::{IN_HEADER, OUT_HEADER, Opcode};
 
-/// Bytes of a request's header, and of an answer's.
-pub(crate) const IN_HEADER: usize = 40;
-/// See [`IN_HEADER`].
-pub(crate) const OUT_HEADER: usize = 16;
 /// Bytes between the header of FUSE_WRITE and what is written.
 pub(crate) const WRITE_ARGUMENTS: usize = 40;
 
@@ -15,71 +12,36 @@ const O_ACCMODE: u32 = 3;
 /// See [`O_ACCMODE`].
 const O_TRUNC: u32 = 0o1000;
 
-/// What a request wants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Opcode(pub u32);
-
-impl Opcode {
-    pub const LOOKUP: Self = Self(1);
-    pub const FORGET: Self = Self(2);
-    pub const GETATTR: Self = Self(3);
-    pub const READLINK: Self = Self(5);
-    pub const OPEN: Self = Self(14);
-    pub const READ: Self = Self(15);
-    pub const WRITE: Self = Self(16);
-    pub const STATFS: Self = Self(17);
-    pub const RELEASE: Self = Self(18);
-    pub const FSYNC: Self = Self(20);
-    pub const GETXATTR: Self = Self(22);
-    pub const LISTXATTR: Self = Self(23);
-    pub const FLUSH: Self = Self(25);
-    pub const INIT: Self = Self(26);
-    pub const OPENDIR: Self = Self(27);
-    pub const READDIR: Self = Self(28);
-    pub const RELEASEDIR: Self = Self(29);
-    pub const FSYNCDIR: Self = Self(30);
-    pub const GETLK: Self = Self(31);
-    pub const SETLK: Self = Self(32);
-    pub const SETLKW: Self = Self(33);
-    pub const ACCESS: Self = Self(34);
-    pub const INTERRUPT: Self = Self(36);
-    pub const DESTROY: Self = Self(38);
-    pub const BATCH_FORGET: Self = Self(42);
-    pub const READDIRPLUS: Self = Self(44);
-    pub const LSEEK: Self = Self(46);
-    pub const SYNCFS: Self = Self(50);
-
-    /// Those that change nothing; OPEN does if its flags say so.
-    const HARMLESS: [Self; 27] = [
-        Self::LOOKUP,
-        Self::FORGET,
-        Self::GETATTR,
-        Self::READLINK,
-        Self::OPEN,
-        Self::READ,
-        Self::STATFS,
-        Self::RELEASE,
-        Self::FSYNC,
-        Self::GETXATTR,
-        Self::LISTXATTR,
-        Self::FLUSH,
-        Self::INIT,
-        Self::OPENDIR,
-        Self::READDIR,
-        Self::RELEASEDIR,
-        Self::FSYNCDIR,
-        Self::GETLK,
-        Self::SETLK,
-        Self::SETLKW,
-        Self::ACCESS,
-        Self::INTERRUPT,
-        Self::DESTROY,
-        Self::BATCH_FORGET,
-        Self::READDIRPLUS,
-        Self::LSEEK,
-        Self::SYNCFS,
-    ];
-}
+/// Requests that change nothing; OPEN does if its flags say so.
+const HARMLESS: [Opcode; 27] = [
+    Opcode::LOOKUP,
+    Opcode::FORGET,
+    Opcode::GETATTR,
+    Opcode::READLINK,
+    Opcode::OPEN,
+    Opcode::READ,
+    Opcode::STATFS,
+    Opcode::RELEASE,
+    Opcode::FSYNC,
+    Opcode::GETXATTR,
+    Opcode::LISTXATTR,
+    Opcode::FLUSH,
+    Opcode::INIT,
+    Opcode::OPENDIR,
+    Opcode::READDIR,
+    Opcode::RELEASEDIR,
+    Opcode::FSYNCDIR,
+    Opcode::GETLK,
+    Opcode::SETLK,
+    Opcode::SETLKW,
+    Opcode::ACCESS,
+    Opcode::INTERRUPT,
+    Opcode::DESTROY,
+    Opcode::BATCH_FORGET,
+    Opcode::READDIRPLUS,
+    Opcode::LSEEK,
+    Opcode::SYNCFS,
+];
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..)?.first_chunk().map(|b| u32::from_ne_bytes(*b))
@@ -108,7 +70,7 @@ impl Request {
         let opens = |flags: u32| flags & (O_ACCMODE | O_TRUNC) == 0;
         match self.opcode {
             Opcode::OPEN => u32_at(request, IN_HEADER).is_some_and(opens),
-            other => Opcode::HARMLESS.contains(&other),
+            other => HARMLESS.contains(&other),
         }
     }
 }

@@ -51,6 +51,17 @@ pub struct Activation {
     pub inline: bool,
 }
 
+impl Activation {
+    /// Check that the driver has enabled every queue.
+    ///
+    /// # Errors
+    /// With the first that is missing.
+    pub fn needs_all_queues(&self) -> Result<(), ActivateError> {
+        let missing = (0u16..).zip(&self.queues).find(|(_, queue)| queue.is_none());
+        missing.map_or(Ok(()), |(index, _)| Err(ActivateError::MissingQueue(index)))
+    }
+}
+
 /// Why a device does not start. It needs a reset then.
 #[derive(Debug, thiserror::Error)]
 pub enum ActivateError {

@@ -9,12 +9,9 @@ use virtio_core::{
 };
 
 use crate::abi::{IN_HEADER, MAX_ARGUMENTS, MAX_TRANSFER, OUT_HEADER};
+use crate::front::{NAME, QUEUES, Tag, check_not_mounted, save_mounted};
 use crate::server::Server;
 
-/// High-priority requests, and others.
-const QUEUES: [u16; 2] = [128, 1024];
-/// The longest name of a share (5.11.4).
-pub const MAX_TAG: usize = 36;
 /// The longest request and the longest answer.
 const MAX_REQUEST: usize = MAX_TRANSFER + MAX_ARGUMENTS;
 
@@ -32,7 +29,7 @@ pub struct FsConfig<'a> {
 /// The file system device.
 pub struct VirtioFs {
     // Static configuration.
-    tag: [u8; MAX_TAG],
+    tag: Tag,
     // Runtime glue.
     worker: Option<Worker<Work>>,
     // Volatile state; with the worker while that runs.
@@ -46,13 +43,7 @@ impl VirtioFs {
     /// When the tag is empty or too long, or the folder cannot be opened.
     pub fn new(config: FsConfig<'_>) -> io::Result<Self> {
         let FsConfig { tag, folder, read_only } = config;
-        if tag.is_empty() || tag.len() > MAX_TAG || tag.contains('\0') {
-            let text = format!("tag \"{tag}\" of a share; it has 1 to {MAX_TAG} bytes");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-        }
-        let mut bytes = [0; MAX_TAG];
-        bytes[..tag.len()].copy_from_slice(tag.as_bytes());
-        Ok(VirtioFs { tag: bytes, worker: None, server: Some(Server::new(folder, read_only)?) })
+        Ok(VirtioFs { tag: Tag::new(tag)?, worker: None, server: Some(Server::new(folder, read_only)?) })
     }
 }
 
@@ -101,7 +92,7 @@ impl Handler for Work {
 
 impl VirtioDevice for VirtioFs {
     fn name(&self) -> &'static str {
-        "virtio-fs"
+        NAME
     }
 
     fn device_type(&self) -> DeviceType {
@@ -116,19 +107,12 @@ impl VirtioDevice for VirtioFs {
         &QUEUES
     }
 
-    /// `struct virtio_fs_config`: the tag, and one queue for requests.
     fn config_read(&mut self, offset: u64, to: &mut [u8]) {
-        let mut config = [0; MAX_TAG + 4];
-        config[..MAX_TAG].copy_from_slice(&self.tag);
-        config[MAX_TAG..].copy_from_slice(&1u32.to_le_bytes());
-        virtio_core::read_config(&config, offset, to);
+        self.tag.config_read(offset, to);
     }
 
     fn activate(&mut self, a: Activation) -> Result<(), ActivateError> {
-        let missing = (0u16..).zip(&a.queues).find(|(_, q)| q.is_none());
-        if let Some((index, _)) = missing {
-            return Err(ActivateError::MissingQueue(index));
-        }
+        a.needs_all_queues()?;
         let host = |error| ActivateError::Host { what: "a thread", error };
         let server = self.server.take().ok_or_else(|| io::Error::other("its worker has failed before"));
         let work = Work { queues: a.queues, server: server.map_err(host)?, request: Vec::new() };
@@ -159,17 +143,13 @@ impl VirtioDevice for VirtioFs {
         }
     }
 
-    /// Whether a guest has mounted it: the inodes it knows are the host's and of
-    /// this process.
     fn save(&self) -> Vec<u8> {
         let VirtioFs { tag: _, worker: _, server } = self;
-        vec![u8::from(server.as_ref().is_some_and(Server::is_in_use))]
+        save_mounted(server.as_ref().is_some_and(Server::is_in_use))
     }
 
     fn restore(&mut self, state: &[u8]) -> Result<(), StateError> {
-        let what = "0: a share that was mounted cannot be restored; unmount it before saving";
-        let mounted = state.first().copied().unwrap_or(u8::MAX);
-        StateError::check(state == [0], self.name(), "mounted", mounted, what)?;
+        check_not_mounted(state)?;
         self.reset();
         Ok(())
     }

@@ -8,6 +8,7 @@
 //! | `server` | a request's way to its answer |
 //! | `contents` | reading and writing files and folders |
 //! | `changes` | making, removing and changing names and attributes |
+//! | `front` | what a guest sees of a share whoever serves it |
 //! | `device` | queues and the worker |
 //!
 //! **Containment.** A node is an O_PATH descriptor. Requests name a node and at most
@@ -29,9 +30,11 @@ mod abi;
 mod changes;
 mod contents;
 mod device;
+mod front;
 mod nodes;
 mod server;
 
 pub use abi::{IN_HEADER, OUT_HEADER, Opcode, ROOT};
-pub use device::{FsConfig, MAX_TAG, VirtioFs};
+pub use device::{FsConfig, VirtioFs};
+pub use front::{MAX_TAG, NAME, QUEUES, Tag, check_not_mounted, save_mounted};
 pub use server::Server;

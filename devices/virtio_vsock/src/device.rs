@@ -182,10 +182,7 @@ impl VirtioDevice for VirtioVsock {
     }
 
     fn activate(&mut self, a: Activation) -> Result<(), ActivateError> {
-        let missing = (0u16..).zip(&a.queues).find(|(_, q)| q.is_none());
-        if let Some((index, _)) = missing {
-            return Err(ActivateError::MissingQueue(index));
-        }
+        a.needs_all_queues()?;
         let gone = || io::Error::other("its worker has failed before");
         let host = |error| ActivateError::Host { what: "a thread", error };
         let mut switch = self.switch.take().ok_or_else(gone).map_err(host)?;
