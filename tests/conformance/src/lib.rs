@@ -2,8 +2,9 @@
 //!
 //! [`Rig`] is the smallest machine: flat memory, one vCPU, a bus on which
 //! nothing answers. [`moo`] reads the single-step format of the 80286 suite.
-//! [`random`] and [`program`] make cases of our own, [`several`] machines of several vCPUs.
+//! [`long_mode`] is where most tests begin. [`random`] and [`program`] make cases of our own, [`several`] machines of several vCPUs.
 
+mod long_mode;
 pub mod moo;
 pub mod program;
 pub mod random;
@@ -12,6 +13,7 @@ pub mod several;
 
 use std::path::PathBuf;
 
+pub use long_mode::long_mode;
 pub use rig::{Rig, comparable_engines, random_model, software_engines};
 
 /// The folder that holds the foreign suites, if this machine has it:

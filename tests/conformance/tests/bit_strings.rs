@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use conformance::{Rig, software_engines};
+use conformance::{Rig, long_mode, software_engines};
 use engine::Halt;
 use guest_memory::{GuestMemory, MemoryMap, Region};
-use x86_state::{CpuModel, CpuState, Segment, TableRegister, cr0, cr4, efer, rflags};
+use x86_state::{CpuModel, CpuState, TableRegister, rflags};
 
 const MEMORY: u64 = 0x8_0000;
 const TABLES: u64 = 0x7_0000;
@@ -49,16 +49,10 @@ fn memory() -> GuestMemory {
 }
 
 fn state(reset: CpuState) -> CpuState {
-    let mut s = reset;
-    s.segments = [Segment { selector: 0x18, base: 0, limit: u32::MAX, access: 0xc093 }; 6];
-    s.segments[1] = Segment { selector: 0x10, base: 0, limit: u32::MAX, access: 0xa09b };
+    let mut s = long_mode(reset, TABLES, false);
     s.segments[4].base = DATA + 0x18;
     s.gdtr = TableRegister { base: GDT, limit: 0x1f };
     s.idtr = TableRegister { base: IDT, limit: 0x1ff };
-    s.cr0 = cr0::PG | cr0::WP | cr0::PE | cr0::ET | cr0::NE;
-    s.cr4 = cr4::PAE;
-    s.cr3 = TABLES;
-    s.efer = efer::LME | efer::LMA;
     s.rflags = rflags::FIXED | rflags::STATUS;
     s.gpr[4] = STACK;
     s

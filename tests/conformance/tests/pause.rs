@@ -4,10 +4,10 @@
 
 use std::time::Duration;
 
-use conformance::{Rig, software_engines};
+use conformance::{Rig, long_mode, software_engines};
 use engine::Halt;
 use guest_memory::{GuestMemory, MemoryMap, Region};
-use x86_state::{CpuModel, CpuState, Segment, cr0, cr4, efer};
+use x86_state::{CpuModel, CpuState};
 
 const TABLES: u64 = 0x1000;
 const CODE: u64 = 0x8000;
@@ -53,13 +53,7 @@ fn memory() -> GuestMemory {
 }
 
 fn state(reset: CpuState) -> CpuState {
-    let mut s = reset;
-    s.segments = [Segment { selector: 0x18, base: 0, limit: u32::MAX, access: 0xc093 }; 6];
-    s.segments[1] = Segment { selector: 0x10, base: 0, limit: u32::MAX, access: 0xa09b };
-    s.cr0 = cr0::PG | cr0::WP | cr0::PE | cr0::ET | cr0::NE;
-    s.cr4 = cr4::PAE;
-    s.cr3 = TABLES;
-    s.efer = efer::LME | efer::LMA;
+    let mut s = long_mode(reset, TABLES, false);
     (s.gpr[0], s.gpr[8]) = (RAX, R8);
     s
 }

@@ -4,10 +4,10 @@
 
 use std::time::Duration;
 
-use conformance::{Rig, software_engines};
+use conformance::{Rig, long_mode, software_engines};
 use engine::Halt;
 use guest_memory::{GuestMemory, MemoryMap, Region};
-use x86_state::{CpuModel, CpuState, Segment, TableRegister, cr0, cr4, efer, rflags};
+use x86_state::{CpuModel, CpuState, Segment, TableRegister, rflags};
 
 const MEMORY: u64 = 0x8_0000;
 const TABLES: u64 = 0x7_0000;
@@ -112,17 +112,10 @@ fn memory() -> GuestMemory {
 }
 
 fn state(reset: CpuState, user: bool) -> CpuState {
-    let (dpl, data, code) = if user { (0x60, 0x2b, 0x33) } else { (0, 0x18, 0x10) };
-    let mut s = reset;
-    s.segments = [Segment { selector: data, base: 0, limit: u32::MAX, access: 0xc093 | dpl }; 6];
-    s.segments[1] = Segment { selector: code, base: 0, limit: u32::MAX, access: 0xa09b | dpl };
+    let mut s = long_mode(reset, TABLES, user);
     s.gdtr = TableRegister { base: GDT, limit: 0x1f };
     s.idtr = TableRegister { base: IDT, limit: 0x1ff };
     s.tr = Segment { selector: 0x50, base: TSS, limit: 0x67, access: 0x8b };
-    s.cr0 = cr0::PG | cr0::WP | cr0::PE | cr0::ET | cr0::NE;
-    s.cr4 = cr4::PAE;
-    s.cr3 = TABLES;
-    s.efer = efer::LME | efer::LMA;
     s.rflags = rflags::FIXED | rflags::STATUS;
     s.gpr[4] = STACK;
     s
