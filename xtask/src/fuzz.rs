@@ -1,6 +1,7 @@
 //! Runs of the fuzz targets.
 
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, VecDeque};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -70,35 +71,81 @@ pub fn run(seconds: u64, names: &[&str]) -> Result<bool> {
 pub fn seeds(names: &[&str]) -> Result<bool> {
     for target in targets(names)? {
         let kept = PathBuf::from(format!("fuzz/seeds/{target}"));
-        let chosen = kept.with_extension("new");
-        std::fs::create_dir_all(&chosen).with_context(|| format!("cannot make {}", chosen.display()))?;
-        let merge = ["-set_cover_merge=1".to_string(), format!("-max_len={LONGEST_SEED}")];
-        let folders = [&chosen, &kept, &PathBuf::from(corpus(&target))];
-        let mut choice = Command::new(program(&target));
-        choice.args(merge).args(folders).stderr(Stdio::null());
-        if !choice.status().with_context(|| format!("cannot run {target}"))?.success() {
+        let folder = PathBuf::from(artifacts(&target)).join("merge");
+        std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let notes = folder.with_extension("txt");
+        let mut measure = Command::new(program(&target));
+        measure
+            // Edges alone: with how often and with which operands, few inputs reach fewer of them.
+            .args(["-merge=1", "-use_counters=0", "-use_cmp=0", &format!("-max_len={LONGEST_SEED}")])
+            .arg(format!("-merge_control_file={}", notes.display()))
+            .args([&folder, &kept, &PathBuf::from(corpus(&target))])
+            .stderr(Stdio::null());
+        let clean = measure.status().with_context(|| format!("cannot run {target}"))?.success();
+        let text = std::fs::read_to_string(&notes).with_context(|| format!("{target} said nothing"))?;
+        std::fs::remove_dir_all(&folder)?;
+        std::fs::remove_file(&notes)?;
+        if !clean {
             bail!("{target} fails on an input; run it: {} INPUT", program(&target).display());
         }
-        let count = replace(&kept, &chosen)?;
-        println!("{target}: {count} seeds");
+        let (chosen, reached) = choose(measured(&text));
+        let mut inputs = Vec::new();
+        for path in &chosen {
+            inputs.push(std::fs::read(path).with_context(|| format!("cannot read {path}"))?);
+        }
+        std::fs::remove_dir_all(&kept)?;
+        std::fs::create_dir(&kept)?;
+        for (path, input) in chosen.iter().zip(&inputs) {
+            std::fs::write(kept.join(Path::new(path).file_name().context("a file's name")?), input)?;
+        }
+        println!("{target}: {} seeds reach {reached} edges", inputs.len());
     }
     Ok(true)
 }
 
-/// Put what was chosen, the shortest first, in the place of what was kept.
-fn replace(kept: &Path, chosen: &Path) -> Result<usize> {
-    let mut inputs = Vec::new();
-    for entry in std::fs::read_dir(chosen)? {
-        let entry = entry?;
-        inputs.push((entry.metadata()?.len(), entry.path()));
+/// What an input reached: libFuzzer's numbers of edges.
+#[derive(Debug, Default, Clone)]
+struct Input {
+    path: String,
+    bytes: u64,
+    edges: BTreeSet<u64>,
+}
+
+/// Read the notes of a merge: the count of inputs and of those that count for nothing,
+/// their paths, then `STARTED number bytes` and `FT number feature...` of each.
+fn measured(notes: &str) -> Vec<Input> {
+    let count = notes.lines().next().and_then(|l| l.parse().ok()).unwrap_or(0);
+    let paths = notes.lines().skip(2).take(count);
+    let mut inputs: Vec<_> = paths.map(|p| Input { path: p.to_string(), ..Input::default() }).collect();
+    for line in notes.lines().skip(2 + count) {
+        let mut words = line.split_whitespace();
+        let word = words.next();
+        let mut numbers = words.filter_map(|w| w.parse::<u64>().ok());
+        let input = numbers.next().and_then(|n| inputs.get_mut(usize::try_from(n).ok()?));
+        let Some(input) = input else { continue };
+        match word {
+            Some("STARTED") => input.bytes = numbers.next().unwrap_or(u64::MAX),
+            Some("FT") => input.edges.extend(numbers),
+            _ => {}
+        }
     }
-    inputs.sort();
-    for (_, path) in inputs.iter().skip(MOST_SEEDS) {
-        std::fs::remove_file(path)?;
+    inputs
+}
+
+/// The inputs that are worth most, one after the other, and how much they reach.
+fn choose(inputs: Vec<Input>) -> (Vec<String>, usize) {
+    let (mut left, mut chosen) = (inputs, Vec::new());
+    left.retain(|input| (1..=LONGEST_SEED).contains(&input.bytes));
+    let mut reached = BTreeSet::new();
+    while chosen.len() < MOST_SEEDS {
+        left.iter_mut().for_each(|input| input.edges.retain(|e| !reached.contains(e)));
+        let best = left.iter().enumerate().max_by_key(|(_, i)| (i.edges.len(), Reverse(i.bytes)));
+        let Some(best) = best.filter(|(_, i)| !i.edges.is_empty()).map(|(at, _)| at) else { break };
+        let input = left.swap_remove(best);
+        reached.extend(input.edges);
+        chosen.push(input.path);
     }
-    std::fs::remove_dir_all(kept)?;
-    std::fs::rename(chosen, kept)?;
-    Ok(inputs.len().min(MOST_SEEDS))
+    (chosen, reached.len())
 }
 
 /// Build all, and check the names.
@@ -236,6 +283,14 @@ mod tests {
                 "{line}"
             );
         }
+    }
+
+    #[test]
+    fn the_inputs_worth_most_are_chosen() {
+        let notes = "4\n0\na\nb\nc\nlong\nSTARTED 0 9\nFT 0 1 2\nCOV 0 7\nSTARTED 1 5\nFT 1 1 2\n\
+                     STARTED 2 9\nFT 2 2 3 4\nSTARTED 3 4096\nFT 3 1 2 3 4 5 6\n";
+        // C reaches three, then B one more and is shorter than A; A adds nothing.
+        assert_eq!(choose(measured(notes)), (vec!["c".to_string(), "b".to_string()], 4));
     }
 
     #[test]
