@@ -168,7 +168,7 @@ fn a_daemon_that_ends_or_goes_wrong_is_errors_and_no_hang() {
 
 #[test]
 fn a_daemon_that_hangs_is_errors_when_patience_ends() {
-    let patience = Patience { requests: Duration::from_millis(300), ..Patience::default() };
+    let patience = Patience { requests: Duration::from_secs(1), ..Patience::default() };
     for inline in [false, true] {
         // Two requests stay with it, one on each queue, and one in between is answered.
         let (backend, seen) = patiently(patience, |bytes| (opcode(bytes) != OPEN).then_some(Act::Hold));
