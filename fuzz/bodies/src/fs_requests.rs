@@ -6,7 +6,10 @@ use virtio_fs::{IN_HEADER, OUT_HEADER, Opcode, Server};
 
 /// A folder with one of each kind, and something beside it.
 fn prepare() -> std::path::PathBuf {
-    let top = std::env::temp_dir().join(format!("strata-fuzz-fs-{}", std::process::id()));
+    // In memory where it can be: most of a run's time is what the folder takes.
+    let memory = std::path::Path::new("/dev/shm");
+    let place = if memory.is_dir() { memory.to_path_buf() } else { std::env::temp_dir() };
+    let top = place.join(format!("strata-fuzz-fs-{}", std::process::id()));
     let share = top.join("share");
     let _ = std::fs::remove_dir_all(&top);
     std::fs::create_dir_all(share.join("d")).expect("a temporary folder");
@@ -50,4 +53,5 @@ pub fn fs_requests(input: &[u8]) {
     }
     assert_eq!(std::fs::read(top.join("secret")).expect("it is there"), b"secret");
     assert_eq!(std::fs::read_dir(&top).expect("it is there").count(), 2);
+    std::fs::remove_dir_all(&top).expect("it is ours");
 }
