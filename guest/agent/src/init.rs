@@ -57,6 +57,7 @@ pub fn run(command: &[OsString]) -> io::Result<()> {
     if std::process::id() != 1 {
         return Err(io::Error::other("only the first process is init; start `strata-agent serve` instead"));
     }
+    sys::end_when_asked();
     mount_all();
     // What cannot be mounted has been told.
     let _ = crate::shares::mount_all();

@@ -246,6 +246,31 @@ pub fn mount(source: &CStr, target: &CStr, kind: &CStr, read_only: bool, options
     checked(unsafe { mount_fs(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, options) }).map(drop)
 }
 
+/// Do what `poweroff`, `halt` and `reboot` ask of the first process, by signals of which
+/// it has to want to know: programs are told to end and get a second for it.
+pub fn end_when_asked() {
+    /// SIGUSR1 (halt), SIGUSR2 (power off), SIGTERM (reboot), as busybox sends them.
+    const ASKING: [c_int; 3] = [10, 12, TERMINATE];
+    const TERMINATE: c_int = 15;
+    const KILL: c_int = 9;
+    /// Everyone but the first process.
+    const EVERYONE: c_int = -1;
+    extern "C" fn end_as_asked(signal: c_int) {
+        // System calls only, as in any handler of signals.
+        kill_process(EVERYONE, TERMINATE);
+        // SAFETY: no descriptors, so nothing is read.
+        unsafe { poll_many(std::ptr::null_mut(), 0, 1000) };
+        kill_process(EVERYONE, KILL);
+        // A halted machine could do nothing more but be ended from outside.
+        let _ = end(signal == TERMINATE);
+    }
+    let handler: extern "C" fn(c_int) = end_as_asked;
+    for signal in ASKING {
+        // SAFETY: the handler makes system calls only, and lives as long as the program.
+        unsafe { set_signal(signal, handler as usize) };
+    }
+}
+
 /// Write what is not on disk, then end the guest. Returns only when refused.
 pub fn end(again: bool) -> io::Error {
     sync_disks();

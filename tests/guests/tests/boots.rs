@@ -219,6 +219,22 @@ fn words_that_end_a_machine_end_it_and_its_programs() {
     }
 }
 
+/// The agent as a small guest's first process: its command's status is the run's, and what ends a machine does.
+#[test]
+#[ignore = "boots stock kernels"]
+fn the_agent_is_a_first_process() {
+    let line = "console=ttyS0 quiet panic=-1 rdinit=/usr/local/sbin/strata-agent -- init /bin/busybox sh";
+    for (word, status) in [("exit 7", 7), ("poweroff", 0), ("halt", 0), ("reboot", 4)] {
+        let mut running =
+            Guest::new("jit").with(&["--no-reboot", "--append", line]).start().expect("the guest starts");
+        running.wait_for("# ").expect("a shell");
+        let prefix = if word.starts_with("exit") { "" } else { "/bin/busybox " };
+        running.type_in(&format!("{prefix}{word}\n")).expect("input");
+        let finished = running.finish().expect("it ends");
+        assert_eq!(finished.status, Some(status), "{word}:\n{}", finished.text);
+    }
+}
+
 /// More than all buffers of the guest hold, to a program that reads late.
 #[test]
 #[ignore = "boots stock kernels"]
