@@ -126,13 +126,14 @@ impl<'a> Elf<'a> {
     /// The entry point as a physical address: `e_entry` itself when it lies in a
     /// segment's physical range, else translated from its virtual range.
     pub fn physical_entry(&self) -> Result<u64> {
-        let within = |base: u64, s: &Segment| self.entry.wrapping_sub(base) < s.memory_size;
-        if self.loads().any(|s| within(s.physical_address, s)) {
+        let within =
+            |base: u64, s: &Segment| self.entry.checked_sub(base).filter(|into| *into < s.memory_size);
+        if self.loads().any(|s| within(s.physical_address, s).is_some()) {
             return Ok(self.entry);
         }
         self.loads()
-            .find(|s| within(s.virtual_address, s))
-            .and_then(|s| s.physical_address.checked_add(self.entry - s.virtual_address))
+            .find_map(|s| Some((s, within(s.virtual_address, s)?)))
+            .and_then(|(s, into)| s.physical_address.checked_add(into))
             .ok_or_else(|| {
                 self.file.malformed("e_entry", self.entry, "an address in a loaded segment expected")
             })

@@ -96,6 +96,19 @@ fn initrd_and_command_line() {
     refused(&machine, &request, &["200 ranges", "128"]);
 }
 
+/// A segment whose virtual addresses go round the end of the address space holds no entry point below it.
+#[test]
+fn an_entry_point_behind_the_end_of_the_address_space() {
+    let machine = Machine::new(64);
+    let mut f = images::multiboot_elf(true);
+    let phdr = 64;
+    put(&mut f, 24, 0x10_u64.to_le_bytes());
+    put(&mut f, phdr + 16, u64::MAX.to_le_bytes());
+    put(&mut f, phdr + 40, 0x8000_0001_u64.to_le_bytes());
+    let request = BootRequest { protocol: Protocol::Multiboot, ..machine.request(&f) };
+    refused(&machine, &request, &["e_entry", "0x10"]);
+}
+
 #[test]
 fn headers_that_lie() {
     let machine = Machine::new(64);
