@@ -25,8 +25,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// before an instruction that only a window makes translatable), or ran past #NM
 /// (CVTSS2SI from memory names no vector register), or past a RET to an address that
 /// is not canonical. A FUCOMI in patched code, which translated code executes where it runs
-/// freely and the interpreter where both are stepped.
-const ONCE_WRONG: [u64; 4] = [7_303_851, 30_101_537, 30_003_627, 620_001_412];
+/// freely and the interpreter where both are stepped. An entry of the upper half changed under
+/// one PCID and used under another that still knew it: whether that sets A is the processor's choice.
+const ONCE_WRONG: [u64; 5] = [7_303_851, 30_101_537, 30_003_627, 620_001_412, 806_604_509];
 
 /// A program with a REP MOVSB that copies over itself up to the end of the code: where
 /// its turn ends meanwhile, other code runs.

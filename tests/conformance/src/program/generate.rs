@@ -499,7 +499,8 @@ impl Generator {
             (at, frame | rights, base + layout::WINDOWS + (w << 12))
         };
         let flush = self.r.below(3);
-        let all = self.setup.cr4 & cr4::PCIDE != 0 && (table == 2 || linear < HIGH);
+        // Other contexts know of it too, the upper half's entries as well: they are not global.
+        let all = self.setup.cr4 & cr4::PCIDE != 0;
         assemble(|a| {
             a.mov(rax, value)?;
             a.mov(qword_ptr(HIGH + entry), rax)?;
