@@ -384,7 +384,7 @@ impl Blocks {
 
     /// Whether another block may not fit: time to drop everything.
     pub fn nearly_full(&self) -> bool {
-        self.cache.size() - self.cache.used() < 64 << 10 || self.list.len() >= 1 << 25
+        self.cache.size() - self.cache.used() < 64 << 10 || self.list.len() >= IdTable::NUMBERS as usize
     }
 
     /// The vCPU has nothing to do: see [`CodeCache::release_writes`]. When it had nothing

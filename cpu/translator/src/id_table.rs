@@ -1,17 +1,50 @@
 //! A hash table of numbers whose keys are kept elsewhere: four bytes a slot.
+//!
+//! A slot has eight bits of the hash besides the number, since looking at a key that turns
+//! out to be another's costs a miss of the host's cache.
 
-const FREE: u32 = u32::MAX;
+/// Bits of a number.
+const NUMBER: u32 = 24;
 const SMALLEST: usize = 1024;
+
+/// A number and its hash's tag; or none.
+#[derive(Clone, Copy, PartialEq)]
+struct Slot(u32);
+
+impl Slot {
+    const FREE: Slot = Slot(u32::MAX);
+
+    /// A number below [`IdTable::NUMBERS`] under a hash.
+    fn new(hash: u64, id: u32) -> Slot {
+        Slot(Slot::tag(hash) << NUMBER | id)
+    }
+
+    /// The highest bits: a slot's place is by the lowest.
+    fn tag(hash: u64) -> u32 {
+        (hash >> 56) as u32
+    }
+
+    fn may_be_of(self, hash: u64) -> bool {
+        self.0 >> NUMBER == Slot::tag(hash)
+    }
+
+    fn id(self) -> u32 {
+        self.0 & IdTable::NUMBERS
+    }
+}
 
 /// Numbers by the hash of what they stand for.
 #[derive(Default)]
 pub(crate) struct IdTable {
     /// Linear probing; a power of two of them, a quarter free at least.
-    slots: Vec<u32>,
+    slots: Vec<Slot>,
     used: usize,
 }
 
 impl IdTable {
+    /// All that are added are below it.
+    pub const NUMBERS: u32 = (1 << NUMBER) - 1;
+
     fn probe(&self, hash: u64) -> impl Iterator<Item = usize> + use<> {
         let mask = self.slots.len().wrapping_sub(1);
         let first = hash as usize;
@@ -20,17 +53,19 @@ impl IdTable {
 
     /// The number under `hash` that `is` the one.
     pub fn find(&self, hash: u64, is: impl Fn(u32) -> bool) -> Option<u32> {
-        self.probe(hash).map(|at| self.slots[at]).take_while(|id| *id != FREE).find(|id| is(*id))
+        let taken = self.probe(hash).map(|at| self.slots[at]).take_while(|slot| *slot != Slot::FREE);
+        taken.filter(|slot| slot.may_be_of(hash)).map(Slot::id).find(|id| is(*id))
     }
 
     /// Add a number. `hash_of` gives the hash of one added before, or `None` when it
     /// is not wanted any more: nothing else is ever removed.
     pub fn insert(&mut self, hash: u64, id: u32, hash_of: impl Fn(u32) -> Option<u64>) {
+        debug_assert!(id < Self::NUMBERS, "{id} does not fit a slot");
         if (self.used + 1) * 4 > self.slots.len() * 3 {
-            let wanted: Vec<u32> =
-                self.slots.iter().copied().filter(|id| *id != FREE && hash_of(*id).is_some()).collect();
+            let taken = self.slots.iter().filter(|slot| **slot != Slot::FREE);
+            let wanted: Vec<u32> = taken.map(|slot| slot.id()).filter(|id| hash_of(*id).is_some()).collect();
             let room = ((wanted.len() + 1) * 2).next_power_of_two().max(SMALLEST);
-            self.slots = vec![FREE; room];
+            self.slots = vec![Slot::FREE; room];
             self.used = 0;
             for id in wanted {
                 if let Some(hash) = hash_of(id) {
@@ -42,12 +77,13 @@ impl IdTable {
         self.put(hash, id, |other| hash_of(other).is_none());
     }
 
-    /// Put a number in the first slot that is free or holds one that is not wanted.
+    /// Put a number in the first slot that is free or holds one that is not wanted, of
+    /// those that may be under the same hash.
     fn put(&mut self, hash: u64, id: u32, unwanted: impl Fn(u32) -> bool) {
-        let slot = self.probe(hash).find(|at| self.slots[*at] == FREE || unwanted(self.slots[*at]));
-        if let Some(at) = slot {
-            self.used += usize::from(self.slots[at] == FREE);
-            self.slots[at] = id;
+        let fits = |slot: Slot| slot == Slot::FREE || slot.may_be_of(hash) && unwanted(slot.id());
+        if let Some(at) = self.probe(hash).find(|at| fits(self.slots[*at])) {
+            self.used += usize::from(self.slots[at] == Slot::FREE);
+            self.slots[at] = Slot::new(hash, id);
         }
     }
 
