@@ -15,6 +15,9 @@ use crate::command;
 const HOST: &str = "x86_64-unknown-linux-gnu";
 /// What is an error besides a crash (seconds, MiB), and how long inputs grow (bytes).
 const LIMITS: [&str; 4] = ["-timeout=25", "-rss_limit_mb=2048", "-max_len=4096", "-print_final_stats=1"];
+/// Without what makes runs slow: stacks of allocations, frames on the heap. A failing input
+/// can be run again with them.
+const SANITIZER: &str = "malloc_context_size=1:detect_stack_use_after_return=0";
 /// The longest input that is kept as a seed, in bytes.
 const LONGEST_SEED: u64 = 2 << 10;
 /// The most seeds of a target.
@@ -197,6 +200,7 @@ fn one(target: &str, seconds: u64) -> Result<(Run, bool)> {
         .args([corpus(target), format!("fuzz/seeds/{target}")])
         .args([format!("-max_total_time={seconds}"), format!("-artifact_prefix={}", artifacts(target))])
         .args(LIMITS)
+        .env("ASAN_OPTIONS", std::env::var("ASAN_OPTIONS").unwrap_or_else(|_| SANITIZER.to_string()))
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()

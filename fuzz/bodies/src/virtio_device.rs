@@ -238,8 +238,8 @@ impl Machine {
         self.write(0x14, 1, 0xb);
         for queue in 0..self.queues {
             let base = u64::from(queue) * RINGS;
-            // The last round's rings are gone.
-            self.memory.fill(RamOffset(base), 0u8, 0x3000);
+            // The last round's rings are gone. By wide stores: each is traced.
+            self.memory.fill(RamOffset(base), 0u64, 0x3000 / 8);
             self.write(0x16, 2, queue.into());
             self.write(0x18, 2, SIZE.min(self.bar.read(0, 0x18, 2) as u16).into());
             for (at, address) in [(0x20, base), (0x28, base + 0x1000), (0x30, base + 0x2000)] {

@@ -15,6 +15,7 @@ const MAX_NAME: u32 = 1023;
 /// Least bytes: a version 2 header.
 const V2_LEN: usize = 72;
 const V3_LEN: usize = 104;
+const V2_REFCOUNT_ORDER: u32 = 4;
 /// The extension that names a backing file's format.
 const BACKING_FORMAT: u32 = 0xe279_2aca;
 /// Most extensions looked at.
@@ -102,6 +103,17 @@ impl L1Table {
     }
 }
 
+/// The refcount table, which names the blocks that hold the refcounts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RefcountTable {
+    /// First byte.
+    pub at: u64,
+    /// Its length in clusters.
+    pub clusters: u64,
+    /// Bits of a refcount as a power of two: 0 to 6.
+    pub order: u32,
+}
+
 /// How clusters and their tables are laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Layout {
@@ -139,6 +151,8 @@ pub struct Header {
     pub size: u64,
     /// The disk's first-level table.
     pub l1: L1Table,
+    /// Where refcounts are.
+    pub refcounts: RefcountTable,
     /// Count of internal snapshots.
     pub snapshots: u32,
     /// Where the snapshots' table is in the file.
@@ -206,7 +220,7 @@ impl Header {
         check(!layout.extended_l2 || cluster_bits >= 14, "cluster bits", cluster_bits.into(), "14 to 21")?;
         let l1 = L1Table { at: f.long(40)?, entries: f.word(36)?.into() };
         l1.check(layout, size, file_len)?;
-        refcounts(&f, layout.cluster(), file_len)?;
+        let refcounts = refcounts(&f, version, layout.cluster(), file_len)?;
         let snapshots_at = f.long(64)?;
         let fits = snapshots == 0 || at_cluster(snapshots_at, layout.cluster()) && snapshots_at < file_len;
         check(fits, "snapshot table offset", snapshots_at, "clusters inside the file")?;
@@ -214,7 +228,7 @@ impl Header {
         f.bytes(0, header_len)?;
         let format = backing_format(&f, header_len, 1 << cluster_bits)?;
         let backing = backing_name(&f, 1 << cluster_bits)?.map(|name| (name, format));
-        Ok(Header { version, layout, compression, size, l1, snapshots, snapshots_at, backing })
+        Ok(Header { version, layout, compression, size, l1, refcounts, snapshots, snapshots_at, backing })
     }
 
     /// What it needs that is read and not written, if anything.
@@ -265,13 +279,21 @@ fn features(f: &Fields<'_>, write: bool) -> Result<(bool, Compression, u64), Hea
 }
 
 /// The refcount table: inside the file and below its cap.
-fn refcounts(f: &Fields<'_>, cluster: u64, file_len: u64) -> Result<(), HeaderError> {
-    let (table_at, clusters) = (f.long(48)?, u64::from(f.word(56)?));
+fn refcounts(
+    f: &Fields<'_>,
+    version: u32,
+    cluster: u64,
+    file_len: u64,
+) -> Result<RefcountTable, HeaderError> {
+    let (at, clusters) = (f.long(48)?, u64::from(f.word(56)?));
     let table_len = clusters * cluster;
     check(table_len <= MAX_REFCOUNT_TABLE_BYTES, "refcount table clusters", clusters, "up to 8 MiB")?;
     check(clusters > 0, "refcount table clusters", clusters, "at least 1")?;
-    let fits = at_cluster(table_at, cluster) && table_at > 0 && table_at < file_len;
-    check(fits, "refcount table offset", table_at, "clusters inside the file")
+    let fits = at_cluster(at, cluster) && at > 0 && at < file_len;
+    check(fits, "refcount table offset", at, "clusters inside the file")?;
+    // Judged with version 3's features.
+    let order = if version == 3 { f.word(96)? } else { V2_REFCOUNT_ORDER };
+    Ok(RefcountTable { at, clusters, order })
 }
 
 fn at_cluster(offset: u64, cluster: u64) -> bool {

@@ -14,6 +14,7 @@ use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, Storage, St
 use crate::chain::{Backing, Files, OpenLink, open_chain};
 use crate::header::HeaderError;
 use crate::reader::read_chain;
+use crate::refcounts;
 
 /// The unit guests know.
 const SECTOR: u32 = 512;
@@ -145,6 +146,10 @@ impl Qcow2Disk {
             let access = if write { Access::Write } else { Access::Read };
             let locked = open.file.try_clone().map_err(|e| OpenError::open(&open.link.path, e))?;
             locks.push(ImageLock::on(&open.link.path, locked, access)?);
+            if let Some(header) = open.link.header.as_ref().filter(|_| write) {
+                let fail = |e: refcounts::RefcountError| OpenError::refused(&open.link.path, e.to_string());
+                refcounts::check(&open.file, header).map_err(fail)?;
+            }
             let file = storage(&open, given, write, cache == CacheMode::Direct)?;
             below = Some(Arc::new(open_link(&open, file, below.take(), write)?));
         }

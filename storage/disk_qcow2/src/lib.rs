@@ -2,7 +2,8 @@
 //!
 //! Tables, allocation and caches are the library `imago`'s; here an image's header
 //! is judged before that sees it ([`Header::parse`]), files it names are opened
-//! only through a gate ([`Backing`]), and its I/O becomes a [`disk::Disk`].
+//! only through a gate ([`Backing`]), an image that is to be written is refused when its
+//! refcounts call its own tables free, and its I/O becomes a [`disk::Disk`].
 //!
 //! What that does not read, and nobody has to write, is read here ([`open_to_read`]):
 //! clusters compressed by zstd, extended L2 entries, internal snapshots.
@@ -16,12 +17,14 @@ mod create;
 mod header;
 mod image;
 mod reader;
+mod refcounts;
 mod snapshots;
 
 pub use chain::{Backing, ChainLink, MAX_CHAIN, backing_chain, header};
 pub use create::create;
 pub use header::{
     Compression, Header, HeaderError, L1Table, Layout, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, MAX_SNAPSHOTS,
+    RefcountTable,
 };
 pub use image::{Qcow2Disk, Qcow2Options, open, open_given};
 pub use reader::open_to_read;

@@ -128,6 +128,64 @@ fn images_with_features_that_are_only_read_are_good() {
     }
 }
 
+/// The refcounts of [`images::small`], in bits of a power of two.
+fn with_refcounts(order: u32, of_cluster: impl Fn(u32) -> u64) -> Vec<u8> {
+    let mut image = images::small();
+    image[96..100].copy_from_slice(&order.to_be_bytes());
+    image[1024..1536].fill(0);
+    for cluster in 0..8 {
+        let (at, count) = (1024 + ((cluster << order) / 8) as usize, of_cluster(cluster));
+        if order < 3 {
+            image[at] |= (count as u8) << ((cluster << order) % 8);
+        } else {
+            let bytes = 1 << (order - 3);
+            image[at..at + bytes].copy_from_slice(&count.to_be_bytes()[8 - bytes..]);
+        }
+    }
+    image
+}
+
+fn open_to_write(image: &[u8], read_only: bool) -> Result<Qcow2Disk, String> {
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::fs::write(file.path(), image).expect("its bytes");
+    let options = Qcow2Options { read_only, ..Qcow2Options::default() };
+    Qcow2Disk::open(file.path(), options).map_err(|e| e.to_string())
+}
+
+/// Clusters 0 to 4 of the small image are its header, refcount table, refcounts, first and
+/// second level; 5 and 6 are data, 7 is free.
+#[test]
+fn an_image_whose_tables_are_free_is_only_read() {
+    for order in 0..=6 {
+        open_to_write(&with_refcounts(order, |cluster| u64::from(cluster < 7)), false).expect("a good image");
+        for free in 0..7 {
+            let image = with_refcounts(order, |cluster| u64::from(cluster < 7 && cluster != free));
+            open_to_write(&image, true).expect("an image to read");
+            match open_to_write(&image, false) {
+                Err(why) if free < 5 => {
+                    assert!(
+                        why.contains(&format!("cluster {free},")) && why.contains("qemu-img check"),
+                        "{why}"
+                    );
+                }
+                opened => assert!(opened.is_ok() && free >= 5, "{free} with order {order}"),
+            }
+        }
+    }
+}
+
+/// Writing to the first of these filled imago's stack.
+#[test]
+fn an_image_without_refcounts_is_only_read() {
+    for entry in [0, 0x200, 0x1_0000, 1 << 56, u64::MAX] {
+        let mut image = images::small();
+        image[512..520].copy_from_slice(&u64::to_be_bytes(entry));
+        open_to_write(&image, true).expect("an image to read");
+        let why = open_to_write(&image, false).err().expect("it has none");
+        assert!(why.contains("which holds a table, is free"), "{entry:#x}: {why}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
     #[test]

@@ -63,7 +63,9 @@ impl DriverQueue {
         let driver = tables + 16 * TABLE * n;
         let device = (driver + 6 + 2 * n).next_multiple_of(4);
         let at = QueueAddresses { descriptors: base, driver, device };
-        memory.fill(RamOffset(base), 0u8, (device + 6 + 8 * n - base) as usize);
+        // Tables are written when a chain uses them.
+        memory.fill(RamOffset(base), 0u64, 2 * n as usize);
+        memory.fill(RamOffset(driver), 0u8, (device + 6 + 8 * n - driver) as usize);
         let mut q = DriverQueue {
             memory,
             size,
