@@ -24,6 +24,13 @@ pub fn release_program() {
     }
 }
 
+/// Whether a debugger is attached, as far as can be seen.
+fn traced() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:"));
+    tracer.is_some_and(|pid| pid.trim() != "0")
+}
+
 /// Address and size of segments that are not writable.
 type Segments = [(usize, usize); 4];
 
@@ -76,6 +83,7 @@ mod tests {
         let before = resident();
         super::release_program();
         let after = resident();
-        assert!(after > 0 && after < before, "{before} KiB before, {after} KiB after");
+        let released = after > 0 && after < before;
+        assert_eq!(released, !super::traced(), "{before} KiB before, {after} KiB after");
     }
 }
