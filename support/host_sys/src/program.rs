@@ -8,8 +8,12 @@ use rustix::mm::{Advice, madvise};
 
 /// Let go of the program's code and constants: what is used is mapped again where it is
 /// used. Worth its time (some 100 us, mostly of faults later) when what has run is not
-/// what will run: start-up is most of what a process with a machine ever touches.
+/// what will run: start-up is most of what a process with a machine ever touches. Nothing is
+/// done under a debugger, whose breakpoints are in those pages.
 pub fn release_program() {
+    if traced() {
+        return;
+    }
     let mut segments: Segments = [(0, 0); 4];
     // SAFETY: the callback has the type asked for and is given a pointer to `segments`, which
     // outlives the call.
