@@ -26,6 +26,7 @@ mod ring;
 mod slab;
 mod sockets;
 mod tcp;
+mod turns;
 mod udp;
 mod wire;
 

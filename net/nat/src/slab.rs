@@ -61,6 +61,11 @@ impl<T> Slab<T> {
         Some(key)
     }
 
+    /// Whether there is an entry with this key.
+    pub(crate) fn contains(&self, key: Key) -> bool {
+        self.entries.get(key.index as usize).is_some_and(|e| e.0 == key.generation && e.1.is_some())
+    }
+
     pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut T> {
         let (generation, value) = self.entries.get_mut(key.index as usize)?;
         value.as_mut().filter(|_| *generation == key.generation)
@@ -102,6 +107,7 @@ mod tests {
         assert_eq!(slab.remove(a), None);
         let c = slab.insert('c').unwrap();
         assert_eq!(slab.get_mut(a), None);
+        assert!(slab.contains(b) && slab.contains(c) && !slab.contains(a));
         assert_eq!(slab.get_mut(c).copied(), Some('c'));
         assert_eq!(Key::unpack(c.pack()), c);
         assert_eq!(slab.keys(), [c, b]);

@@ -1,7 +1,7 @@
 //! UDP: flows with idle time limits, DNS queries among them, and host sockets
 //! whose datagrams go to the guest.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -17,6 +17,7 @@ use crate::poller::{Happened, Source};
 use crate::slab::{Key, Slab};
 use crate::sockets;
 use crate::tcp::Around;
+use crate::turns::Turns;
 use crate::wire::{IpPacket, UdpDatagram};
 
 /// Flows at a time: each is a descriptor of the host. The one idle longest makes way.
@@ -80,7 +81,7 @@ pub(crate) struct Udp {
     flows: Slab<Flow>,
     by_ends: HashMap<(SocketAddr, SocketAddr), Key>,
     forwards: Vec<Forward>,
-    ready: VecDeque<Source>,
+    ready: Turns<Source>,
     next_port: u16,
     buffer: Vec<u8>,
 }
@@ -90,8 +91,8 @@ impl Udp {
         Udp {
             flows: Slab::new(MAX_FLOWS),
             by_ends: HashMap::new(),
+            ready: Turns::new(MAX_FLOWS + forwards.len()),
             forwards,
-            ready: VecDeque::new(),
             next_port: FIRST_PORT,
             buffer: vec![0; MAX_DATAGRAM],
         }
@@ -230,10 +231,13 @@ impl Udp {
                     return;
                 }
             }
-            other if self.ready.contains(&other) => return,
+            other if self.ready.contains(other) => return,
             _ => {}
         }
-        self.ready.push_back(event.source);
+        self.ready.push(event.source, |source| match source {
+            Source::Udp(key) => self.flows.contains(key),
+            _ => true,
+        });
     }
 
     /// A flow's deadline may have passed.
@@ -248,6 +252,12 @@ impl Udp {
         }
     }
 
+    /// Entries of the list of sockets that wait for their next turn.
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> usize {
+        self.ready.len()
+    }
+
     /// Whether some sockets wait for their next turn.
     pub(crate) fn has_more(&self) -> bool {
         !self.ready.is_empty()
@@ -256,24 +266,20 @@ impl Udp {
     /// Give each socket at which something has arrived a turn; false when the guest has no room.
     pub(crate) fn transmit(&mut self, sink: &mut dyn FrameSink, around: &mut Around<'_>) -> bool {
         for _ in 0..self.ready.len() {
-            let Some(&source) = self.ready.front() else { break };
+            let Some(source) = self.ready.front() else { break };
             let drained = match source {
                 Source::Udp(key) => self.drain_flow(key, sink, around),
                 Source::UdpListener(forward) => self.drain_forward(forward, sink, around),
                 _ => Some(true),
             };
-            match drained {
-                None => return false,
-                Some(true) => {
-                    if let Source::Udp(key) = source
-                        && let Some(flow) = self.flows.get_mut(key)
-                    {
-                        flow.queued = false;
-                    }
-                }
-                Some(false) => self.ready.push_back(source),
+            let Some(empty) = drained else { return false };
+            if empty
+                && let Source::Udp(key) = source
+                && let Some(flow) = self.flows.get_mut(key)
+            {
+                flow.queued = false;
             }
-            self.ready.pop_front();
+            self.ready.next(!empty);
         }
         true
     }

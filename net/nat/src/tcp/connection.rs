@@ -245,7 +245,8 @@ impl Connection {
             if newly > 0 {
                 self.acknowledged(newly, now);
             } else if nothing_else && self.outbound.sent_most > 0 && window > 0 {
-                self.outbound.duplicates += 1;
+                // Any number of them may come.
+                self.outbound.duplicates = self.outbound.duplicates.saturating_add(1);
                 if self.outbound.duplicates == 3 {
                     self.outbound.sent = 0;
                 }
@@ -390,7 +391,7 @@ impl Connection {
     /// A deadline may have passed; answers when to come again.
     pub(super) fn expire(&mut self, now: Instant) -> Result<Option<Instant>, Fate> {
         if self.retry_at.is_some_and(|t| t <= now) {
-            self.retries += 1;
+            self.retries = self.retries.saturating_add(1);
             self.retry_at = Some(now + (FIRST_WAIT * (1 << self.retries.min(8))).min(MAX_WAIT));
             match self.stage {
                 Stage::Connecting => {}
@@ -420,5 +421,42 @@ impl Connection {
     /// Close the socket so that the host's peer sees a reset.
     pub(super) fn reset_host(self) {
         sockets::reset_tcp(self.stream);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Policy;
+
+    #[test]
+    fn any_number_of_duplicates_is_survived() {
+        let log = std::sync::Arc::new(rate_log::RateLog::new("network"));
+        let mut gate = Gate::new(Policy::default(), true, Vec::new(), log);
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (ends, now) = (([10, 0, 2, 15], 1).into(), Instant::now());
+        let ends: (SocketAddr, SocketAddr) = (ends, ([10, 0, 2, 2], 2).into());
+        let mut connection = Connection::new(ends, stream, Stage::Open, 7, &Budget::default(), now);
+        connection.outbound.ring.push(b"data");
+        (connection.outbound.sent, connection.outbound.sent_most, connection.outbound.window) = (4, 4, 9);
+        let duplicate = TcpSegment {
+            source: 1,
+            destination: 2,
+            sequence: 0,
+            acknowledged: 7,
+            flags: TcpFlags(TcpFlags::ACK),
+            window: 9,
+            mss: None,
+            scale: None,
+            payload: &[],
+        };
+        for _ in 0..3 {
+            assert_eq!(connection.outbound.sent, 4);
+            assert_eq!(connection.segment(&duplicate, 1460, &mut gate, now), Fate::Keep);
+        }
+        assert_eq!(connection.outbound.sent, 0, "three are a loss: all is sent again");
+        connection.outbound.duplicates = u32::MAX;
+        assert_eq!(connection.segment(&duplicate, 1460, &mut gate, now), Fate::Keep);
     }
 }

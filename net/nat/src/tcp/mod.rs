@@ -4,7 +4,7 @@ mod connection;
 mod dns_stream;
 mod transmit;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,7 @@ use crate::slab::{Key, Slab};
 use crate::sockets;
 use crate::tcp::connection::{Connection, Fate, Stage};
 use crate::tcp::transmit::{Turn, link_mss, refuse};
+use crate::turns::Turns;
 use crate::wire::{IpPacket, TcpFlags, TcpSegment};
 
 /// Connections at a time: each is a descriptor of the host and up to 128 KiB of
@@ -53,7 +54,7 @@ pub(crate) struct Tcp {
     forwards: Vec<Forward>,
     budget: Budget,
     /// Those with something to do, in turn.
-    ready: VecDeque<Key>,
+    ready: Turns<Key>,
     next_port: u16,
 }
 
@@ -64,7 +65,7 @@ impl Tcp {
             by_ends: HashMap::new(),
             forwards,
             budget: Budget::default(),
-            ready: VecDeque::new(),
+            ready: Turns::new(MAX_CONNECTIONS),
             next_port: FIRST_PORT,
         }
     }
@@ -244,7 +245,7 @@ impl Tcp {
             let Some(connection) = self.connections.get_mut(key) else { return };
             if !connection.queued {
                 connection.queued = true;
-                self.ready.push_back(key);
+                self.ready.push(key, |other| self.connections.contains(other));
             }
             self.set_timer(key, around);
             return;
@@ -267,6 +268,12 @@ impl Tcp {
         }
     }
 
+    /// Entries of the list of connections that wait for their next turn.
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> usize {
+        self.ready.len()
+    }
+
     /// Whether some connections wait for their next turn.
     pub(crate) fn has_more(&self) -> bool {
         !self.ready.is_empty()
@@ -275,18 +282,18 @@ impl Tcp {
     /// Give each connection with something to do a turn; false when the guest has no room.
     pub(crate) fn transmit(&mut self, sink: &mut dyn FrameSink, around: &mut Around<'_>) -> bool {
         for _ in 0..self.ready.len() {
-            let Some(&key) = self.ready.front() else { break };
+            let Some(key) = self.ready.front() else { break };
             let Some(connection) = self.connections.get_mut(key) else {
-                self.ready.pop_front();
+                self.ready.next(false);
                 continue;
             };
             let turn = connection.turn(around.link, around.gate, sink, around.now);
             match turn {
                 Turn::NoRoom => return false,
                 Turn::Idle | Turn::Failed => connection.queued = false,
-                Turn::More => self.ready.push_back(key),
+                Turn::More => {}
             }
-            self.ready.pop_front();
+            self.ready.next(turn == Turn::More);
             if turn == Turn::Failed {
                 self.settle(key, Fate::ResetBoth, around);
             } else {
