@@ -1,6 +1,6 @@
 //! What is read of DNS messages (RFC 1035): the question, and addresses in answers.
 //!
-//! Messages are forwarded as they are. Own, because hickory-proto builds whole
+//! Messages are forwarded as they are, but for their identifiers. Own, because hickory-proto builds whole
 //! messages on the heap; here one name and some addresses are looked at in place.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -20,12 +20,32 @@ const CLASS_IN: u16 = 1;
 /// Response code of a query that policy forbids.
 const REFUSED: u8 = 5;
 
-/// The name a message asks for, lower case; `None` if it does not ask for exactly one.
-pub(crate) fn question(message: &[u8]) -> Option<String> {
+/// What a message asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Question {
+    /// Lower case.
+    pub(crate) name: String,
+    kind: u16,
+    class: u16,
+}
+
+/// What a message asks for; `None` if that is not exactly one thing.
+pub(crate) fn asked(message: &[u8]) -> Option<Question> {
     if be16(message, 4)? != 1 {
         return None;
     }
-    Some(name_at(message, HEADER)?.0)
+    let (name, after) = name_at(message, HEADER)?;
+    Some(Question { name, kind: be16(message, after)?, class: be16(message, after + 2)? })
+}
+
+/// The name a message asks for, lower case; `None` if it does not ask for exactly one.
+pub(crate) fn question(message: &[u8]) -> Option<String> {
+    asked(message).map(|q| q.name)
+}
+
+/// Whether a message is a response.
+pub(crate) fn is_response(message: &[u8]) -> bool {
+    message.get(2).is_some_and(|flags| flags & 0x80 != 0)
 }
 
 /// An address in an answer.

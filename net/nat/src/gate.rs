@@ -84,8 +84,9 @@ impl Gate {
         self.resolvers.get(attempt.checked_rem(self.resolvers.len())?).copied()
     }
 
-    pub(crate) fn has_resolver(&self) -> bool {
-        !self.resolvers.is_empty()
+    /// How many resolvers the host has.
+    pub(crate) fn resolvers(&self) -> usize {
+        self.resolvers.len()
     }
 
     pub(crate) fn refused(&self) -> u64 {

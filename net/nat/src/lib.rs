@@ -22,6 +22,7 @@ mod names;
 mod ping;
 mod policy;
 mod poller;
+mod resolving;
 mod ring;
 mod slab;
 mod sockets;
@@ -144,7 +145,7 @@ impl Nat {
             guest: addresses.guest,
             mask: addresses.mask(),
             gateway: addresses.gateway,
-            dns: gate.has_resolver().then_some(addresses.dns),
+            dns: (gate.resolvers() > 0).then_some(addresses.dns),
             host_name,
             mtu,
         };

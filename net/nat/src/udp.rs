@@ -14,6 +14,7 @@ use crate::icmp::Unreachable;
 use crate::link::Ends;
 use crate::policy::{Destination, Transport};
 use crate::poller::{Happened, Source};
+use crate::resolving::Resolving;
 use crate::slab::{Key, Slab};
 use crate::sockets;
 use crate::tcp::Around;
@@ -48,10 +49,21 @@ pub(crate) struct Forward {
 enum Way {
     /// To one peer.
     Peer(UdpSocket),
-    /// To the host's resolver. `attempt`: how many queries went unanswered.
-    Resolver { socket: UdpSocket, attempt: usize },
+    /// To the host's resolvers.
+    Resolver(Resolving),
     /// Back to who has sent to a forward.
     Back { forward: u32, peer: SocketAddr },
+}
+
+impl Way {
+    /// The socket that is the flow's own.
+    fn socket(&self) -> Option<&UdpSocket> {
+        match self {
+            Way::Peer(socket) => Some(socket),
+            Way::Resolver(resolving) => Some(resolving.socket()),
+            Way::Back { .. } => None,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -69,7 +81,7 @@ struct Flow {
 impl Flow {
     fn life(&self) -> Duration {
         match (&self.way, self.answered) {
-            (Way::Resolver { .. }, _) => QUERY,
+            (Way::Resolver(_), _) => QUERY,
             (_, true) => ANSWERED,
             (_, false) => UNANSWERED,
         }
@@ -149,10 +161,7 @@ impl Udp {
         let to = Destination { address: remote.ip(), port: remote.port(), transport: Transport::Udp };
         let way = match around.gate.admit(&around.link.addresses, &to, around.now).ok()? {
             Route::Host(host) => Way::Peer(sockets::connect_udp(&host).ok()?),
-            Route::Resolver => {
-                let socket = sockets::connect_udp(&around.gate.resolver(0)?).ok()?;
-                Way::Resolver { socket, attempt: 0 }
-            }
+            Route::Resolver => Way::Resolver(Resolving::new(around.gate)?),
         };
         self.insert(guest, remote, way, around)
     }
@@ -169,7 +178,7 @@ impl Udp {
             self.remove(oldest, around.poller);
         }
         let key = self.flows.next_key()?;
-        if let Way::Peer(socket) | Way::Resolver { socket, .. } = &way {
+        if let Some(socket) = way.socket() {
             around.poller.watch(socket, Source::Udp(key)).ok()?;
         }
         let mut flow =
@@ -186,8 +195,8 @@ impl Udp {
         let Some(flow) = self.flows.get_mut(key) else { return };
         flow.used = around.now;
         let sent = match &mut flow.way {
-            Way::Peer(socket) => socket.send(payload),
-            Way::Resolver { socket, attempt } => {
+            Way::Peer(socket) => socket.send(payload).map(|_| ()),
+            Way::Resolver(resolving) => {
                 if !around.gate.admit_query(payload) {
                     let ends = Ends { from: flow.remote.ip(), to: flow.guest.ip() };
                     if let Some(refusal) = dns::refuse(payload) {
@@ -196,15 +205,11 @@ impl Udp {
                     }
                     return;
                 }
-                // Asked again: another resolver may know.
-                if let Some(next) = around.gate.resolver(*attempt) {
-                    let _ = rustix::net::connect(&*socket, &next);
-                }
-                *attempt += 1;
-                socket.send(payload)
+                let poller = &*around.poller;
+                resolving.ask(payload, around.gate, |socket| poller.watch(socket, Source::Udp(key)))
             }
             Way::Back { forward, peer } => match self.forwards.get(*forward as usize) {
-                Some(f) => f.socket.send_to(payload, *peer),
+                Some(f) => f.socket.send_to(payload, *peer).map(|_| ()),
                 None => return,
             },
         };
@@ -288,7 +293,7 @@ impl Udp {
     fn drain_flow(&mut self, key: Key, sink: &mut dyn FrameSink, around: &mut Around<'_>) -> Option<bool> {
         for _ in 0..TURN {
             let Some(flow) = self.flows.get_mut(key) else { return Some(true) };
-            let (Way::Peer(socket) | Way::Resolver { socket, .. }) = &flow.way else { return Some(true) };
+            let Some(socket) = flow.way.socket() else { return Some(true) };
             if !sink.room() {
                 return None;
             }
@@ -302,12 +307,14 @@ impl Udp {
                     continue;
                 }
             };
-            (flow.used, flow.answered) = (around.now, true);
-            let payload = self.buffer.get(..n).unwrap_or_default();
-            if let Way::Resolver { attempt, .. } = &mut flow.way {
-                *attempt = 0;
+            let payload = self.buffer.get_mut(..n).unwrap_or_default();
+            if let Way::Resolver(resolving) = &mut flow.way {
+                if !resolving.answers(payload) {
+                    continue;
+                }
                 around.gate.learn(payload, around.now);
             }
+            (flow.used, flow.answered) = (around.now, true);
             let ends = Ends { from: flow.remote.ip(), to: flow.guest.ip() };
             around.link.udp(sink, ends, (flow.remote.port(), flow.guest.port()), payload);
         }

@@ -365,3 +365,133 @@ fn after_a_reset_nothing_of_the_old_guest_is_left() {
     server.join().unwrap();
     assert_eq!(guest.nat.counters().tcp_connections, 0);
 }
+
+/// A resolver that answers each query by what `answer` makes of it.
+fn resolver(at: &str, mut answer: impl FnMut(&[u8]) -> Vec<Vec<u8>> + Send + 'static) -> SocketAddr {
+    let socket = UdpSocket::bind(at).unwrap();
+    let address = socket.local_addr().unwrap();
+    // Ends with the test's process.
+    std::thread::spawn(move || {
+        let mut buffer = [0; 512];
+        while let Ok((n, from)) = socket.recv_from(&mut buffer) {
+            for response in answer(&buffer[..n]) {
+                let _ = socket.send_to(&response, from);
+            }
+        }
+    });
+    address
+}
+
+/// A query for one name with this identifier, for addresses of IPv4 (1) or IPv6 (28).
+fn query(id: u16, name: &str, kind: u8) -> Vec<u8> {
+    let mut message = [&id.to_be_bytes()[..], &[1, 0, 0, 1, 0, 0, 0, 0, 0, 0]].concat();
+    for label in name.split('.') {
+        message.push(label.len() as u8);
+        message.extend(label.as_bytes());
+    }
+    message.extend([0, 0, kind, 0, 1]);
+    message
+}
+
+/// The response to a query: this address, if it is asked for.
+fn response(query: &[u8], address: [u8; 4]) -> Vec<u8> {
+    let mut response = query.to_vec();
+    response[2] |= 0x80;
+    if query.ends_with(&[0, 1, 0, 1]) {
+        response[7] = 1;
+        response.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+        response.extend(address);
+    }
+    response
+}
+
+/// A socket of the guest's for several datagrams.
+fn udp_socket(guest: &mut Guest) -> smoltcp::iface::SocketHandle {
+    let buffer = || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 8], vec![0; 8192]);
+    let mut socket = udp::Socket::new(buffer(), buffer());
+    socket.bind(5000).unwrap();
+    guest.sockets.add(socket)
+}
+
+fn send_to_dns(guest: &mut Guest, handle: smoltcp::iface::SocketHandle, message: &[u8]) {
+    guest.sockets.get_mut::<udp::Socket>(handle).send_slice(message, IpEndpoint::from((DNS, 53))).unwrap();
+}
+
+fn next_answer(guest: &mut Guest, handle: smoltcp::iface::SocketHandle) -> Vec<u8> {
+    guest
+        .until("an answer", |g| g.sockets.get_mut::<udp::Socket>(handle).recv().ok().map(|(d, _)| d.to_vec()))
+}
+
+#[test]
+fn questions_asked_at_once_are_all_answered_by_the_first_resolver() {
+    let first = resolver("127.0.0.1:0", |q| vec![response(q, [192, 0, 2, 1])]);
+    let asked = Arc::new(Mutex::new(0));
+    let count = asked.clone();
+    let second = resolver("127.0.0.1:0", move |_| {
+        *count.lock().unwrap() += 1;
+        Vec::new()
+    });
+    let resolvers = vec![first, second];
+    let mut guest = Guest::new(nat(NatConfig { resolvers, ..NatConfig::default() }));
+    let handle = udp_socket(&mut guest);
+    // As the C library asks: from one socket, without waiting.
+    send_to_dns(&mut guest, handle, &query(7, "a.test", 1));
+    send_to_dns(&mut guest, handle, &query(8, "a.test", 28));
+    let mut ids = [0; 2].map(|_| next_answer(&mut guest, handle)[1]);
+    ids.sort();
+    assert_eq!((ids, *asked.lock().unwrap()), ([7, 8], 0));
+}
+
+#[test]
+fn a_question_asked_again_goes_to_the_next_resolver_whatever_its_family() {
+    let silent = resolver("127.0.0.1:0", |_| Vec::new());
+    let knows = resolver("[::1]:0", |q| vec![response(q, [192, 0, 2, 1])]);
+    // One that no socket reaches is passed over.
+    let nowhere = "255.255.255.255:53".parse().unwrap();
+    let resolvers = vec![silent, nowhere, knows];
+    let mut guest = Guest::new(nat(NatConfig { resolvers, ..NatConfig::default() }));
+    let handle = udp_socket(&mut guest);
+    for id in [7, 8] {
+        send_to_dns(&mut guest, handle, &query(id, "a.test", 1));
+    }
+    (0..20).for_each(|_| guest.step());
+    assert!(!guest.sockets.get_mut::<udp::Socket>(handle).can_recv());
+    for id in [7, 8] {
+        send_to_dns(&mut guest, handle, &query(id, "a.test", 1));
+        assert_eq!(next_answer(&mut guest, handle), response(&query(id, "a.test", 1), [192, 0, 2, 1]));
+    }
+}
+
+#[test]
+fn only_the_answer_to_a_question_is_passed_on_and_believed() {
+    let ids = Arc::new(Mutex::new(Vec::new()));
+    let seen = ids.clone();
+    let forger = resolver("127.0.0.1:0", move |q| {
+        seen.lock().unwrap().push(q[..2].to_vec());
+        let mut wrong_id = response(q, [192, 0, 2, 66]);
+        wrong_id[1] ^= 1;
+        let of_another = response(&[&q[..2], &query(0, "b.test", 1)[2..]].concat(), [192, 0, 2, 66]);
+        let right = response(q, [192, 0, 2, 1]);
+        let again = response(q, [192, 0, 2, 66]);
+        vec![wrong_id, of_another, q.to_vec(), right, again]
+    });
+    let policy = Policy {
+        deny_by_default: true,
+        allow: vec!["a.test".parse().unwrap(), "b.test".parse().unwrap()],
+        deny: Vec::new(),
+    };
+    let mut guest = Guest::new(nat(NatConfig { policy, resolvers: vec![forger], ..NatConfig::default() }));
+    let handle = udp_socket(&mut guest);
+    for id in 1..5 {
+        let question = query(id, "a.test", 1);
+        send_to_dns(&mut guest, handle, &question);
+        assert_eq!(next_answer(&mut guest, handle), response(&question, [192, 0, 2, 1]));
+    }
+    (0..50).for_each(|_| guest.step());
+    assert!(!guest.sockets.get_mut::<udp::Socket>(handle).can_recv(), "one answer to a question");
+    let guests: Vec<Vec<u8>> = (1..5u8).map(|id| vec![0, id]).collect();
+    assert_ne!(*ids.lock().unwrap(), guests, "identifiers that the guest cannot choose");
+    let refused = guest.nat.counters().refused;
+    assert_eq!(guest.connect((IpAddress::v4(192, 0, 2, 66), 80)).1, tcp::State::Closed);
+    assert_eq!(guest.nat.counters().refused, refused + 1);
+}
