@@ -22,7 +22,9 @@ pub const HELP: &str = "Examples:
   strata cp web:/var/log/syslog .
 
 A path of a guest is MACHINE:PATH. Folders are copied with all that is in them, links as links;
-modes and times are kept, set-user-ID is not, and what is copied into a guest is root's.
+modes and times are kept, set-user-ID is not, and what is copied into a guest is root's. In a
+folder of the host it is called by the last name of PATH, or as the machine where PATH has none
+(/, ..); a guest that sends something of another name is refused.
 
 Exit status:
   0  done
@@ -131,7 +133,7 @@ fn out_of(args: &CopyArgs, machine: &str, from: &[u8], to: &Path) -> anyhow::Res
     let found = machines::find(machine)?;
     let shown = Shown::new(args.quiet, OsStr::from_bytes(from), None);
     Guest::new(&found.vsock(), exec::PATIENCE)
-        .copy_out(from, to, &mut |done, total| shown.set(done, total))
+        .copy_out(from, to, OsStr::new(&machines::label(&found)), &mut |done, total| shown.set(done, total))
         .with_context(|| machines::label(&found))
 }
 

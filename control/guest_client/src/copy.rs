@@ -1,8 +1,10 @@
 //! Trees of files into a guest and out of it.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use agent_protocol::{ChannelError, EntryKind, Receiver, ToGuest, ToHost, TreeItem, send_tree};
+use agent_protocol::{ChannelError, EntryKind, Receiver, ToGuest, ToHost, TreeItem, TreeName, send_tree};
 
 use crate::dial::out_of_order;
 use crate::{Guest, GuestError};
@@ -63,7 +65,8 @@ impl Guest {
     }
 
     /// Copy the guest's `from` to the host: into the folder `to`, or by that name.
-    /// `progress` is told the bytes received, and those of the file at the top, if
+    /// In a folder it is called by the last name of `from`, or `otherwise` if that
+    /// has none, as "/" and "..": the guest has no say in it. `progress` is told the bytes received, and those of the file at the top, if
     /// it is one.
     ///
     /// # Errors
@@ -72,9 +75,11 @@ impl Guest {
         &self,
         from: &[u8],
         to: &Path,
+        otherwise: &OsStr,
         progress: &mut dyn FnMut(u64, Option<u64>),
     ) -> Result<Copied, GuestError> {
-        let mut receiver = Receiver::new(to).map_err(GuestError::Host)?;
+        let name = TreeName::asked_for(Path::new(OsStr::from_bytes(from)), otherwise);
+        let mut receiver = Receiver::new(to, name).map_err(GuestError::Host)?;
         let mut channel = self.connect()?;
         channel.send(&ToGuest::CopyOut { path: from.to_vec() })?;
         let (mut copied, mut total) = (Copied::default(), None);

@@ -5,8 +5,9 @@
 //! [`Guest::copy_in`] and [`Guest::copy_out`] carry trees of files,
 //! [`Guest::facts`] asks how the guest is.
 //!
-//! The guest is not trusted: what it sends has caps (`agent_protocol`), and a copy
-//! out of it never leaves its destination.
+//! The guest is not trusted: what it sends has caps (`agent_protocol`), a copy
+//! out of it never leaves its destination, and what it is called there is not the
+//! guest's choice.
 
 mod copy;
 mod dial;

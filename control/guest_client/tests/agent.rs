@@ -1,5 +1,6 @@
 //! The client against the embedded agent, through what a socket device does.
 
+use std::ffi::OsStr;
 use std::io::{Cursor, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
@@ -143,13 +144,22 @@ fn trees_come_and_go_with_their_progress() {
     let copied = guest.copy_in(&from, &path("to"), &mut |n| seen = n).unwrap();
     assert_eq!((copied.bytes, seen), (1 << 20, 1 << 20));
     let mut total = None;
-    guest.copy_out(&path("to/d/f"), &machine.folder.join("g"), &mut |_, t| total = t).unwrap();
+    guest
+        .copy_out(&path("to/d/f"), &machine.folder.join("g"), OsStr::new("m"), &mut |_, t| total = t)
+        .unwrap();
     assert_eq!(total, Some(1 << 20));
     assert_eq!(std::fs::read(machine.folder.join("g")).unwrap(), vec![3; 1 << 20]);
+    // Into a folder, by the name of what was asked for, and a nameless one as it is told.
+    let (asked_for, folder) = (path("to/d"), machine.folder.join("folder"));
+    std::fs::create_dir(&folder).unwrap();
+    for asked in [asked_for.clone(), [&asked_for[..], b"/.."].concat()] {
+        guest.copy_out(&asked, &folder, OsStr::new("m"), &mut |_, _| ()).unwrap();
+    }
+    assert!(folder.join("d/f").is_file() && folder.join("m/d/f").is_file());
     // Failures of either side: the guest's reach the host behind what it sends.
     let there = guest.copy_in(&from, &path("none/x"), &mut |_| ()).unwrap_err();
     assert_eq!(there.kind(), Some(FailureKind::NotFound), "{there}");
-    let there = guest.copy_out(&path("none"), &machine.folder, &mut |_, _| ()).unwrap_err();
+    let there = guest.copy_out(&path("none"), &machine.folder, OsStr::new("m"), &mut |_, _| ()).unwrap_err();
     assert_eq!(there.kind(), Some(FailureKind::NotFound), "{there}");
     let here = guest.copy_in(&machine.folder.join("none"), &path("x"), &mut |_| ()).unwrap_err();
     assert!(matches!(here, GuestError::Host(_)), "{here}");

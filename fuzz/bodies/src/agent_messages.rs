@@ -2,7 +2,9 @@
 //! what was decoded is the same after it was sent again, and a tree never leaves
 //! its destination.
 
-use agent_protocol::{Frames, Message, Receiver, ToGuest, ToHost, TreeItem};
+use std::os::unix::ffi::OsStrExt;
+
+use agent_protocol::{Frames, Message, Receiver, ToGuest, ToHost, TreeItem, TreeName};
 
 fn all<M: Message + PartialEq + std::fmt::Debug>(bytes: &[u8]) -> Vec<M> {
     let mut frames = Frames::new();
@@ -33,8 +35,17 @@ pub fn agent_messages(bytes: &[u8]) {
     let (inside, outside) = (top.join("in"), top.join("out"));
     std::fs::create_dir_all(&inside).expect("a temporary folder");
     std::fs::create_dir_all(&outside).expect("a temporary folder");
-    if let Ok(mut receiver) = Receiver::new(&inside) {
+    // Half of the inputs as a host that asked for something, whose name the bytes choose.
+    let name = match bytes.len() % 2 {
+        0 => TreeName::Sent,
+        _ => TreeName::Asked(bytes[..1].to_vec()),
+    };
+    if let Ok(mut receiver) = Receiver::new(&inside, name.clone()) {
         let _ = items.into_iter().try_for_each(|item| receiver.accept(item).map(drop));
+    }
+    if let TreeName::Asked(name) = name {
+        let mut names = std::fs::read_dir(&inside).expect("it is there").flatten();
+        assert!(names.all(|entry| entry.file_name().as_bytes() == name));
     }
     assert_eq!(std::fs::read_dir(&top).expect("it is there").count(), 2);
     assert_eq!(std::fs::read_dir(&outside).expect("it is there").count(), 0);

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use agent_protocol::{
     Channel, ChannelError, Failure, FailureKind, Power, ProtocolError, Receiver, ToGuest, ToHost, TreeItem,
-    send_tree,
+    TreeName, send_tree,
 };
 
 use crate::{exec, facts, sys};
@@ -113,7 +113,7 @@ pub fn serve(stream: UnixStream) -> Result<(), ChannelError> {
 }
 
 fn copy_in(path: &[u8], channel: &mut Channel<UnixStream>) -> Result<(), ChannelError> {
-    let mut receiver = match Receiver::new(Path::new(OsStr::from_bytes(path))) {
+    let mut receiver = match Receiver::new(Path::new(OsStr::from_bytes(path)), TreeName::Sent) {
         Ok(receiver) => Some(receiver),
         Err(e) => {
             channel.send(&failed(&e))?;

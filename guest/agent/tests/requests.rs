@@ -7,7 +7,8 @@ use std::process::{Child, Command};
 use std::time::Duration;
 
 use agent_protocol::{
-    Channel, ChannelError, Ending, Exec, Failure, FailureKind, STDIN_WINDOW, Size, ToGuest, ToHost, TreeItem,
+    Channel, ChannelError, Ending, Exec, Failure, FailureKind, Receiver, STDIN_WINDOW, Size, ToGuest, ToHost,
+    TreeItem, TreeName,
 };
 
 struct Agent {
@@ -252,7 +253,7 @@ fn trees_come_and_go() {
     assert_eq!(std::fs::read(agent.folder.join("to/in/big")).unwrap(), vec![9; 300_000]);
 
     let mut channel = agent.ask(ToGuest::CopyOut { path: path("to") });
-    let mut receiver = agent_protocol::Receiver::new(&agent.folder.join("back")).unwrap();
+    let mut receiver = Receiver::new(&agent.folder.join("back"), TreeName::Sent).unwrap();
     loop {
         match channel.receive().unwrap() {
             ToHost::Tree(item) => {

@@ -23,6 +23,8 @@ pub enum ProtocolError {
     Version(u16),
     /// A path that leads out of the tree it belongs to.
     Path,
+    /// A tree that is not called what was asked for.
+    Name,
 }
 
 impl std::fmt::Display for ProtocolError {
@@ -39,6 +41,9 @@ impl std::fmt::Display for ProtocolError {
                 crate::VERSION
             ),
             ProtocolError::Path => write!(f, "a path leads out of the tree that is copied"),
+            ProtocolError::Name => {
+                write!(f, "the other side sent something of another name than was asked for")
+            }
         }
     }
 }

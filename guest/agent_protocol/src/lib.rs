@@ -30,7 +30,7 @@ pub use message::{
     Ending, Exec, Failure, FailureKind, GuestFacts, Hello, Message, Power, STDIN_WINDOW, Size, ToGuest,
     ToHost, VERSION,
 };
-pub use tree::{EntryKind, MAX_DEPTH, Receiver, TreeEntry, TreeItem, send_tree, tree_size};
+pub use tree::{EntryKind, MAX_DEPTH, Receiver, TreeEntry, TreeItem, TreeName, send_tree, tree_size};
 
 /// The vsock port where the agent listens: below 1024, so that only a privileged
 /// process of the guest can take its place.

@@ -231,13 +231,36 @@ fn set(file: &File, mode: u32, modified: u64) -> io::Result<()> {
     file.set_permissions(Permissions::from_mode(mode & MODES))
 }
 
+/// What a tree is called where it is put into a folder. Whoever asks an untrusted
+/// side for a tree says so: the sender would choose among the names of that folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TreeName {
+    /// As the sender calls it, who is trusted.
+    Sent,
+    /// This; a sender that calls it otherwise is refused.
+    Asked(Vec<u8>),
+    /// This, whatever the sender calls it.
+    Given(Vec<u8>),
+}
+
+impl TreeName {
+    /// The name that [`send_tree`] gives the tree at `asked`. One without a name of
+    /// its own, as "..", "." and "/", is called `otherwise`.
+    pub fn asked_for(asked: &Path, otherwise: &OsStr) -> Self {
+        match asked.file_name() {
+            Some(name) => TreeName::Asked(name.as_bytes().to_vec()),
+            None => TreeName::Given(otherwise.as_bytes().to_vec()),
+        }
+    }
+}
+
 /// Creates a tree from its items.
 #[derive(Debug)]
 pub struct Receiver {
     /// Where the tree is put.
     base: File,
-    /// What the tree's first name is replaced by.
-    name: Option<Vec<u8>>,
+    /// What the tree is called there.
+    name: TreeName,
     /// The folders that lead to the current entry.
     open: Vec<Folder>,
     /// The file that is being written.
@@ -248,14 +271,15 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// Put a tree at `destination`: into it, if it is a folder; else by its name.
+    /// Put a tree at `destination`: into it, called `name`, if it is a folder; else
+    /// by the destination's name.
     ///
     /// # Errors
     /// When there is no such place.
-    pub fn new(destination: &Path) -> io::Result<Self> {
+    pub fn new(destination: &Path, name: TreeName) -> io::Result<Self> {
         let told = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", destination.display()));
         let (base, name) = match fs::canonicalize(destination) {
-            Ok(folder) if folder.is_dir() => (folder, None),
+            Ok(folder) if folder.is_dir() => (folder, name),
             // The user named it: a link on the way there is meant.
             Ok(file) => split(&file)?,
             Err(e) if e.kind() == io::ErrorKind::NotFound => split(destination)?,
@@ -327,8 +351,10 @@ impl Receiver {
         if *own != parts[0] {
             return Err(ProtocolError::Path);
         }
-        if let Some(name) = &self.name {
-            parts[0].clone_from(name);
+        match &self.name {
+            TreeName::Asked(name) if parts[0] != *name => return Err(ProtocolError::Name),
+            TreeName::Asked(_) | TreeName::Sent => {}
+            TreeName::Given(name) => parts[0].clone_from(name),
         }
         Ok(parts)
     }
@@ -378,7 +404,7 @@ impl Receiver {
 }
 
 /// The folder a new name is made in, and the name.
-fn split(path: &Path) -> io::Result<(PathBuf, Option<Vec<u8>>)> {
+fn split(path: &Path) -> io::Result<(PathBuf, TreeName)> {
     let ends_in_slash = path.as_os_str().as_bytes().ends_with(b"/");
     let Some(name) = path.file_name().filter(|_| !ends_in_slash) else {
         return Err(io::Error::new(
@@ -390,7 +416,7 @@ fn split(path: &Path) -> io::Result<(PathBuf, Option<Vec<u8>>)> {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
         _ => PathBuf::from("."),
     };
-    Ok((folder, Some(name.as_bytes().to_vec())))
+    Ok((folder, TreeName::Given(name.as_bytes().to_vec())))
 }
 
 #[cfg(test)]
@@ -415,7 +441,7 @@ mod tests {
     }
 
     fn copy(from: &Path, to: &Path) -> Result<u64, ChannelError> {
-        let mut receiver = Receiver::new(to)?;
+        let mut receiver = Receiver::new(to, TreeName::Sent)?;
         send_tree(from, &mut |item| receiver.accept(item).map(drop))?;
         Ok(receiver.skipped())
     }
@@ -459,7 +485,7 @@ mod tests {
         fs::create_dir_all(&outside).unwrap();
         fs::create_dir_all(&to).unwrap();
         let refused = |items: &[TreeItem]| {
-            let mut receiver = Receiver::new(&to).unwrap();
+            let mut receiver = Receiver::new(&to, TreeName::Sent).unwrap();
             let result = items.iter().try_for_each(|i| receiver.accept(i.clone()).map(drop));
             assert!(result.is_err(), "{items:?}");
             assert_eq!(fs::read_dir(&outside).unwrap().count(), 0, "{items:?}");
@@ -486,9 +512,63 @@ mod tests {
     }
 
     #[test]
+    fn a_sender_does_not_choose_the_name_in_a_folder() {
+        let s = Scratch::new("name");
+        let names = |folder: &Path| -> Vec<_> {
+            fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+        };
+        // What was asked for, what is sent, and the name that appears, if any.
+        let check = |asked: &str, sent: &[TreeItem], expect: Option<&str>| {
+            let to = s.0.join("to");
+            let _ = fs::remove_dir_all(&to);
+            fs::create_dir(&to).unwrap();
+            let name = TreeName::asked_for(Path::new(asked), OsStr::new("web"));
+            let mut receiver = Receiver::new(&to, name).unwrap();
+            let result = sent.iter().try_for_each(|i| receiver.accept(i.clone()).map(drop));
+            assert_eq!(result.is_ok(), expect.is_some(), "{asked}: {result:?}");
+            assert_eq!(names(&to), Vec::from_iter(expect), "{asked}");
+        };
+        let file = |path: &str| [entry(path.as_bytes(), EntryKind::File { size: 0 })];
+        let link = EntryKind::Symlink { target: b"/etc".to_vec() };
+        check("/var/log/syslog", &file("syslog"), Some("syslog"));
+        check("/var/log/syslog", &file(".bashrc"), None);
+        check("/var/log/syslog", &file("syslog2"), None);
+        check("/var/log/syslog", &[entry(b".ssh", link)], None);
+        check("/var/log/syslog", &[entry(b".git", EntryKind::Directory)], None);
+        check("/srv/site/", &[entry(b"site", EntryKind::Directory)], Some("site"));
+        check("site/.", &[entry(b"site", EntryKind::Directory)], Some("site"));
+        for nameless in ["/", ".", "..", "site/..", ""] {
+            check(nameless, &[entry(b".git", EntryKind::Directory)], Some("web"));
+        }
+        // By a name of the user's own, whatever is sent.
+        let name = TreeName::asked_for(Path::new("/etc/hosts"), OsStr::new("web"));
+        let mut receiver = Receiver::new(&s.0.join("to/own"), name).unwrap();
+        receiver.accept(file(".bashrc")[0].clone()).unwrap();
+        assert!(names(&s.0.join("to")).contains(&"own".to_string()));
+        assert!(!names(&s.0.join("to")).contains(&".bashrc".to_string()));
+    }
+
+    #[test]
+    fn the_sender_calls_a_tree_as_the_receiver_expects() {
+        let s = Scratch::new("agree");
+        fs::create_dir_all(s.0.join("from/in")).unwrap();
+        for (number, asked) in
+            ["from", "from/", "from/.", "from/in", "from/in/..", "from/in/"].iter().enumerate()
+        {
+            let asked = s.0.join(asked);
+            let to = s.0.join(format!("to{number}"));
+            fs::create_dir(&to).unwrap();
+            let name = TreeName::asked_for(&asked, OsStr::new("web"));
+            let mut receiver = Receiver::new(&to, name).unwrap();
+            send_tree(&asked, &mut |item| receiver.accept(item).map(drop)).unwrap();
+            assert_eq!(fs::read_dir(&to).unwrap().count(), 1, "{}", asked.display());
+        }
+    }
+
+    #[test]
     fn a_privilege_is_not_taken_over() {
         let s = Scratch::new("suid");
-        let mut receiver = Receiver::new(&s.0.join("new")).unwrap();
+        let mut receiver = Receiver::new(&s.0.join("new"), TreeName::Sent).unwrap();
         receiver.accept(entry(b"x", EntryKind::File { size: 0 })).unwrap();
         receiver.accept(TreeItem::End).unwrap();
         assert_eq!(fs::metadata(s.0.join("new")).unwrap().mode() & 0o7777, 0o755);
@@ -498,7 +578,7 @@ mod tests {
     fn a_place_that_is_not_there_is_told() {
         let s = Scratch::new("place");
         for path in ["none/", "none/x/y"] {
-            let e = Receiver::new(&s.0.join(path)).unwrap_err();
+            let e = Receiver::new(&s.0.join(path), TreeName::Sent).unwrap_err();
             assert_eq!(e.kind(), io::ErrorKind::NotFound, "{e}");
         }
     }
