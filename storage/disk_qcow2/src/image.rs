@@ -9,12 +9,15 @@ use disk::{Access, CacheMode, Disk, DiskError, Geometry, ImageFormat, ImageLock,
 use imago::file::File;
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
-use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, Storage, StorageOpenOptions};
+use imago::{
+    DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, ShallowMapping, Storage, StorageOpenOptions,
+};
 
 use crate::chain::{Backing, Files, OpenLink, open_chain};
 use crate::header::HeaderError;
 use crate::reader::read_chain;
-use crate::refcounts;
+use crate::survey::survey;
+use crate::tables::Tables;
 
 /// The unit guests know.
 const SECTOR: u32 = 512;
@@ -38,9 +41,15 @@ pub struct Qcow2Disk {
     read_only: bool,
     cache: CacheMode,
     geometry: Geometry,
+    /// Writing to some clusters frees them: they are compressed, or a snapshot's too.
+    shares: bool,
     // Runtime glue.
-    /// Shared by accesses; alone for discards, which take mappings away.
+    /// Shared by accesses; alone for what frees clusters, until the file says so too: the
+    /// library may make a freed cluster a table, which it writes before the file has
+    /// forgotten what was there.
     image: RwLock<Format>,
+    /// Of an image that is written to.
+    tables: Option<Tables>,
     /// One a file, the image's own last.
     locks: Vec<ImageLock>,
 }
@@ -141,14 +150,21 @@ impl Qcow2Disk {
         let header = chain.first().and_then(|open| open.link.header.clone());
         let mut locks = Vec::new();
         let mut below = None;
+        let (mut shares, mut tables) = (false, None);
         for (depth, open) in chain.into_iter().enumerate().rev() {
             let write = depth == 0 && !read_only;
             let access = if write { Access::Write } else { Access::Read };
             let locked = open.file.try_clone().map_err(|e| OpenError::open(&open.link.path, e))?;
             locks.push(ImageLock::on(&open.link.path, locked, access)?);
             if let Some(header) = open.link.header.as_ref().filter(|_| write) {
-                let fail = |e: refcounts::RefcountError| OpenError::refused(&open.link.path, e.to_string());
-                refcounts::check(&open.file, header).map_err(fail)?;
+                let writable = || match given {
+                    true => open.file.try_clone(),
+                    false => fs::OpenOptions::new().write(true).open(&open.link.path),
+                };
+                let found = survey(&open.file, header, writable)
+                    .map_err(|e| OpenError::refused(&open.link.path, e.to_string()))?;
+                let file = open.file.try_clone().map_err(|e| OpenError::open(&open.link.path, e))?;
+                (shares, tables) = (found.shares, Some(Tables::new(file, header.layout, found.l2)));
             }
             let file = storage(&open, given, write, cache == CacheMode::Direct)?;
             below = Some(Arc::new(open_link(&open, file, below.take(), write)?));
@@ -167,7 +183,7 @@ impl Qcow2Disk {
             physical_block: 4096.min(cluster),
             discard_unit: cluster,
         };
-        Ok(Qcow2Disk { read_only, cache, geometry, image: RwLock::new(image), locks })
+        Ok(Qcow2Disk { read_only, cache, geometry, shares, image: RwLock::new(image), tables, locks })
     }
 
     fn shared(&self) -> RwLockReadGuard<'_, Format> {
@@ -210,7 +226,7 @@ impl Disk for Qcow2Disk {
 
     fn write(&self, offset: u64, from: &[u8]) -> Result<(), DiskError> {
         self.check_change(offset, from.len() as u64)?;
-        self.shared().write(from, offset).map_err(disk_error)
+        self.write_to(offset, from).map_err(disk_error)
     }
 
     fn flush(&self) -> Result<(), DiskError> {
@@ -231,7 +247,7 @@ impl Disk for Qcow2Disk {
 
     fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
         self.check_change(offset, len)?;
-        match self.alone().discard_to_any(offset, len) {
+        match self.by_table(offset, len, Format::discard_to_any) {
             // Version 2 cannot tell a hole from what is below.
             Err(e) if e.kind() == io::ErrorKind::Unsupported => Ok(()),
             other => other.map_err(disk_error),
@@ -241,9 +257,10 @@ impl Disk for Qcow2Disk {
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<(), DiskError> {
         self.check_change(offset, len)?;
         let done = if unmap {
-            self.alone().discard_to_zero(offset, len)
+            self.by_table(offset, len, Format::discard_to_zero)
         } else {
-            self.shared().write_zeroes(offset, len)
+            // Not beside writes: it looks at the rest of a cluster before it zeroes all of it.
+            self.by_table(offset, len, |image, offset, len| image.write_zeroes(offset, len))
         };
         match done {
             Err(e) if e.kind() == io::ErrorKind::Unsupported => self.zero_by_writing(offset, len),
@@ -253,6 +270,79 @@ impl Disk for Qcow2Disk {
 }
 
 impl Qcow2Disk {
+    fn check_tables(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.tables.as_ref().map_or(Ok(()), |tables| tables.check(offset, len))
+    }
+
+    /// Whether any part is kept in a way that `is` so.
+    fn any(
+        image: &Format,
+        offset: u64,
+        len: u64,
+        is: impl Fn(&ShallowMapping<'_, File>) -> bool,
+    ) -> io::Result<bool> {
+        let (mut at, end) = (offset, offset + len);
+        while at < end {
+            let (mapping, n) = image.get_shallow_mapping(at, end - at)?;
+            if is(&mapping) {
+                return Ok(true);
+            }
+            if n == 0 {
+                break;
+            }
+            at += n;
+        }
+        Ok(false)
+    }
+
+    /// Whether writing there frees clusters.
+    fn frees(image: &Format, offset: u64, len: u64) -> io::Result<bool> {
+        let freed = |mapping: &ShallowMapping<'_, File>| {
+            matches!(mapping, ShallowMapping::Special { .. } | ShallowMapping::Raw { writable: false, .. })
+        };
+        Self::any(image, offset, len, freed)
+    }
+
+    /// Whether the image itself says anything of what is there: its tables do.
+    fn is_mapped(image: &Format, offset: u64, len: u64) -> io::Result<bool> {
+        let mapped = |mapping: &ShallowMapping<'_, File>| {
+            !matches!(mapping, ShallowMapping::Zero { explicit: false, .. } | ShallowMapping::Indirect { .. })
+        };
+        Self::any(image, offset, len, mapped)
+    }
+
+    fn write_to(&self, offset: u64, from: &[u8]) -> io::Result<()> {
+        let len = from.len() as u64;
+        if self.shares && Self::frees(&self.shared(), offset, len)? {
+            let image = self.alone();
+            image.write(from, offset)?;
+            image.flush()?;
+        } else {
+            self.shared().write(from, offset)?;
+        }
+        self.check_tables(offset, len)
+    }
+
+    /// Do what may free clusters, one second-level table after the other: what the file
+    /// still says of a freed one is corrected before the next table may be made of it.
+    fn by_table(
+        &self,
+        offset: u64,
+        len: u64,
+        act: impl Fn(&mut Format, u64, u64) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let Some(tables) = &self.tables else { return Err(io::ErrorKind::Unsupported.into()) };
+        for (at, len) in tables.pieces(offset, len) {
+            let mut image = self.alone();
+            act(&mut image, at, len)?;
+            image.flush()?;
+            if Self::is_mapped(&image, at, len)? {
+                tables.check(at, len)?;
+            }
+        }
+        Ok(())
+    }
+
     fn zero_by_writing(&self, offset: u64, len: u64) -> Result<(), DiskError> {
         let zeroes = vec![0; len.min(disk::BOUNCE as u64) as usize];
         let mut done = 0;

@@ -2,15 +2,16 @@
 //!
 //! Tables, allocation and caches are the library `imago`'s; here an image's header
 //! is judged before that sees it ([`Header::parse`]), files it names are opened
-//! only through a gate ([`Backing`]), an image that is to be written is refused when its
-//! refcounts call its own tables free, and its I/O becomes a [`disk::Disk`].
+//! only through a gate ([`Backing`]), what the tables of an image that is to be written name
+//! is held against its refcounts (`survey`), and its I/O becomes a [`disk::Disk`].
 //!
 //! What that does not read, and nobody has to write, is read here ([`open_to_read`]):
 //! clusters compressed by zstd, extended L2 entries, internal snapshots.
 //!
-//! Written metadata are ordered so that a process that ends at any moment leaves
-//! an image without contradictions; at worst clusters are allocated that nothing
-//! uses, which `qemu-img check -r leaks` gives back.
+//! Written metadata are ordered so that a process that ends at any moment leaves an
+//! image whose tables are right, with refcounts that may lag: clusters that are used and
+//! not counted are counted when it is opened again; those counted that nothing uses
+//! `qemu-img check -r leaks` gives back.
 
 mod chain;
 mod create;
@@ -19,6 +20,8 @@ mod image;
 mod reader;
 mod refcounts;
 mod snapshots;
+mod survey;
+mod tables;
 
 pub use chain::{Backing, ChainLink, MAX_CHAIN, backing_chain, header};
 pub use create::create;

@@ -1,7 +1,4 @@
-//! Refcounts of an image that is to be written: what holds its tables must not be free.
-//!
-//! An allocation would put the guest's data there, or, without refcounts of the header's
-//! own cluster, look for room without end (in imago 0.2.6 until its stack is full).
+//! Refcounts of an image's clusters, read and mended before the library sees them.
 
 use std::fs::File;
 use std::io;
@@ -9,34 +6,16 @@ use std::os::unix::fs::FileExt;
 
 use crate::header::{Header, RefcountTable};
 
-/// An entry's offset: of the refcount table, and of the first-level table.
+/// The offset in an entry of the refcount table.
 const BLOCK_OFFSET: u64 = !0x1ff;
-const L2_OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 /// No offset reaches it.
 const END: u64 = 1 << 56;
-/// Bytes of refcounts read at once: less than the smallest cluster, which blocks are.
+/// Bytes of refcounts read at once: no more than the smallest cluster, which blocks are.
 const PART: usize = 512;
 
-/// Why an image is not written to.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum RefcountError {
-    #[error(
-        "has refcounts by which its cluster {0}, which holds a table, is free; repair it with: qemu-img check \
-         -r all IMAGE, or attach it with ro"
-    )]
-    Free(u64),
-    #[error("cannot be read: {0}; check the disk it is on")]
-    Io(#[from] io::Error),
-}
-
-/// Entries of 8 bytes; what is behind the file's end is zero.
-fn entries(file: &File, at: u64, count: u64) -> io::Result<impl Iterator<Item = u64>> {
-    let mut bytes = vec![0; count as usize * 8];
-    read(file, at, &mut bytes)?;
-    Ok((0..count as usize).map(move |n| u64::from_be_bytes(std::array::from_fn(|i| bytes[n * 8 + i]))))
-}
-
-fn read(file: &File, mut at: u64, mut to: &mut [u8]) -> io::Result<()> {
+/// Read what there is; what is behind the file's end is zero.
+pub(crate) fn read(file: &File, mut at: u64, mut to: &mut [u8]) -> io::Result<()> {
+    to.fill(0);
     while !to.is_empty() {
         match file.read_at(to, at) {
             Ok(0) => return Ok(()),
@@ -48,66 +27,113 @@ fn read(file: &File, mut at: u64, mut to: &mut [u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// A table of big-endian entries of 8 bytes.
+pub(crate) fn entries(file: &File, at: u64, count: u64) -> io::Result<Vec<u64>> {
+    let mut bytes = vec![0; count as usize * 8];
+    read(file, at, &mut bytes)?;
+    Ok(bytes.as_chunks().0.iter().map(|entry| u64::from_be_bytes(*entry)).collect())
+}
+
 /// The refcounts of a file, a part of a block at a time.
-struct Refcounts<'a> {
+pub(crate) struct Refcounts<'a> {
     file: &'a File,
     blocks: Vec<u64>,
     /// Bits of a cluster's size and of a refcount, as powers of two.
     cluster_bits: u32,
     order: u32,
-    /// Where the part is that was read last.
+    /// Where the part is that was read last, and whether it has changed.
     at: u64,
     part: [u8; PART],
+    changed: bool,
+    /// Refcounts that were set, and the file to write them to, once there are any.
+    mended: u64,
+    written: Option<File>,
+}
+
+/// A refcount's place in the part that was read last.
+struct Place {
+    byte: usize,
+    bit: u32,
 }
 
 impl<'a> Refcounts<'a> {
-    fn new(file: &'a File, table: RefcountTable, cluster_bits: u32) -> io::Result<Self> {
-        let entries = entries(file, table.at, (table.clusters << cluster_bits) / 8)?;
-        let blocks = entries.map(|entry| entry & BLOCK_OFFSET).collect();
-        Ok(Refcounts { file, blocks, cluster_bits, order: table.order, at: u64::MAX, part: [0; PART] })
+    pub fn of(file: &'a File, header: &Header) -> io::Result<Self> {
+        let RefcountTable { at, clusters, order } = header.refcounts;
+        let cluster_bits = header.layout.cluster_bits;
+        let table = entries(file, at, (clusters << cluster_bits) / 8)?;
+        let blocks = table.into_iter().map(|entry| entry & BLOCK_OFFSET).collect();
+        let (at, part) = (u64::MAX, [0; PART]);
+        Ok(Refcounts {
+            file,
+            blocks,
+            cluster_bits,
+            order,
+            at,
+            part,
+            changed: false,
+            mended: 0,
+            written: None,
+        })
     }
 
-    /// Whether nothing is said to use a cluster.
-    fn is_free(&mut self, cluster: u64) -> io::Result<bool> {
+    /// Where the blocks are that there are.
+    pub fn blocks(&self) -> impl Iterator<Item = u64> + '_ {
+        self.blocks.iter().copied().filter(|at| *at != 0)
+    }
+
+    /// Read the part with a cluster's refcount; `None`: there is no block for it.
+    fn place(&mut self, cluster: u64) -> io::Result<Option<Place>> {
         let block_bits = self.cluster_bits + 3 - self.order;
         let block = usize::try_from(cluster >> block_bits).ok().and_then(|n| self.blocks.get(n).copied());
-        let Some(block) = block.filter(|at| (1..END).contains(at)) else { return Ok(true) };
+        let Some(block) = block.filter(|at| (1..END).contains(at)) else { return Ok(None) };
         let bit = (cluster & ((1 << block_bits) - 1)) << self.order;
-        let (at, within) = (block + bit / 8 / PART as u64 * PART as u64, (bit / 8) as usize % PART);
+        let at = block + bit / 8 / PART as u64 * PART as u64;
         if self.at != at {
-            self.part.fill(0);
+            self.write_back()?;
             read(self.file, at, &mut self.part)?;
             self.at = at;
         }
+        Ok(Some(Place { byte: (bit / 8) as usize % PART, bit: (bit % 8) as u32 }))
+    }
+
+    /// Whether a cluster is counted; `None`: there is no block that could.
+    pub fn is_counted(&mut self, cluster: u64) -> io::Result<Option<bool>> {
+        let Some(Place { byte, bit }) = self.place(cluster)? else { return Ok(None) };
         if self.order < 3 {
             // The first of a byte are its lowest bits.
-            return Ok(self.part[within] >> (bit % 8) & ((1 << (1 << self.order)) - 1) == 0);
+            return Ok(Some(self.part[byte] >> bit & ((1 << (1 << self.order)) - 1) != 0));
         }
         let bytes = 1 << (self.order - 3);
-        Ok(self.part[within..within + bytes].iter().all(|b| *b == 0))
+        Ok(Some(self.part[byte..byte + bytes].iter().any(|b| *b != 0)))
     }
-}
 
-/// Refuse an image whose header, tables or refcounts themselves are in clusters that its
-/// refcounts call free.
-///
-/// # Errors
-/// [`RefcountError`].
-pub(crate) fn check(file: &File, header: &Header) -> Result<(), RefcountError> {
-    let bits = header.layout.cluster_bits;
-    let mut refcounts = Refcounts::new(file, header.refcounts, bits)?;
-    let l2: Vec<u64> = entries(file, header.l1.at, header.l1.entries)?.map(|e| e & L2_OFFSET).collect();
-    let l1 = header.l1.at >> bits..(header.l1.at + header.l1.entries * 8).div_ceil(1 << bits);
-    let table = header.refcounts.at >> bits..(header.refcounts.at >> bits) + header.refcounts.clusters;
-    let named = refcounts.blocks.iter().chain(&l2).filter(|at| **at != 0).map(|at| at >> bits);
-    let mut used: Vec<u64> = named.chain([0]).chain(l1).chain(table).collect();
-    // Neighbours' refcounts are read together.
-    used.sort_unstable();
-    used.dedup();
-    for cluster in used {
-        if refcounts.is_free(cluster)? {
-            return Err(RefcountError::Free(cluster));
+    /// Count one use of a cluster that has a block and is not counted. `writable` opens the
+    /// file to write it.
+    pub fn count(&mut self, cluster: u64, writable: impl Fn() -> io::Result<File>) -> io::Result<()> {
+        let Some(Place { byte, bit }) = self.place(cluster)? else { return Ok(()) };
+        if self.written.is_none() {
+            self.written = Some(writable()?);
         }
+        let last = byte + (1 << self.order.saturating_sub(3)) - 1;
+        self.part[last] |= 1 << bit;
+        (self.changed, self.mended) = (true, self.mended + 1);
+        Ok(())
     }
-    Ok(())
+
+    fn write_back(&mut self) -> io::Result<()> {
+        if let Some(file) = self.written.as_ref().filter(|_| self.changed) {
+            file.write_all_at(&self.part, self.at)?;
+            self.changed = false;
+        }
+        Ok(())
+    }
+
+    /// Write what was counted; how many there were.
+    pub fn finish(mut self) -> io::Result<u64> {
+        self.write_back()?;
+        if let Some(file) = &self.written {
+            file.sync_data()?;
+        }
+        Ok(self.mended)
+    }
 }
