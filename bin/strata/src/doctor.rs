@@ -210,8 +210,8 @@ fn confinement() -> Finding {
     match sandbox::landlock() {
         Landlock::Full => good(SUBJECT, "seccomp and Landlock confine every run"),
         Landlock::Partial => partial(
-            "seccomp and an older Landlock confine every run; some file rights are not told apart",
-            "a kernel of version 6.10 or newer",
+            "seccomp and an older Landlock confine every run; some finer rights are not taken",
+            "a kernel of version 6.12 or newer",
         ),
         Landlock::Absent => partial(
             "no Landlock; seccomp alone confines a run",

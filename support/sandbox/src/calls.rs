@@ -29,7 +29,6 @@ const ALLOWED: &[i64] = &[
     c::SYS_close,
     c::SYS_dup,
     c::SYS_dup3,
-    c::SYS_fcntl,
     c::SYS_fstat,
     c::SYS_newfstatat,
     c::SYS_statx,
@@ -172,6 +171,19 @@ const FATAL: &[i64] = &[
 /// ioctls of terminals: TCGETS, TCSETS, TCSETSW, TCSETSF, TIOCGWINSZ. TIOCSTI, which
 /// types at the user's shell, is not among them.
 const TERMINAL: [u64; 5] = [0x5401, 0x5402, 0x5403, 0x5404, 0x5413];
+/// fcntl commands: descriptors, the status flags read, locks and seals of open files. Not
+/// F_SETOWN, F_SETSIG and their like, with which the kernel sends any signal to any
+/// process of the user; F_SETFL has a condition of its own.
+const DESCRIPTOR: [c::c_int; 8] = [
+    c::F_DUPFD_CLOEXEC,
+    c::F_GETFD,
+    c::F_SETFD,
+    c::F_GETFL,
+    c::F_OFD_GETLK,
+    c::F_OFD_SETLK,
+    c::F_ADD_SEALS,
+    c::F_GET_SEALS,
+];
 /// FIONBIO.
 const NONBLOCKING: u64 = 0x5421;
 /// Type byte of KVM's ioctls, in bits 15 to 8.
@@ -248,6 +260,15 @@ fn rule<const N: usize>(conditions: [SeccompCondition; N]) -> Result<SeccompRule
     Ok(SeccompRule::new(conditions.into())?)
 }
 
+/// fcntl(2): no signals for what happens to a file.
+fn descriptors() -> Result<Vec<SeccompRule>, SandboxError> {
+    let mut rules = vec![rule([is(1, c::F_SETFL as u64)?, bits(2, c::O_ASYNC as u64, 0)?])?];
+    for command in DESCRIPTOR {
+        rules.push(rule([is(1, command as u64)?])?);
+    }
+    Ok(rules)
+}
+
 /// The allow-list.
 fn allowed(calls: Calls) -> Result<Rules, SandboxError> {
     let mut rules = always(ALLOWED);
@@ -271,6 +292,7 @@ fn allowed(calls: Calls) -> Result<Rules, SandboxError> {
     rules.insert(c::SYS_tgkill, vec![rule([is(0, std::process::id().into())?])?]);
     // Limits are read, not set.
     rules.insert(c::SYS_prlimit64, vec![rule([is(2, 0)?])?]);
+    rules.insert(c::SYS_fcntl, descriptors()?);
     let mut controls = vec![rule([bits(1, IOCTL_TYPE, KVM)?])?, rule([is(1, NONBLOCKING)?])?];
     for number in TERMINAL {
         controls.push(rule([is(1, number)?])?);

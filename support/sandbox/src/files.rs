@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset,
-    RulesetAttr, RulesetCreatedAttr, RulesetStatus,
+    RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
 };
 
 use crate::SandboxError;
@@ -38,7 +38,8 @@ pub struct Files {
 pub enum Landlock {
     /// Every right asked for is enforced.
     Full,
-    /// An older kernel: files are confined, some finer rights are not.
+    /// An older kernel: files are confined; some finer rights, or signals and abstract
+    /// sockets, are not.
     Partial,
     /// The kernel has none, or it is switched off.
     Absent,
@@ -46,11 +47,11 @@ pub enum Landlock {
 
 /// What this host has.
 pub fn landlock() -> Landlock {
-    let offers = |abi| {
-        let rules = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
-        rules.handle_access(AccessFs::from_all(abi)).and_then(Ruleset::create).is_ok()
-    };
-    match (offers(NEWEST), offers(ABI::V1)) {
+    let required = || Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
+    let newest = required().handle_access(AccessFs::from_all(NEWEST));
+    let newest = newest.and_then(|rules| rules.scope(Scope::from_all(NEWEST)));
+    let oldest = required().handle_access(AccessFs::from_all(ABI::V1));
+    match (newest.and_then(Ruleset::create).is_ok(), oldest.and_then(Ruleset::create).is_ok()) {
         (true, _) => Landlock::Full,
         (false, true) => Landlock::Partial,
         _ => Landlock::Absent,
@@ -58,8 +59,11 @@ pub fn landlock() -> Landlock {
 }
 
 /// Take every other file, and TCP connections unless they are allowed, from this
-/// thread and those it starts from now on. What is open stays open. Rights given away before do
-/// not come back.
+/// thread and those it starts from now on; also signals to other processes and abstract Unix
+/// sockets of others. What is open stays open. Rights given away before do not come back.
+///
+/// Linux 6.12 without its erratum 2 refuses signals to threads of the own process that gave
+/// away less; none are sent.
 ///
 /// # Errors
 /// When the kernel has Landlock and refuses. One that has none is told by the answer.
@@ -70,6 +74,7 @@ pub fn confine_files(files: &Files) -> Result<Landlock, SandboxError> {
     let mut rules = Ruleset::default()
         .handle_access(all)?
         .handle_access(network)?
+        .scope(Scope::from_all(NEWEST))?
         .create()?
         // Inherited by set-user-ID programs otherwise; the process starts none.
         .no_new_privs(true);

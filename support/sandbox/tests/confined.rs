@@ -1,12 +1,15 @@
 //! Things tried from inside the sandbox, each in a process of its own.
 #![cfg(target_os = "linux")]
-#![allow(unsafe_code, reason = "maps memory in ways that must be refused")]
+#![allow(unsafe_code, reason = "makes calls that must be refused")]
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus};
 
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect};
@@ -15,14 +18,21 @@ use sandbox::{Calls, Files, Landlock, confine_calls, confine_files, landlock};
 
 /// Names the part that a process of this test plays.
 const PART: &str = "STRATA_SANDBOX_TEST";
+/// Names a process that it is not to reach.
+const VICTIM: &str = "STRATA_SANDBOX_TEST_VICTIM";
 const PAGE: usize = 4096;
 
 /// Run this test's `inside` in another process.
 fn inside_as(part: &str) -> (ExitStatus, String) {
+    inside_against(part, std::process::id())
+}
+
+fn inside_against(part: &str, victim: u32) -> (ExitStatus, String) {
     let exe = std::env::current_exe().expect("a test has a path");
     let output = Command::new(exe)
         .args(["--ignored", "--exact", "inside", "--nocapture", "--test-threads=1"])
         .env(PART, part)
+        .env(VICTIM, victim.to_string())
         .output()
         .expect("it starts");
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
@@ -49,6 +59,117 @@ fn starting_a_program_ends_the_process() {
     assert_eq!(status.signal(), Some(31), "SIGSYS expected: {text}");
 }
 
+/// Another process of the same user.
+struct Victim(Child);
+
+impl Victim {
+    fn start() -> Victim {
+        Victim(Command::new("sleep").arg("60").spawn().expect("it starts"))
+    }
+}
+
+impl Drop for Victim {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What a confined process does to others does not reach them.
+fn check_others_are_left_alone(part: &str) {
+    let mut victim = Victim::start();
+    let (status, text) = inside_against(part, victim.0.id());
+    assert!(status.success(), "{text}");
+    assert!(text.contains("tried everything"), "{text}");
+    assert_eq!(victim.0.try_wait().expect("our child"), None, "the other process has ended");
+}
+
+#[test]
+fn files_send_signals_to_nobody() {
+    check_others_are_left_alone("files_signal");
+}
+
+#[test]
+fn signals_and_abstract_sockets_end_at_the_process() {
+    if landlock() == Landlock::Full {
+        check_others_are_left_alone("scopes");
+    }
+}
+
+/// What a call answers.
+fn answer(result: impl Into<i64>) -> Result<(), Errno> {
+    let failed = || Errno::from_io_error(&std::io::Error::last_os_error()).expect("an error of the system");
+    if result.into() < 0 { Err(failed()) } else { Ok(()) }
+}
+
+fn victim() -> libc::pid_t {
+    std::env::var(VICTIM).expect("set by the test").parse().expect("a process")
+}
+
+/// Let the kernel send SIGKILL when something happens to a pipe, and do something.
+/// Answers what each step did.
+fn signal_by_a_pipe(victim: libc::pid_t) -> [Result<(), Errno>; 3] {
+    /// Of fcntl(2); not in crate libc.
+    const F_SETSIG: libc::c_int = 10;
+    let (reader, mut writer) = std::io::pipe().expect("a pipe");
+    let fd = reader.as_raw_fd();
+    // SAFETY: these commands take integers.
+    let step = |command, argument: libc::c_int| answer(unsafe { libc::fcntl(fd, command, argument) });
+    let steps = [
+        step(libc::F_SETOWN, victim),
+        step(F_SETSIG, libc::SIGKILL),
+        step(libc::F_SETFL, libc::O_RDONLY | libc::O_ASYNC),
+    ];
+    std::io::Write::write_all(&mut writer, b"x").expect("room");
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    steps
+}
+
+fn try_files_that_signal() {
+    confine_calls(Calls::default()).expect("confined");
+    assert_eq!(signal_by_a_pipe(victim()), [Err(Errno::PERM); 3]);
+    let (reader, _writer) = std::io::pipe().expect("a pipe");
+    let fd = reader.as_raw_fd();
+    let no = Err(Errno::PERM);
+    // What is used: modes, duplicates, locks; and two other ways to ask for signals.
+    for (command, argument, expected) in [
+        (libc::F_SETFL, libc::O_NONBLOCK, Ok(())),
+        (libc::F_GETFL, 0, Ok(())),
+        (libc::F_SETFD, libc::FD_CLOEXEC, Ok(())),
+        (libc::F_GETFD, 0, Ok(())),
+        (libc::F_DUPFD_CLOEXEC, 0, Ok(())),
+        (libc::F_NOTIFY, 0, no),
+        (libc::F_SETLEASE, libc::F_RDLCK, no),
+        (libc::F_SETPIPE_SZ, 1 << 20, no),
+    ] {
+        // SAFETY: these commands take integers.
+        let result = answer(unsafe { libc::fcntl(fd, command, argument) });
+        assert_eq!(result, expected, "command {command}");
+    }
+    for request in [libc::FIOASYNC, 0x8901 /* FIOSETOWN */, 0x8902 /* SIOCSPGRP */, libc::TIOCSTI] {
+        let argument = victim();
+        // SAFETY: they read an integer, of which TIOCSTI takes a byte.
+        let result = answer(unsafe { libc::ioctl(fd, request, &raw const argument) });
+        assert_eq!(result, no, "ioctl {request:#x}");
+    }
+}
+
+/// Without the filter of calls, what Landlock does by itself.
+fn try_to_leave_the_scope() {
+    let name = SocketAddr::from_abstract_name(format!("strata-sandbox-{}", std::process::id()));
+    let name = name.expect("short enough");
+    let _listener = UnixListener::bind_addr(&name).expect("a free name");
+    confine_files(&Files::default()).expect("confined");
+    // SAFETY: no memory is involved; signal 0 only asks.
+    let to = |process| answer(unsafe { libc::kill(process, 0) });
+    assert_eq!(to(victim()), Err(Errno::PERM));
+    assert_eq!(to(std::process::id() as libc::pid_t), Ok(()));
+    let connected = UnixStream::connect_addr(&name).map(drop).map_err(|e| e.kind());
+    assert_eq!(connected, Err(ErrorKind::PermissionDenied));
+    // The signal is dropped; the victim says so by living on.
+    assert_eq!(signal_by_a_pipe(victim()), [Ok(()); 3]);
+}
+
 /// A page mapped so, then protected so.
 fn page(first: ProtFlags, then: Option<MprotectFlags>) -> Result<(), Errno> {
     // SAFETY: a new mapping, wherever the kernel likes; nobody uses it.
@@ -63,6 +184,16 @@ fn page(first: ProtFlags, then: Option<MprotectFlags>) -> Result<(), Errno> {
 #[ignore = "started by the other tests, in a process of its own"]
 fn inside() {
     let Ok(part) = std::env::var(PART) else { return };
+    match part.as_str() {
+        "files_signal" => try_files_that_signal(),
+        "scopes" => try_to_leave_the_scope(),
+        _ => try_usual_things(&part),
+    }
+    println!("tried everything");
+}
+
+/// As a machine of no network, or of one (`connects`); or start a program (`execve`).
+fn try_usual_things(part: &str) {
     let exe = std::env::current_exe().expect("a path");
     let connect = part == "connects";
     let files = Files { read: vec![exe.clone()], connect, ..Files::default() };
@@ -116,5 +247,4 @@ fn inside() {
     let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, std::ptr::null::<u8>()) };
     refused("a ring", if ring < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) });
     refused("fork", Command::new("true").spawn().map(drop));
-    println!("tried everything");
 }
