@@ -61,10 +61,9 @@ const ALLOWED: &[i64] = &[
     c::SYS_getpeername,
     c::SYS_getsockopt,
     c::SYS_setsockopt,
-    // Memory; mapping and protecting have conditions below.
+    // Memory; mapping, protecting and advising have conditions below.
     c::SYS_munmap,
     c::SYS_mremap,
-    c::SYS_madvise,
     c::SYS_brk,
     c::SYS_memfd_create,
     c::SYS_membarrier,
@@ -75,7 +74,6 @@ const ALLOWED: &[i64] = &[
     c::SYS_rseq,
     c::SYS_sched_yield,
     c::SYS_sched_getaffinity,
-    c::SYS_sched_setaffinity,
     c::SYS_gettid,
     c::SYS_getpid,
     c::SYS_exit,
@@ -189,6 +187,17 @@ const NONBLOCKING: u64 = 0x5421;
 /// Type byte of KVM's ioctls, in bits 15 to 8.
 const KVM: u64 = 0xae00;
 const IOCTL_TYPE: u64 = 0xff00;
+/// What a thread of the C library's is made with: it shares all with its maker. No
+/// namespaces, nothing traced, no descriptor of a process.
+const THREAD: c::c_int = c::CLONE_VM
+    | c::CLONE_FS
+    | c::CLONE_FILES
+    | c::CLONE_SIGHAND
+    | c::CLONE_THREAD
+    | c::CLONE_SYSVSEM
+    | c::CLONE_SETTLS
+    | c::CLONE_PARENT_SETTID
+    | c::CLONE_CHILD_CLEARTID;
 /// Bits of a socket's type without its flags.
 const SOCKET_KIND: u64 = 0xf;
 /// prctl operations: PR_SET_NAME, PR_GET_NAME, PR_SET_TIMERSLACK, PR_SET_VMA,
@@ -247,13 +256,19 @@ fn always(calls: &[i64]) -> Rules {
     calls.iter().map(|call| (*call, Vec::new())).collect()
 }
 
-/// Argument `n`, under this mask, has this value.
+/// Argument `n`, of which the kernel looks at 32 bits, has this value under this mask.
 fn bits(n: u8, mask: u64, value: u64) -> Result<SeccompCondition, SandboxError> {
     Ok(SeccompCondition::new(n, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(mask), value)?)
 }
 
+/// Argument `n`, of which the kernel looks at 32 bits, is this.
 fn is(n: u8, value: u64) -> Result<SeccompCondition, SandboxError> {
     bits(n, u32::MAX.into(), value)
+}
+
+/// Argument `n` is a null pointer: all its 64 bits are compared.
+fn is_null(n: u8) -> Result<SeccompCondition, SandboxError> {
+    Ok(SeccompCondition::new(n, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?)
 }
 
 fn rule<const N: usize>(conditions: [SeccompCondition; N]) -> Result<SeccompRule, SandboxError> {
@@ -265,6 +280,26 @@ fn descriptors() -> Result<Vec<SeccompRule>, SandboxError> {
     let mut rules = vec![rule([is(1, c::F_SETFL as u64)?, bits(2, c::O_ASYNC as u64, 0)?])?];
     for command in DESCRIPTOR {
         rules.push(rule([is(1, command as u64)?])?);
+    }
+    Ok(rules)
+}
+
+/// Internet streams and datagrams: TCP, UDP and echo requests. No other protocol of these
+/// families, which Landlock's network rules would not know, and no packet, raw or netlink
+/// sockets.
+fn internet_sockets() -> Result<Vec<SeccompRule>, SandboxError> {
+    let kinds = [
+        (c::SOCK_STREAM, [0, c::IPPROTO_TCP].as_slice()),
+        (c::SOCK_DGRAM, [0, c::IPPROTO_UDP, c::IPPROTO_ICMP, c::IPPROTO_ICMPV6].as_slice()),
+    ];
+    let mut rules = Vec::new();
+    for family in [c::AF_INET, c::AF_INET6] {
+        for (kind, protocols) in kinds {
+            for protocol in protocols {
+                let kind = bits(1, SOCKET_KIND, kind as u64)?;
+                rules.push(rule([is(0, family as u64)?, kind, is(2, *protocol as u64)?])?);
+            }
+        }
     }
     Ok(rules)
 }
@@ -287,11 +322,19 @@ fn allowed(calls: Calls) -> Result<Rules, SandboxError> {
     let code = rule([bits(2, exec | write, exec)?])?;
     rules.insert(c::SYS_mmap, vec![data.clone()]);
     rules.insert(c::SYS_mprotect, vec![data, code]);
-    // Threads, no processes; signals to itself only.
-    rules.insert(c::SYS_clone, vec![rule([bits(0, c::CLONE_THREAD as u64, c::CLONE_THREAD as u64)?])?]);
+    // Not those that take the host's memory away from all.
+    let advice =
+        |op, value: c::c_int| rule([SeccompCondition::new(2, SeccompCmpArgLen::Dword, op, value as u64)?]);
+    let harmless =
+        vec![advice(SeccompCmpOp::Lt, c::MADV_HWPOISON)?, advice(SeccompCmpOp::Gt, c::MADV_SOFT_OFFLINE)?];
+    rules.insert(c::SYS_madvise, harmless);
+    // Threads, no processes; signals to itself only. The kernel ignores CLONE_DETACHED,
+    // with which musl makes them.
+    let thread = bits(0, u64::from(u32::MAX) & !(c::CLONE_DETACHED as u64), THREAD as u64)?;
+    rules.insert(c::SYS_clone, vec![rule([thread])?]);
     rules.insert(c::SYS_tgkill, vec![rule([is(0, std::process::id().into())?])?]);
-    // Limits are read, not set.
-    rules.insert(c::SYS_prlimit64, vec![rule([is(2, 0)?])?]);
+    // Its own limits are read, not set; those of others neither.
+    rules.insert(c::SYS_prlimit64, vec![rule([is(0, 0)?, is_null(2)?])?]);
     rules.insert(c::SYS_fcntl, descriptors()?);
     let mut controls = vec![rule([bits(1, IOCTL_TYPE, KVM)?])?, rule([is(1, NONBLOCKING)?])?];
     for number in TERMINAL {
@@ -308,12 +351,7 @@ fn allowed(calls: Calls) -> Result<Rules, SandboxError> {
         sockets.push(rule([is(0, c::AF_UNIX as u64)?, bits(1, SOCKET_KIND, c::SOCK_STREAM as u64)?])?);
     }
     if calls.connect {
-        // Internet streams and datagrams; no packet, raw or netlink sockets.
-        for family in [c::AF_INET, c::AF_INET6] {
-            for kind in [c::SOCK_STREAM, c::SOCK_DGRAM] {
-                sockets.push(rule([is(0, family as u64)?, bits(1, SOCKET_KIND, kind as u64)?])?);
-            }
-        }
+        sockets.append(&mut internet_sockets()?);
     }
     if !sockets.is_empty() {
         rules.insert(c::SYS_socket, sockets);

@@ -90,6 +90,11 @@ fn files_send_signals_to_nobody() {
 }
 
 #[test]
+fn others_keep_their_limits_processors_and_threads() {
+    check_others_are_left_alone("others");
+}
+
+#[test]
 fn signals_and_abstract_sockets_end_at_the_process() {
     if landlock() == Landlock::Full {
         check_others_are_left_alone("scopes");
@@ -154,6 +159,58 @@ fn try_files_that_signal() {
     }
 }
 
+fn try_calls_that_reach_others() {
+    // A pointer whose lower half is null.
+    let at = 0x1_0000_0000_usize;
+    let data = ProtFlags::READ | ProtFlags::WRITE;
+    let flags = MapFlags::PRIVATE | MapFlags::FIXED_NOREPLACE;
+    // SAFETY: a new mapping where none is.
+    let page = unsafe { mmap_anonymous(at as *mut _, PAGE, data, flags) }.expect("a free address");
+    assert_eq!(page as usize, at);
+    let limit = page.cast::<libc::rlimit>();
+    // SAFETY: mapped above, and aligned to a page.
+    unsafe { limit.write(libc::rlimit { rlim_cur: 64, rlim_max: 64 }) };
+    confine_calls(Calls::default()).expect("confined");
+    let (victim, own, limit) = (i64::from(victim()), i64::from(std::process::id()), limit as i64);
+    let mut old = [0_u64; 2];
+    let old = old.as_mut_ptr() as i64;
+    let files = i64::from(libc::RLIMIT_NOFILE);
+    let (thread, no) =
+        (i64::from(libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_THREAD), Err(Errno::PERM));
+    // What would otherwise be done is harmless here, or refused for another reason.
+    for (call, arguments, expected) in [
+        (libc::SYS_prlimit64, [0, files, 0, old], Ok(())),
+        (libc::SYS_prlimit64, [0, files, limit, 0], no),
+        (libc::SYS_prlimit64, [victim, files, limit, 0], no),
+        (libc::SYS_prlimit64, [victim, files, 0, old], no),
+        (libc::SYS_sched_setaffinity, [victim, 8, old, 0], no),
+        (libc::SYS_sched_setscheduler, [victim, 0, old, 0], no),
+        (libc::SYS_setpriority, [0, victim, 19, 0], no),
+        (libc::SYS_ioprio_set, [1, victim, 0, 0], no),
+        (libc::SYS_kill, [victim, 0, 0, 0], no),
+        (libc::SYS_tkill, [victim, 0, 0, 0], no),
+        (libc::SYS_tgkill, [victim, victim, 0, 0], no),
+        (libc::SYS_tgkill, [own, own, 0, 0], Ok(())),
+        (libc::SYS_pidfd_open, [victim, 0, 0, 0], no),
+        (libc::SYS_kcmp, [own, victim, 0, 0], no),
+        (libc::SYS_clone, [thread | i64::from(libc::CLONE_NEWUSER), 0, 0, 0], no),
+        (libc::SYS_clone, [i64::from(libc::CLONE_THREAD), 0, 0, 0], no),
+        (libc::SYS_madvise, [at as i64, 0, i64::from(libc::MADV_HWPOISON), 0], no),
+        (libc::SYS_madvise, [at as i64, 0, i64::from(libc::MADV_SOFT_OFFLINE), 0], no),
+        (libc::SYS_madvise, [at as i64, PAGE as i64, i64::from(libc::MADV_DONTNEED), 0], Ok(())),
+        (libc::SYS_io_uring_register, [0, 0, 0, 0], no),
+        (libc::SYS_personality, [0x0040_0000, 0, 0, 0], no),
+        (libc::SYS_pkey_mprotect, [at as i64, PAGE as i64, 7, -1], no),
+        (libc::SYS_pidfd_getfd, [0, 0, 0, 0], no),
+        (libc::SYS_process_madvise, [0, 0, 0, 0], no),
+    ] {
+        let [a, b, c, d] = arguments;
+        // SAFETY: the pointers among the arguments are to memory of this function.
+        let result = answer(unsafe { libc::syscall(call, a, b, c, d) });
+        assert_eq!(result, expected, "system call {call} {arguments:x?}");
+    }
+}
+
 /// Without the filter of calls, what Landlock does by itself.
 fn try_to_leave_the_scope() {
     let name = SocketAddr::from_abstract_name(format!("strata-sandbox-{}", std::process::id()));
@@ -186,6 +243,7 @@ fn inside() {
     let Ok(part) = std::env::var(PART) else { return };
     match part.as_str() {
         "files_signal" => try_files_that_signal(),
+        "others" => try_calls_that_reach_others(),
         "scopes" => try_to_leave_the_scope(),
         _ => try_usual_things(&part),
     }
@@ -230,6 +288,10 @@ fn try_usual_things(part: &str) {
     let connected = TcpStream::connect(listener.local_addr().expect("an address"));
     let datagrams = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None);
     if connect {
+        let echo =
+            rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, Some(rustix::net::ipproto::ICMP));
+        // EACCES: the group is not in ping_group_range; the filter says EPERM.
+        assert_ne!(echo.err(), Some(Errno::PERM), "echo requests");
         listener.accept().expect("the connection arrives");
         connected.expect("a connection");
         datagrams.expect("a socket");
@@ -239,6 +301,9 @@ fn try_usual_things(part: &str) {
     }
     let raw = rustix::net::socket(AddressFamily::INET, SocketType::RAW, Some(rustix::net::ipproto::ICMP));
     refused("raw", raw.map(drop).map_err(Into::into));
+    let multipath =
+        rustix::net::socket(AddressFamily::INET, SocketType::STREAM, Some(rustix::net::ipproto::MPTCP));
+    refused("multipath TCP", multipath.map(drop).map_err(Into::into));
     let packet = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None);
     refused("local", packet.map(drop).map_err(Into::into));
     refused("TCP", TcpListener::bind("127.0.0.1:0").map(drop));
