@@ -41,9 +41,16 @@ impl Gate {
         let route = addresses.route(to, self.host_loopback).and_then(|route| match route {
             // What may be asked there is judged by name.
             Route::Resolver => Ok(route),
-            Route::Host(_) => self.policy.judge(to, &self.names.of(to.address, now)).map(|()| route),
+            Route::Host(_) => self.judge(addresses, to, now).map(|()| route),
         });
         route.inspect_err(|reason| self.tell(*to, reason))
+    }
+
+    /// Judge a destination by address, and by the names that have led there.
+    fn judge(&self, addresses: &Addresses, to: &Destination, now: Instant) -> Result<(), Reason> {
+        self.policy.judge(to, &self.names.of(to.address, now))?;
+        // Who owns a name says where it leads: here it may close, but never open the host's loopback.
+        if addresses.is_ours(to.address) { self.policy.judge(to, &[]) } else { Ok(()) }
     }
 
     /// Whether a DNS query may be forwarded. What is no query is no matter of names.

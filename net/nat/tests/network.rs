@@ -345,6 +345,22 @@ fn a_name_opens_its_addresses_and_no_others() {
 }
 
 #[test]
+fn a_name_that_leads_to_the_router_opens_nothing_of_the_host() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut t = Judged::new(&["*.allowed.test"], &[], true, [10, 0, 2, 2]);
+    assert_eq!(t.query("x.allowed.test"), 0);
+    assert_eq!(t.guest.connect((GATEWAY, port)).1, tcp::State::Closed);
+    assert!(t.told(&format!("10.0.2.2:{port}/tcp: no rule allows it")), "{:?}", t.log);
+    // A rule for the address opens it; a rule for a name that leads there still closes it.
+    let mut t = Judged::new(&["10.0.2.2", "x.allowed.test"], &[], true, [10, 0, 2, 2]);
+    assert_eq!(t.guest.connect((GATEWAY, port)).1, tcp::State::Established);
+    let mut t = Judged::new(&[], &["x.allowed.test:1-65535/tcp"], false, [10, 0, 2, 2]);
+    assert_eq!(t.query("x.allowed.test"), 0);
+    assert_eq!(t.guest.connect((GATEWAY, port)).1, tcp::State::Closed);
+}
+
+#[test]
 fn what_a_rule_denies_is_told_with_the_rule() {
     let mut t = Judged::new(&[], &["10.0.2.2:1-65535/tcp"], false, [0; 4]);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
