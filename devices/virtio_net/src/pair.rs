@@ -38,8 +38,9 @@ pub(crate) struct Pair {
     /// Buffers of one frame, on their way back.
     used: Vec<(Chain, u32)>,
     // Volatile state.
-    takes: Offloads,
-    active: bool,
+    /// What the port was told; a driver before this one may have told it something else.
+    takes: Option<Offloads>,
+    active: Option<bool>,
 }
 
 /// What `GUEST_*` bits let a port leave to the guest.
@@ -68,21 +69,19 @@ impl Pair {
             taken: VecDeque::new(),
             frame: Vec::new(),
             used: Vec::new(),
-            takes: Offloads::NONE,
-            active: false,
+            takes: None,
+            active: None,
         }
     }
 
     /// Follow what the control queue says.
     fn follow(&mut self) {
         let takes = offloads(self.control.guest_offloads.load(Ordering::Relaxed));
-        if takes != self.takes {
-            self.takes = takes;
+        if self.takes.replace(takes) != Some(takes) {
             self.port.set_receiver(takes);
         }
         let active = self.number < self.control.pairs.load(Ordering::Relaxed);
-        if active != self.active {
-            self.active = active;
+        if self.active.replace(active) != Some(active) {
             self.port.set_active(active);
         }
     }
@@ -112,13 +111,14 @@ impl Pair {
 
     /// Hand over what has arrived.
     fn receive(&mut self) {
-        let Some(queue) = self.receive.as_mut().filter(|_| self.active) else { return };
-        let longest =
-            if self.takes.tcp4 || self.takes.tcp6 || self.takes.udp_fragments || self.takes.udp_datagrams {
-                MAX_FRAME
-            } else {
-                usize::from(self.port.capabilities().mtu) + MAX_FRAME - usize::from(u16::MAX)
-            };
+        let (Some(queue), Some(takes), Some(true)) = (&mut self.receive, self.takes, self.active) else {
+            return;
+        };
+        let longest = if takes.tcp4 || takes.tcp6 || takes.udp_fragments || takes.udp_datagrams {
+            MAX_FRAME
+        } else {
+            usize::from(self.port.capabilities().mtu) + MAX_FRAME - usize::from(u16::MAX)
+        };
         let mut sink = Sink {
             queue,
             control: &self.control,

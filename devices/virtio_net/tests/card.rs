@@ -211,9 +211,11 @@ fn pairs_are_switched_on_by_the_driver() {
     assert_ne!(bench.features & MQ, 0);
     let active = |i: usize| told[i].lock().unwrap().active;
     bench.until("the first pair", |_| active(0) == Some(true));
+    // A tap's queues are attached until it is told otherwise.
+    bench.until("the others", |_| active(1) == Some(false) && active(2) == Some(false));
     commands(&mut bench, &[(&[4, 0, 2, 0], true), (&[4, 0, 0, 0], false), (&[4, 0, 4, 0], false)]);
     bench.until("the second pair", |_| active(1) == Some(true));
-    assert_ne!(active(2), Some(true));
+    bench.until("the third pair", |_| active(2) == Some(false));
     // The second pair carries frames.
     bench.post(2, &[], &[1526]);
     (0..60).for_each(|_| {
@@ -222,6 +224,18 @@ fn pairs_are_switched_on_by_the_driver() {
     bench.kick(2);
     bench.request(3, &[&[0; 12], &frame(MAC.0, 90)], &[]);
     assert_eq!(bench.wait(2).data.len(), 102);
+}
+
+#[test]
+fn a_port_is_told_what_the_next_driver_takes() {
+    let (mut bench, told) = bench(!features::RING_PACKED);
+    bench.until("what Linux takes", |_| told.lock().unwrap().takes == Some(ALL));
+    bench.device.quiesce();
+    bench.device.reset();
+    // Firmware that agrees to nothing.
+    let config = BenchConfig { features: 0, ..BenchConfig::default() };
+    let mut bench = Bench::new(bench.device, config);
+    bench.until("what firmware takes", |_| told.lock().unwrap().takes == Some(Offloads::NONE));
 }
 
 #[test]
