@@ -177,7 +177,9 @@ impl Handler for Pair {
     }
 
     fn sources(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
-        vec![(self.port.ready_fd(), PollFlags::IN)]
+        // What will not be taken does not wake the thread: it would stay readable. Doorbells do.
+        let receives = self.receive.is_some() && self.active == Some(true);
+        receives.then(|| (self.port.ready_fd(), PollFlags::IN)).into_iter().collect()
     }
 
     fn ready(&mut self, _source: usize, _events: PollFlags) {

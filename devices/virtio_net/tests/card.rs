@@ -28,6 +28,8 @@ struct Told {
     takes: Option<Offloads>,
     active: Option<bool>,
     resets: u32,
+    /// How often its file was asked for: once for each wait.
+    waits: u32,
 }
 
 struct Echo {
@@ -39,7 +41,8 @@ struct Echo {
 impl Echo {
     fn port() -> (Box<dyn Port>, Arc<Mutex<Told>>) {
         let told = Arc::new(Mutex::new(Told::default()));
-        let file = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        // Readable: something may have happened before.
+        let file = eventfd(1, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
         (Box::new(Echo { frames: VecDeque::new(), told: told.clone(), file }), told)
     }
 }
@@ -54,8 +57,10 @@ impl Port for Echo {
     fn send(&mut self, frame: &[u8], offload: &Offload) {
         self.told.lock().unwrap().offloads.push(*offload);
         self.frames.push_back((frame.to_vec(), *offload));
+        rustix::io::write(&self.file, &1u64.to_ne_bytes()).unwrap();
     }
     fn receive(&mut self, sink: &mut dyn FrameSink) {
+        let _ = rustix::io::read(&self.file, &mut [0; 8]);
         while !self.frames.is_empty() && sink.room() {
             if let Some((frame, offload)) = self.frames.pop_front() {
                 let (a, b) = frame.split_at(frame.len().min(20));
@@ -64,6 +69,7 @@ impl Port for Echo {
         }
     }
     fn ready_fd(&self) -> BorrowedFd<'_> {
+        self.told.lock().unwrap().waits += 1;
         self.file.as_fd()
     }
     fn set_active(&mut self, active: bool) {
@@ -224,6 +230,38 @@ fn pairs_are_switched_on_by_the_driver() {
     bench.kick(2);
     bench.request(3, &[&[0; 12], &frame(MAC.0, 90)], &[]);
     assert_eq!(bench.wait(2).data.len(), 102);
+}
+
+#[test]
+fn threads_of_pairs_that_receive_nothing_sleep() {
+    // A thread that does not sleep waits thousands of times meanwhile.
+    let sleeps = |told: &Mutex<Told>| {
+        let before = told.lock().unwrap().waits;
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        let waits = told.lock().unwrap().waits - before;
+        assert!(waits < 10, "{waits} waits");
+    };
+    let (ports, told): (Vec<_>, Vec<_>) = (0..2).map(|_| Echo::port()).unzip();
+    let mut bench = Bench::new(VirtioNet::new(MAC, ports), BenchConfig::default());
+    bench.until("the second pair", |_| told[1].lock().unwrap().active == Some(false));
+    sleeps(&told[1]);
+    // A driver that only sends.
+    let (port, told) = Echo::port();
+    let config = BenchConfig { features: !features::RING_PACKED & !MRG_RXBUF, ..BenchConfig::default() };
+    let mut bench = Bench::new(VirtioNet::new(MAC, vec![port]), config);
+    bench.until("the port to be looked at", |_| told.lock().unwrap().waits > 0);
+    let mut queues = bench.device.quiesce();
+    let receive = queues[usize::from(RX)].take();
+    bench.go_on(queues);
+    send(&mut bench, &Offload::NONE, &frame(MAC.0, 60));
+    sleeps(&told);
+    // With a receive queue it takes what has come.
+    let mut queues = bench.device.quiesce();
+    queues[usize::from(RX)] = receive;
+    bench.go_on(queues);
+    bench.post(RX, &[], &[2000]);
+    bench.kick(RX);
+    assert_eq!(bench.wait(RX).data.len(), 72);
 }
 
 #[test]
