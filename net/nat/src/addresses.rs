@@ -100,13 +100,14 @@ impl Addresses {
     }
 
     /// Whether an address can be that of another host. What a socket would take for the
-    /// host itself (unspecified, loopback, mapped) is not.
+    /// host itself (unspecified, loopback, mapped) is not; nor are those of the host's link
+    /// (RFC 3927, RFC 4291 section 2.5.6), where clouds have what gives out credentials.
     fn is_elsewhere(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(a) => {
                 let here = (a.to_bits() ^ self.gateway.to_bits()) & self.mask().to_bits() == 0;
                 let [first, ..] = a.octets();
-                !here && first != 0 && first != 127 && first < 224
+                !here && !a.is_link_local() && first != 0 && first != 127 && first < 224
             }
             IpAddr::V6(a) => {
                 let here = a.segments()[..4] == self.prefix6.segments()[..4];
@@ -138,6 +139,7 @@ mod tests {
         check("fd00:a00:2::3", 53, false, Ok(Route::Resolver));
         check("10.0.2.3", 54, true, Err(Reason::Address));
         check("1.2.3.4", 5, false, host("1.2.3.4:5"));
+        check("169.253.255.255", 5, false, host("169.253.255.255:5"));
         check("2001:db8::1", 5, false, host("[2001:db8::1]:5"));
         for address in [
             "127.0.0.1",
@@ -146,6 +148,8 @@ mod tests {
             "0.1.2.3",
             "10.0.2.99",
             "10.0.2.255",
+            "169.254.0.1",
+            "169.254.169.254",
             "224.0.0.1",
             "255.255.255.255",
             "::",

@@ -28,7 +28,8 @@ pub struct NatConfig {
     pub forwards: Vec<PortForward>,
     /// Where the guest may connect to.
     pub policy: Policy,
-    /// The host's loopback is behind the router's address.
+    /// The host's loopback is behind the router's address. Else the host's other addresses,
+    /// too, lead nowhere.
     pub host_loopback: bool,
     /// Where DNS queries go.
     pub resolvers: Vec<SocketAddr>,

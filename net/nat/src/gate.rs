@@ -10,6 +10,7 @@ use crate::addresses::{Addresses, Route};
 use crate::dns;
 use crate::names::Names;
 use crate::policy::{Destination, Policy, Reason};
+use crate::sockets;
 
 /// What is refused: a destination, or a name asked for.
 pub(crate) struct Gate {
@@ -41,7 +42,13 @@ impl Gate {
         let route = addresses.route(to, self.host_loopback).and_then(|route| match route {
             // What may be asked there is judged by name.
             Route::Resolver => Ok(route),
-            Route::Host(_) => self.judge(addresses, to, now).map(|()| route),
+            Route::Host(host) => {
+                self.judge(addresses, to, now)?;
+                if !self.host_loopback && sockets::is_own(host.ip()) {
+                    return Err(Reason::HostLoopback);
+                }
+                Ok(route)
+            }
         });
         route.inspect_err(|reason| self.tell(*to, reason))
     }

@@ -234,7 +234,7 @@ pub enum Reason {
     Rule(String),
     /// No rule allows it, and what no rule allows is refused.
     Default,
-    /// The host's loopback is not for this guest.
+    /// The host itself is not for this guest.
     HostLoopback,
     /// The address is no other host's: loopback, unspecified, multicast and their like.
     Address,
@@ -247,7 +247,9 @@ impl fmt::Display for Reason {
         match self {
             Reason::Rule(rule) => write!(f, "rule {rule}"),
             Reason::Default => f.write_str("no rule allows it"),
-            Reason::HostLoopback => f.write_str("the host's loopback is closed to this guest"),
+            Reason::HostLoopback => {
+                f.write_str("the host itself is closed to this guest (--no-host-loopback)")
+            }
             Reason::Address => f.write_str("not an address of another host"),
             Reason::Limit(n) => write!(f, "all {n} flows of the kind are in use"),
         }

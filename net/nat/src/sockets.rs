@@ -1,7 +1,7 @@
 //! Making the host's sockets.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -53,6 +53,20 @@ pub(crate) fn connect_udp(to: &SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
+/// Whether an address is one of the host's own, as far as the routes say so now.
+///
+/// What leaves for such an address has it as its source; or, for a further IPv4 address of
+/// an interface, the first, and the loopback interface's longest packets, which are as long
+/// as packets can be (but for hosts that change that interface). To bind to the address
+/// would say it, but is nothing that the sandbox allows.
+pub(crate) fn is_own(address: IpAddr) -> bool {
+    // Any port: nothing is sent. Where no route leads a connection fails, too.
+    let Ok(socket) = connect_udp(&SocketAddr::new(address, 9)) else { return false };
+    let longest = if address.is_ipv4() { sockopt::ip_mtu(&socket) } else { sockopt::ipv6_mtu(&socket) };
+    socket.local_addr().is_ok_and(|source| source.ip() == address)
+        || longest.is_ok_and(|l| l >= u32::from(u16::MAX))
+}
+
 /// Echo requests to one host, without privilege (icmp(7), ping_group_range).
 pub(crate) fn connect_ping(to: &SocketAddr) -> io::Result<UdpSocket> {
     let protocol = if to.is_ipv4() { ipproto::ICMP } else { ipproto::ICMPV6 };
@@ -87,5 +101,25 @@ pub(crate) fn allow_descriptors(more: u64) {
         let current = Some(limit.maximum.map_or(wanted, |m| m.min(wanted)));
         // What is refused shows as a limit on flows.
         let _ = setrlimit(Resource::Nofile, Rlimit { current, ..limit });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_knows_its_addresses() {
+        for (address, own) in [
+            ("127.0.0.1", true),
+            ("127.9.9.9", true),
+            ("::1", true),
+            // Of no host (RFC 5737, RFC 3849).
+            ("192.0.2.1", false),
+            ("2001:db8::1", false),
+            ("255.255.255.255", false),
+        ] {
+            assert_eq!(is_own(address.parse().unwrap()), own, "{address}");
+        }
     }
 }

@@ -304,6 +304,12 @@ fn a_name_opens_the_host_it_leads_to() {
 
 #[test]
 #[ignore = "boots stock kernels"]
+fn a_closed_host_has_no_address_that_answers() {
+    in_own_network("closed_host_inside");
+}
+
+#[test]
+#[ignore = "boots stock kernels"]
 fn the_guest_pings_hosts_beyond_the_router() {
     in_own_network("ping_inside");
 }
@@ -370,6 +376,35 @@ fn egress_inside() {
     );
     let arguments = ["--dns", &dns, "--egress", &rule];
     check("jit", &arguments, &command, &["unnamed", "allowed", "refused", "no rule allows it"]);
+}
+
+#[test]
+#[ignore = "started by a test above, in a network of its own"]
+fn closed_host_inside() {
+    if !is_inside() {
+        return;
+    }
+    ip("link set lo up");
+    ip("link add br0 type bridge");
+    ip("link set br0 up");
+    // What leaves for the second has the first as its source.
+    let addresses = ["192.0.2.1", "192.0.2.2"];
+    for address in addresses {
+        ip(&format!("addr add {address}/24 dev br0"));
+    }
+    ip("addr add 2001:db8::1/64 dev br0 nodad");
+    let (port, port6) = (serve("0.0.0.0:0", 5), serve("[::]:0", 5));
+    let command = format!(
+        "until ip a show dev eth0 | grep -q fd00:; do sleep 0.1; done; \
+         for a in 10.0.2.2 {} {}; do wget -qO- http://$a:{port}/ > /dev/null && echo got; done; \
+         wget -qO- http://[2001:db8::1]:{port6}/ > /dev/null && echo got; echo asked",
+        addresses[0], addresses[1]
+    );
+    for (arguments, answers) in [(&["--network", "nat"][..], 4), (&["--no-host-loopback"], 0)] {
+        let Some(finished) = check("jit", arguments, &command, &["asked"]) else { return };
+        assert_eq!(finished.text.matches("got\r\n").count(), answers, "{}", finished.text);
+        assert_eq!(finished.text.contains("the host itself is closed"), answers == 0, "{}", finished.text);
+    }
 }
 
 #[test]
