@@ -182,8 +182,12 @@ fn remove(args: &ImageRmArgs) -> anyhow::Result<u8> {
             Err(error) => worst = worst.max(crate::failure::print(&error.into())),
         }
     }
-    // A damaged image's parts are nobody's to judge; it is told when asked for.
-    let _ = store.collect();
+    if let Err(error) = store.collect() {
+        // It is removed, for all that.
+        eprintln!(
+            "strata: what was removed keeps its room until `strata image gc` can give it back: {error}"
+        );
+    }
     kept::collect_bases();
     Ok(worst)
 }

@@ -122,9 +122,12 @@ fn give_disk(held: &Held, image: &Image, store: &Store, wanted: &IdentityArgs) -
     if as_it_is && store.share(&disk.blob, &own, size)? {
         return Ok(());
     }
-    MachineStore::open()?.bases().lay(&held.kept, disk.blob.digest.as_str(), |path| {
-        store.lend(&disk.blob, path).map_err(anyhow::Error::from)
-    })?;
+    MachineStore::open()?.bases().lay(
+        &held.kept,
+        disk.blob.digest.as_str(),
+        |path| store.is_lent(&disk.blob, path).map_err(anyhow::Error::from),
+        |path| store.lend(&disk.blob, path).map_err(anyhow::Error::from),
+    )?;
     let format = if is_raw { disk::ImageFormat::Raw } else { disk::ImageFormat::Qcow2 };
     let overlay = directory.join(disk_name(DiskFormat::Qcow2));
     disk_qcow2::create(&overlay, size.unwrap_or(disk.virtual_size), Some((BASE, format)))?;

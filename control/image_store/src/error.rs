@@ -39,7 +39,7 @@ pub enum StoreError {
     },
     /// A blob is gone.
     #[error(
-        "a part of the image is missing from the store ({digest}); remove the image with `strata image rm` and make it again"
+        "a part of the image is missing from the store ({digest}); build or import the image again with --force"
     )]
     Missing {
         /// The part.
@@ -47,7 +47,7 @@ pub enum StoreError {
     },
     /// A blob is not what its name says.
     #[error(
-        "a part of the image was changed or damaged: {digest} has content {found}; remove the image with `strata image rm` and make it again"
+        "a part of the image was changed or damaged: {digest} has content {found}; build or import the image again with --force"
     )]
     Damaged {
         /// The part.

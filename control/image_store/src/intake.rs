@@ -57,7 +57,8 @@ impl Drop for Intake {
 }
 
 /// Make a file a blob: flushed, read-only, named by its content. One in the
-/// intake is renamed, another copied.
+/// intake is renamed, another copied. A blob of that name is replaced; who has it open
+/// or linked keeps the old file.
 pub(crate) fn take_in(intake: &Intake, blobs: &Path, file: &Path) -> Result<Blob, StoreError> {
     use std::os::unix::fs::PermissionsExt;
     let path = if file.starts_with(&intake.directory) {
@@ -73,11 +74,10 @@ pub(crate) fn take_in(intake: &Intake, blobs: &Path, file: &Path) -> Result<Blob
     let size = opened.metadata().map_err(failed("read", &path))?.len();
     let digest = Digest::of(&opened).map_err(failed("read", &path))?;
     let home = blobs.join(digest.as_str());
-    if !home.exists() {
-        let read_only = fs::Permissions::from_mode(0o444);
-        fs::set_permissions(&path, read_only).map_err(failed("protect", &path))?;
-        fs::rename(&path, &home).map_err(failed("rename into place", &home))?;
-    }
+    let read_only = fs::Permissions::from_mode(0o444);
+    fs::set_permissions(&path, read_only).map_err(failed("protect", &path))?;
+    // In place of one that is there too: that one may be damaged, this one was just read.
+    fs::rename(&path, &home).map_err(failed("rename into place", &home))?;
     Ok(Blob { digest, size })
 }
 

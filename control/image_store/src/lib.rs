@@ -1,7 +1,7 @@
 //! A content-addressed store of machine images.
 //!
 //! ```text
-//! images/
+//! images/                    0700
 //!   lock                     held while a manifest or blob comes or goes
 //!   manifests/debian@latest.json   what an image is: blobs, command line, origin
 //!   blobs/<64 digits>        read-only files, named by the digest of their content
@@ -9,7 +9,8 @@
 //!   work/<number>/           something on its way in; its lock tells whether it still is
 //! ```
 //! A blob is complete or not there: it is written in a work directory, flushed,
-//! and renamed. What no manifest names is removed by [`Store::collect`]. A machine
+//! and renamed, in place of one of the same name, so that making an image again mends
+//! a damaged one. What no manifest names is removed by [`Store::collect`]. A machine
 //! gets copies of its own ([`thin_copy`]), so an image may go while machines run.
 //!
 //! | module | what |

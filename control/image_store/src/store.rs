@@ -1,7 +1,7 @@
 //! The directory.
 
 use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -39,16 +39,19 @@ pub struct Collected {
 }
 
 impl Store {
-    /// Open the store in a directory, which is made if need be.
+    /// Open the store in a directory, which is made if need be. It is closed to other
+    /// users: images may be of disks that only their owner could read.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// When it cannot be made, or not be closed.
     pub fn open(directory: &Path) -> Result<Store, StoreError> {
         let store = Store { directory: directory.to_path_buf() };
         for part in ["manifests", "blobs", "checked", "work"] {
             let path = directory.join(part);
-            fs::create_dir_all(&path).map_err(failed("create", &path))?;
+            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
+            made.map_err(failed("create", &path))?;
         }
+        close_to_others(directory).map_err(failed("close to other users", directory))?;
         Ok(store)
     }
 
@@ -154,11 +157,14 @@ impl Store {
             // Just hashed.
             self.remember(&blob.digest)?;
         }
+        // What a manifest names is there, whenever the host stops.
+        sync_directory(&blobs)?;
         let staged = intake.directory().join("manifest");
         let text = serde_json::to_vec_pretty(&image).map_err(|e| failed("write", &staged)(e.into()))?;
         fs::write(&staged, text).map_err(failed("write", &staged))?;
         File::open(&staged).and_then(|f| f.sync_all()).map_err(failed("flush", &staged))?;
         fs::rename(&staged, &path).map_err(failed("rename into place", &path))?;
+        sync_directory(&self.directory.join("manifests"))?;
         Ok(image)
     }
 
@@ -173,6 +179,19 @@ impl Store {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(StoreError::Unknown(name.clone())),
             result => result.map_err(failed("remove", &path)),
         }
+    }
+
+    /// Whether a file is what [`Store::lend`] would put there: the blob under another
+    /// name, or, on another file system, a file of its length. One that is the name of a
+    /// blob since replaced is not.
+    ///
+    /// # Errors
+    /// As [`Store::verified`].
+    pub fn is_lent(&self, blob: &Blob, file: &Path) -> Result<bool, StoreError> {
+        let ours = self.verified(blob)?;
+        let ours = fs::metadata(&ours).map_err(failed("read", &ours))?;
+        let there = fs::metadata(file).map_err(failed("read", file))?;
+        Ok(if ours.dev() == there.dev() { ours.ino() == there.ino() } else { ours.len() == there.len() })
     }
 
     /// Remove what no image needs and what dead processes left. A damaged
@@ -303,6 +322,22 @@ fn lock(path: &Path, operation: FlockOperation) -> std::io::Result<File> {
     }
 }
 
+/// Take other users' rights to a directory of one's own away; another's is its owner's
+/// to open.
+fn close_to_others(directory: &Path) -> std::io::Result<()> {
+    let m = fs::metadata(directory)?;
+    let mode = m.permissions().mode() & 0o7777;
+    if mode & 0o077 == 0 || m.uid() != rustix::process::geteuid().as_raw() {
+        return Ok(());
+    }
+    fs::set_permissions(directory, fs::Permissions::from_mode(mode & !0o077))
+}
+
+/// Names that came into a directory are there after the host stops.
+fn sync_directory(directory: &Path) -> Result<(), StoreError> {
+    File::open(directory).and_then(|d| d.sync_all()).map_err(failed("flush", directory))
+}
+
 /// What changes whenever a file does: ctime moves with its content, mode, owner
 /// and links, and nobody can set it.
 fn stamp(path: &Path) -> Option<String> {
@@ -331,7 +366,7 @@ fn below(directory: &Path) -> u64 {
 mod tests {
     use super::*;
     use crate::manifest::{DiskFormat, FirstBoot};
-    use std::os::unix::fs::{FileExt, PermissionsExt};
+    use std::os::unix::fs::FileExt;
 
     struct Scratch(PathBuf);
 
@@ -449,6 +484,42 @@ mod tests {
         assert!(!target.exists());
         File::options().write(true).open(&path).unwrap().write_all_at(b"\0", 5000).unwrap();
         store.verified(blob).unwrap();
+    }
+
+    #[test]
+    fn an_image_made_again_mends_a_damaged_part_for_all_who_share_it() {
+        let scratch = Scratch::new("mend");
+        let store = scratch.store();
+        let image = add(&store, "a", b"one", false).unwrap();
+        let twin = add(&store, "b", b"one", false).unwrap();
+        let blob = &image.disk.blob;
+        let lent = scratch.0.join("lent");
+        store.lend(blob, &lent).unwrap();
+        assert!(store.is_lent(blob, &lent).unwrap());
+        let path = store.verified(blob).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        File::options().write(true).open(&path).unwrap().write_all_at(b"x", 5000).unwrap();
+        assert!(matches!(store.verified(blob), Err(StoreError::Damaged { .. })));
+        assert!(matches!(store.is_lent(blob, &lent), Err(StoreError::Damaged { .. })));
+        // A damaged manifest, which stops collections, stops this not.
+        fs::write(store.manifest_path(&name("c")), "{").unwrap();
+        store.remove(&name("a")).unwrap();
+        assert!(store.collect().is_err());
+        add(&store, "a", b"one", false).unwrap();
+        assert!(image.blobs().chain(twin.blobs()).all(|blob| store.check(blob).is_ok()));
+        assert!(!store.is_lent(blob, &lent).unwrap(), "the damaged file, under the name lent");
+    }
+
+    #[test]
+    fn other_users_see_nothing_of_a_new_store_nor_of_one_made_open() {
+        let scratch = Scratch::new("closed");
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let directory = scratch.0.join("images");
+        scratch.store();
+        assert_eq!(mode(&directory), 0o700);
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
+        scratch.store();
+        assert_eq!(mode(&directory), 0o700);
     }
 
     #[test]

@@ -36,14 +36,16 @@ impl MachineStore {
 
 impl Bases {
     /// Let a machine stand on the base `name`, a word of letters and digits. `make`
-    /// puts it at a path when it is not there yet.
+    /// puts it at a path when it is not there yet, or `is_right` says that what is there
+    /// is not what it should be; who has that open keeps it.
     ///
     /// # Errors
-    /// When the host refuses a file, or `make` fails.
+    /// When the host refuses a file, or `is_right` or `make` fails.
     pub fn lay<E: From<KeepError>>(
         &self,
         machine: &Kept,
         name: &str,
+        is_right: impl FnOnce(&Path) -> Result<bool, E>,
         make: impl FnOnce(&Path) -> Result<(), E>,
     ) -> Result<(), E> {
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.directory);
@@ -51,7 +53,7 @@ impl Bases {
         let lock = self.directory.join(LOCK);
         let _guard = locked(&lock, FlockOperation::LockExclusive).map_err(failed("lock", &lock))?;
         let base = self.directory.join(name);
-        if !base.exists() {
+        if !(base.exists() && is_right(&base)?) {
             let new = self.directory.join(".new");
             remove_if_there(&new).map_err(failed("remove", &new))?;
             make(&new)?;
@@ -120,7 +122,10 @@ mod tests {
             *made += 1;
             fs::write(path, "disk").map_err(failed("write", path))
         };
-        store.bases().lay(machine, "abc", make).expect("a base");
+        store
+            .bases()
+            .lay(machine, "abc", |base| Ok(fs::read(base).is_ok_and(|b| b == b"disk")), make)
+            .expect("a base");
     }
 
     #[test]
@@ -142,6 +147,18 @@ mod tests {
         assert_eq!(remove(first), 0, "the second stands on it");
         assert!(remove(second) > 0);
         assert!(!directory.path().join("bases/abc").exists());
+    }
+
+    #[test]
+    fn a_base_that_is_not_right_is_made_again() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = MachineStore::at(&directory.path().join("machines")).expect("a store");
+        let (first, second, mut made) = (machine(&store), machine(&store), 0);
+        lay(&store, &first.kept, &mut made);
+        let base = directory.path().join("bases/abc");
+        fs::write(&base, "").expect("writable");
+        lay(&store, &second.kept, &mut made);
+        assert_eq!((made, fs::read(&base).expect("it is there")), (2, b"disk".to_vec()));
     }
 
     #[test]
