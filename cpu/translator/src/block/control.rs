@@ -13,6 +13,14 @@ use crate::layout::{Exit, PINNED, SIGN, gpr_home, gs, host};
 /// What [`SIGN`] selects of an address in the upper half.
 const UPPER: i32 = (1 << SIGN.count_ones()) - 1;
 
+/// A conditional branch or a call whose exit lies behind the block's code.
+pub(super) struct Branch {
+    /// Offset of its displacement.
+    displacement: usize,
+    target: u64,
+    call: bool,
+}
+
 impl Builder<'_> {
     /// `None`: no control transfer. `Some(None)`: one for the interpreter.
     pub(super) fn control(&mut self, i: &Instruction, facts: &Facts) -> Option<Option<Next>> {
@@ -41,8 +49,7 @@ impl Builder<'_> {
                 if self.turns() {
                     // The other condition's number differs in the lowest bit.
                     self.e.bytes(&[0x0f, 0x81 ^ condition]);
-                    self.s.branches.push((self.e.len(), i.next_ip()));
-                    self.e.u32(0);
+                    self.branch(i.next_ip(), false);
                     return Some(Some(Next::Continue));
                 }
                 self.e.bytes(&[0x0f, 0x80 | condition]);
@@ -50,8 +57,7 @@ impl Builder<'_> {
                     self.e.displacement_back(again);
                     return Some(Some(Next::Continue));
                 }
-                self.s.branches.push((self.e.len(), i.near_branch_target()));
-                self.e.u32(0);
+                self.branch(i.near_branch_target(), false);
                 return Some(Some(Next::Continue));
             }
             FlowControl::Call if i.code() == Code::Call_rel32_64 => {
@@ -193,29 +199,38 @@ impl Builder<'_> {
         self.e.store32_imm(Mem::base(host::RSP, at), note::new(place, returns) as i32);
     }
 
-    /// The exits of the conditional branches so far, behind the block's code.
+    /// The displacement of a branch, whose exit [`Builder::branch_exits`] makes.
+    fn branch(&mut self, target: u64, call: bool) {
+        self.s.branches.push(Branch { displacement: self.e.len(), target, call });
+        self.e.u32(0);
+    }
+
+    /// The exits of the branches so far, behind the block's code.
     pub(super) fn branch_exits(&mut self) {
-        for n in 0..self.s.branches.len() {
-            let (displacement, target) = self.s.branches[n];
-            let here = (self.e.len() - (displacement + 4)) as u32;
-            self.e.patch_u32(displacement, here);
-            self.leave_by(displacement, target);
+        let mut branches = std::mem::take(&mut self.s.branches);
+        for b in branches.drain(..) {
+            let here = (self.e.len() - (b.displacement + 4)) as u32;
+            self.e.patch_u32(b.displacement, here);
+            self.leave_by(&b);
         }
-        self.s.branches.clear();
+        self.s.branches = branches;
     }
 
     /// What a displacement that leads here leaves to: if the link needs no guard,
     /// it is the displacement itself that is patched.
-    fn leave_by(&mut self, displacement: usize, target: u64) {
-        let target = self.linear(target);
+    fn leave_by(&mut self, b: &Branch) {
+        let target = self.linear(b.target);
+        let variant = self.variant_of(target);
+        // Calls look wherever they lead: what they call returns without a look, so calls
+        // that lead forward alone can run for ages.
+        let forward = target > self.ip && !b.call;
         if self.needs_guard(target) {
-            self.leave_to(target);
-        } else if let Some(known) = self.known(target, self.variant_of(target)) {
-            let distance = known.wrapping_sub(self.r.at + displacement as u32 + 4);
-            self.e.patch_u32(displacement, distance);
+            self.exit(target, variant, forward);
+        } else if let Some(known) = self.known(target, variant, forward) {
+            let distance = known.wrapping_sub(self.r.at + b.displacement as u32 + 4);
+            self.e.patch_u32(b.displacement, distance);
         } else {
-            let patch = self.r.at + displacement as u32;
-            let (variant, forward) = (self.variant_of(target), target > self.ip);
+            let patch = self.r.at + b.displacement as u32;
             self.link(Link { target, variant, forward, patch, call: false, guard: None });
         }
     }
@@ -225,7 +240,7 @@ impl Builder<'_> {
     /// while the address space is the one it was made in.
     pub(super) fn leave_to(&mut self, target: u64) {
         let target = self.linear(target);
-        self.leave_to_variant(target, self.variant_of(target));
+        self.exit(target, self.variant_of(target), target > self.ip);
     }
 
     /// Exit to an instruction of this block, translated without windows.
@@ -242,10 +257,14 @@ impl Builder<'_> {
 
     pub(super) fn leave_to_variant(&mut self, target: u64, variant: Variant) {
         let target = self.linear(target);
-        let forward = target > self.ip;
+        self.exit(target, variant, target > self.ip);
+    }
+
+    /// The exit to a linear address. `forward`: without a look at the token.
+    fn exit(&mut self, target: u64, variant: Variant, forward: bool) {
         let here = |b: &Self| b.r.at + b.e.len() as u32;
         if !self.needs_guard(target) {
-            if let Some(known) = self.known(target, variant) {
+            if let Some(known) = self.known(target, variant, forward) {
                 self.e.branch(&[0xe9], self.r.at, known, &[]);
                 return;
             }
@@ -261,7 +280,7 @@ impl Builder<'_> {
     }
 
     /// Where code for a link that needs no guard is already: there is no need of a stub.
-    fn known(&self, target: u64, variant: Variant) -> Option<u32> {
+    fn known(&self, target: u64, variant: Variant, forward: bool) -> Option<u32> {
         if self.single() || self.r.straddling.is_some() {
             return None;
         }
@@ -269,7 +288,7 @@ impl Builder<'_> {
             return Some(self.r.at + self.entry);
         }
         let (entry, inner) = (self.r.known)(target, variant)?;
-        Some(if target > self.ip { inner } else { entry })
+        Some(if forward { inner } else { entry })
     }
 
     /// Emit the stub of a link.
@@ -314,8 +333,7 @@ impl Builder<'_> {
     /// Call a known address: a host call, so that the host predicts the return.
     fn call_to(&mut self, target: u64, next_ip: u64) -> Next {
         self.e.bytes(&[0xe8]);
-        self.s.branches.push((self.e.len(), target));
-        self.e.u32(0);
+        self.branch(target, true);
         self.returned_to(next_ip)
     }
 

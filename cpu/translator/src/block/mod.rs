@@ -211,8 +211,8 @@ pub(crate) struct Link {
     pub target: u64,
     /// What the block there may take for granted.
     pub variant: Variant,
-    /// It leads forward, so the look at the token can be left out: whatever runs in
-    /// circles goes back somewhere.
+    /// A jump that leads forward, so the look at the token can be left out: whatever runs
+    /// on goes back somewhere, or calls.
     pub forward: bool,
     /// Cache offset of the 4-byte displacement to patch, or of a stub's call that
     /// becomes a jump.
@@ -307,8 +307,7 @@ pub(crate) struct Scratch {
     alignment: alignment::Alignment,
     pending: Vec<Pending>,
     links: Vec<Link>,
-    /// Conditional branches: where their displacements are, and their targets.
-    branches: Vec<(usize, u64)>,
+    branches: Vec<control::Branch>,
     code: Emitter,
     map: Vec<(u16, u16)>,
 }

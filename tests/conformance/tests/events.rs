@@ -1,0 +1,67 @@
+//! Events reach code that is linked: whatever translated code does for long, it looks
+//! whether one waits, and takes it where the interpreter does.
+
+use std::time::Duration;
+
+use conformance::{Rig, long_mode, several, software_engines};
+use engine::Halt;
+use guest_memory::GuestMemory;
+use iced_x86::IcedError;
+use iced_x86::code_asm::*;
+use x86_state::{CpuModel, rflags};
+
+/// Functions that each call the next one twice: 2^31 calls.
+const FUNCTIONS: usize = 31;
+const CODE: u64 = 0x8000;
+const TABLES: u64 = 0x1000;
+const STACK: u64 = 0x7000;
+
+/// Page tables for the user: 2 MiB as they are.
+fn memory() -> GuestMemory {
+    let memory = GuestMemory::flat(0x10_0000).expect("memory");
+    for (at, entry) in [(0, TABLES + 0x1000), (0x1000, TABLES + 0x2000), (0x2000, 0x80)] {
+        memory.store(TABLES + at, &u64::to_le_bytes(entry | 0x67)).expect("tables");
+    }
+    memory
+}
+
+/// RDI bounds how many functions call: few at first, which links every call, then all.
+fn forward_calls(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let mut functions: Vec<_> = (0..FUNCTIONS).map(|_| a.create_label()).collect();
+    for most in [FUNCTIONS as u64, u64::MAX >> 1] {
+        a.mov(rdi, most)?;
+        a.call(functions[0])?;
+    }
+    a.hlt()?;
+    for n in 1..FUNCTIONS {
+        let mut done = a.create_label();
+        a.set_label(&mut functions[n - 1])?;
+        a.dec(rdi)?;
+        a.js(done)?;
+        a.call(functions[n])?;
+        a.call(functions[n])?;
+        a.set_label(&mut done)?;
+        a.ret()?;
+    }
+    a.set_label(&mut functions[FUNCTIONS - 1])?;
+    a.ret()
+}
+
+/// A program with billions of calls, all of them forward, is stopped when that is asked for.
+#[test]
+fn calls_forward_are_stopped() {
+    let model: CpuModel = "x86-64-v3".parse().expect("the model exists");
+    for engine in software_engines() {
+        for user in [false, true] {
+            let mut rig = Rig::new(&*engine, model.clone(), memory());
+            rig.memory.store(CODE, &several::assemble(CODE, &forward_calls)).expect("the program");
+            let mut state = long_mode(rig.reset_state(), TABLES, user);
+            state.rip = CODE;
+            state.rflags = rflags::FIXED;
+            state.gpr[4] = STACK;
+            let (halt, end) = rig.run_freely(&state, Duration::from_millis(300));
+            assert!(matches!(halt, Halt::Attention), "{}, user {user}: {halt:?}", engine.name());
+            assert!(end.gpr[4] < STACK, "{}, user {user}: stopped when all had returned", engine.name());
+        }
+    }
+}
