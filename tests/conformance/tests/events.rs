@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use conformance::{Rig, long_mode, several, software_engines};
+use conformance::several::{self, INTERRUPT_PORT};
+use conformance::{Rig, long_mode, software_engines};
 use engine::Halt;
 use guest_memory::GuestMemory;
 use iced_x86::IcedError;
@@ -15,6 +16,8 @@ const FUNCTIONS: usize = 31;
 const CODE: u64 = 0x8000;
 const TABLES: u64 = 0x1000;
 const STACK: u64 = 0x7000;
+/// Where the interrupt's handler counts, and where it notes what it interrupted.
+const NOTES: u64 = several::FREE;
 
 /// Page tables for the user: 2 MiB as they are.
 fn memory() -> GuestMemory {
@@ -62,6 +65,87 @@ fn calls_forward_are_stopped() {
             let (halt, end) = rig.run_freely(&state, Duration::from_millis(300));
             assert!(matches!(halt, Halt::Attention), "{}, user {user}: {halt:?}", engine.name());
             assert!(end.gpr[4] < STACK, "{}, user {user}: stopped when all had returned", engine.name());
+        }
+    }
+}
+
+fn note_interrupt(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.push(rax)?;
+    a.inc(qword_ptr(NOTES))?;
+    a.mov(rax, qword_ptr(rsp + 8))?;
+    a.mov(qword_ptr(NOTES + 8), rax)?;
+    a.pop(rax)?;
+    a.iretq()
+}
+
+/// Opens interrupts for a moment, and closes them.
+type Window = fn(&mut CodeAssembler) -> Result<(), IcedError>;
+
+/// Pass a window until its blocks are linked; then an interrupt is requested, while they
+/// are off, and the window is passed once more: how many were taken, and where.
+fn taken(engine: &dyn engine::Engine, window: Window) -> [u64; 2] {
+    let program = |a: &mut CodeAssembler| {
+        let (mut again, mut asked, mut end) = (a.create_label(), a.create_label(), a.create_label());
+        a.mov(ecx, 100)?;
+        a.set_label(&mut again)?;
+        window(a)?;
+        a.dec(ecx)?;
+        a.js(end)?;
+        a.jne(again)?;
+        a.set_label(&mut asked)?;
+        a.mov(edx, u32::from(INTERRUPT_PORT))?;
+        a.out(dx, al)?;
+        a.jmp(again)?;
+        a.set_label(&mut end)?;
+        a.hlt()
+    };
+    let memory = several::run(engine, &note_interrupt, &[&program]);
+    [0, 8].map(|at| {
+        let mut bytes = [0; 8];
+        memory.load(NOTES + at, &mut bytes).expect("inside");
+        u64::from_le_bytes(bytes)
+    })
+}
+
+#[test]
+fn a_short_window_that_is_linked_lets_an_interrupt_in() {
+    let windows: [(&str, Window); 5] = [
+        ("STI", |a| {
+            a.sti()?;
+            a.nop()?;
+            a.cli()
+        }),
+        ("STI, a load", |a| {
+            a.sti()?;
+            a.mov(rax, qword_ptr(NOTES))?;
+            a.cli()
+        }),
+        ("STI, JMP", |a| {
+            let mut to = a.create_label();
+            a.sti()?;
+            a.jmp(to)?;
+            a.nops_with_size(9)?;
+            a.set_label(&mut to)?;
+            a.cli()
+        }),
+        ("POPFQ", |a| {
+            a.push(0x202)?;
+            a.popfq()?;
+            a.cli()
+        }),
+        ("POPFQ, more of the block", |a| {
+            a.push(0x202)?;
+            a.popfq()?;
+            a.nop()?;
+            a.cli()
+        }),
+    ];
+    let engines = software_engines();
+    for (name, window) in windows {
+        let all: Vec<_> = engines.iter().map(|e| taken(&**e, window)).collect();
+        assert_eq!(all[0][0], 1, "{name}: taken once");
+        for (e, found) in engines.iter().zip(&all) {
+            assert_eq!(found, &all[0], "{name} on {}", e.name());
         }
     }
 }

@@ -37,6 +37,7 @@ impl Builder<'_> {
                         self.e.bytes(&[0xe9]);
                         self.e.displacement_back(again);
                     }
+                    None if self.shadowed => self.leave_to_look(i.near_branch_target()),
                     None => self.leave_to(i.near_branch_target()),
                 }
             }
@@ -241,6 +242,12 @@ impl Builder<'_> {
     pub(super) fn leave_to(&mut self, target: u64) {
         let target = self.linear(target);
         self.exit(target, self.variant_of(target), target > self.ip);
+    }
+
+    /// The same where an event may have become deliverable: the next block looks.
+    pub(super) fn leave_to_look(&mut self, target: u64) {
+        let target = self.linear(target);
+        self.exit(target, self.variant_of(target), false);
     }
 
     /// Exit to an instruction of this block, translated without windows.

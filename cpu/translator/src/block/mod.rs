@@ -523,7 +523,8 @@ impl Builder<'_> {
         }
         if !ended {
             self.settle_sp();
-            self.leave_to(r.va + u64::from(guest_len));
+            let next = r.va + u64::from(guest_len);
+            if sti.is_some() { self.leave_to_look(next) } else { self.leave_to(next) }
         }
         self.island();
         self.branch_exits();

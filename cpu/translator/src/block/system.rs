@@ -160,8 +160,7 @@ impl Builder<'_> {
             Kindred::PushFlags => self.push_flags()?,
             Kindred::PopFlags => {
                 self.pop_flags()?;
-                // Events may have become deliverable: the next block looks.
-                self.leave_to(i.next_ip());
+                self.leave_to_look(i.next_ip());
                 return Some(Next::End);
             }
             Kindred::ReadControl(n) => self.load_into(i, Mem::gs(system!(cr) + 8 * n))?,
