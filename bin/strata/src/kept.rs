@@ -263,6 +263,9 @@ pub fn apply(held: &Held, args: &RunArgs, spec: &mut MachineSpec) -> anyhow::Res
     let stands = fs::symlink_metadata(directory.join(BASE)).is_ok();
     let format = if stands { DiskFormat::Qcow2 } else { image.disk.format };
     let mut root = DiskSpec::new(directory.join(disk_name(format)));
+    if stands {
+        stands_on_base(&root.path)?;
+    }
     root.backing = stands;
     root.format = Some(match format {
         DiskFormat::Raw => disk::ImageFormat::Raw,
@@ -275,6 +278,20 @@ pub fn apply(held: &Held, args: &RunArgs, spec: &mut MachineSpec) -> anyhow::Res
     seed.serial = Some("seed".to_string());
     // First, as the image's command line expects its root.
     spec.disks.splice(0..0, [root, seed]);
+    Ok(())
+}
+
+/// A kept disk's header, which a guest that got at it might have changed, opens no other
+/// file than the one it was made on.
+fn stands_on_base(path: &Path) -> anyhow::Result<()> {
+    let named = disk_qcow2::header(path)?.backing.map(|(name, _)| name);
+    if named.as_deref() != Some(BASE) {
+        let (path, named) = (path.display(), named.as_deref().unwrap_or("nothing"));
+        return Err(InputError(format!(
+            "disk {path} stands on {named}, not on {BASE}: its header was changed; remove the machine and make it again"
+        ))
+        .into());
+    }
     Ok(())
 }
 

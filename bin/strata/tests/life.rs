@@ -146,6 +146,17 @@ fn a_second_machine_takes_what_it_changes() {
         }
         let inspected = host.json(&["image", "inspect", &format!("./state/machines/{}/disk.qcow2", ids[1])]);
         assert_eq!((&inspected["virtual_size"], &inspected["backing"]), (&(32 << 20).into(), &"base".into()));
+        // A header that names another file is not followed.
+        host.check(&["stop", &ids[0]], 0);
+        let disk = directory(&ids[0]).join("disk.qcow2");
+        let mut image = std::fs::read(&disk).expect("it is there");
+        let at = image.windows(4).position(|name| name == b"base").expect("its header names it");
+        image[at..at + 4].copy_from_slice(b"seed");
+        std::fs::write(&disk, &image).expect("it is the user's");
+        let refused = host.check(&["start", &ids[0]], 2);
+        assert!(refused.contains("stands on seed, not on base"), "{refused}");
+        image[at..at + 4].copy_from_slice(b"base");
+        std::fs::write(&disk, &image).expect("it is the user's");
     } else {
         println!("the file system shares blocks; nothing to measure");
     }
