@@ -122,6 +122,39 @@ impl Engine for RecordedTranslator {
     }
 }
 
+/// The translator with numbers of code mappings from `first` to `last`, which are then
+/// used again: for tests of what happens there, after months of an ordinary machine.
+#[derive(Debug, Clone, Copy)]
+pub struct WithNumbers {
+    /// The first number given out once the vCPU is set up, from 1.
+    pub first: u32,
+    /// The last one, from [`WithNumbers::FEWEST`] to [`WithNumbers::LAST`].
+    pub last: u32,
+}
+
+impl WithNumbers {
+    /// As few as leave one for each context, and some.
+    pub const FEWEST: u32 = spaces::CONTEXTS as u32 + 2;
+    /// The last of an ordinary translator.
+    pub const LAST: u32 = spaces::LAST_NUMBER;
+}
+
+impl Engine for WithNumbers {
+    fn name(&self) -> &'static str {
+        Translator.name()
+    }
+
+    fn create_vcpu(&self, config: VcpuConfig) -> Result<Box<dyn engine::Vcpu>, EngineError> {
+        let mut vcpu = vcpu(config)?;
+        vcpu.limit_numbers(self.first, self.last);
+        Ok(Box::new(vcpu))
+    }
+
+    fn local_interrupts(&self) -> Option<Arc<dyn LocalInterrupts>> {
+        Translator.local_interrupts()
+    }
+}
+
 fn vcpu(config: VcpuConfig) -> Result<TranslatorVcpu, EngineError> {
     TranslatorVcpu::new(config).map_err(|e| EngineError::Host {
         engine: "jit",

@@ -52,12 +52,21 @@ pub(crate) struct Spaces {
     /// code: global ones, and those that each change of address space flushes.
     shared_global: AddressMap<u64, u64>,
     shared_local: AddressMap<u64, u64>,
+    /// The last number of a code mapping given out, and the last there is.
     numbers: u32,
+    last_number: u32,
+    /// Numbers are used again: what was made under the old ones must go.
+    reused: bool,
     clock: u64,
 }
 
 /// The highest number of a code mapping, before numbers are used again.
-const LAST_NUMBER: u32 = 0x3fff_fffe;
+pub(crate) const LAST_NUMBER: u32 = 0x3fff_fffe;
+
+/// What a link is compared with that is not made: with a class below it, no number that
+/// is given out makes this.
+pub(crate) const NO_SPACE: u32 = u32::MAX;
+const _: () = assert!(LAST_NUMBER < NO_SPACE >> 2);
 
 impl Spaces {
     pub fn new(state: &StateMemory) -> rustix::io::Result<Self> {
@@ -69,15 +78,37 @@ impl Spaces {
             shared_global: AddressMap::default(),
             shared_local: AddressMap::default(),
             numbers: 0,
+            last_number: LAST_NUMBER,
+            reused: false,
             clock: 0,
         };
         s.enter(ContextKey::Root(0), false);
         Ok(s)
     }
 
+    /// Give out numbers of code mappings from `first` to `last`.
+    pub fn limit_numbers(&mut self, first: u32, last: u32) {
+        self.last_number = last.clamp(CONTEXTS as u32 + 2, LAST_NUMBER);
+        self.numbers = first.clamp(1, self.last_number) - 1;
+    }
+
     fn fresh_number(&mut self) -> u32 {
-        self.numbers = self.numbers % LAST_NUMBER + 1;
+        if self.numbers >= self.last_number {
+            // Others may have kept theirs since they were given out before.
+            for (n, c) in (1..).zip(&mut self.contexts) {
+                c.number = n;
+            }
+            self.numbers = self.contexts.len() as u32;
+            self.reused = true;
+        }
+        self.numbers += 1;
         self.numbers
+    }
+
+    /// Whether numbers are used again since this was asked last: blocks, links and what
+    /// else knows a number were made under the old ones.
+    pub fn take_reused(&mut self) -> bool {
+        std::mem::take(&mut self.reused)
     }
 
     /// Number of the current lower-half code mapping.

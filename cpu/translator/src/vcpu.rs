@@ -195,6 +195,11 @@ impl TranslatorVcpu {
         self.blocks.ledger.recorder = Some(recorder);
     }
 
+    /// Give out numbers of code mappings from `first` to `last`.
+    pub(crate) fn limit_numbers(&mut self, first: u32, last: u32) {
+        self.spaces.limit_numbers(first, last);
+    }
+
     fn state(&mut self) -> &mut State {
         // SAFETY: the memory lives as long as self; `&mut self` and the fact that
         // translated code is not running exclude other references. The token is
@@ -306,8 +311,9 @@ impl TranslatorVcpu {
             }
         };
         // Links between shared blocks carry no check, so the blocks of pages that moved
-        // must go. Where they are many, all go: a kernel has freed what started it.
-        if lost.len() > MOST_LOST {
+        // must go. Where they are many, all go: a kernel has freed what started it. All go,
+        // too, where a number that they compare may mean another mapping from now on.
+        if self.spaces.take_reused() || lost.len() > MOST_LOST {
             self.drop_blocks();
         } else {
             lost.into_iter().for_each(|page| self.blocks.drop_mapping(page));

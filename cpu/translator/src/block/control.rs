@@ -9,6 +9,7 @@ use super::{Builder, Link, Next, STUB, Variant};
 use crate::call_stack::note;
 use crate::emit::Mem;
 use crate::layout::{Exit, PINNED, SIGN, gpr_home, gs, host};
+use crate::spaces::NO_SPACE;
 
 /// What [`SIGN`] selects of an address in the upper half.
 const UPPER: i32 = (1 << SIGN.count_ones()) - 1;
@@ -278,7 +279,7 @@ impl Builder<'_> {
             self.link(Link { target, variant, forward, patch: here(self), call: true, guard: None });
             return;
         }
-        let guard = self.r.at + self.compare_mapping(0x8000_0000) as u32;
+        let guard = self.r.at + self.compare_mapping(NO_SPACE) as u32;
         self.e.bytes(&[0xe3, STUB as u8]);
         // Until the link is made, no mapping has the number, and the jump is not reached.
         let patch = here(self) + STUB as u32 + 1;

@@ -1,0 +1,238 @@
+//! Code and data that move while other code has links to them: between contexts, between
+//! privileges, and where the numbers by which translated code knows its mapping come to
+//! their end. Every engine leaves the same registers and memory.
+
+use std::time::Duration;
+
+use conformance::{Rig, long_mode, several};
+use engine::{Engine, Halt};
+use guest_memory::GuestMemory;
+use iced_x86::IcedError;
+use iced_x86::code_asm::*;
+use interpreter::Interpreter;
+use translator::WithNumbers;
+use x86_state::{CpuModel, CpuState, Segment, TableRegister, cr4, efer};
+
+type Done = Result<(), IcedError>;
+
+const RAM: u64 = 1 << 20;
+/// Two address spaces, which differ in where their first 2 MiB are.
+const ROOTS: [u64; 2] = [0x1000, 0x2000];
+const POINTERS: [u64; 2] = [0x3000, 0x4000];
+const DIRECTORIES: [u64; 2] = [0x5000, 0x6000];
+/// Page tables: all is mapped as it is, for the user too.
+const PAGES: [u64; 2] = [0x7000, 0x8000];
+const GDT: u64 = 0x9000;
+const IDT: u64 = 0xa000;
+const TSS: u64 = 0xb000;
+/// Every exception ends the run.
+const HANDLER: u64 = 0xc000;
+const KERNEL_STACK: u64 = 0xe000;
+const STACK: u64 = 0x1_0000;
+/// Where SYSCALL goes: on to R15.
+const ENTRY: u64 = 0x1_0000;
+const KERNEL: u64 = 0x1_1000;
+/// Calls [`MOVED`].
+const CALLER: u64 = 0x1_4000;
+const OTHER_CALLER: u64 = 0x1_5000;
+/// Calls [`SECOND_MOVED`].
+const SECOND_CALLER: u64 = 0x1_6000;
+/// The user's code: jumps to [`MOVED`], reads there.
+const USER_JUMPS: u64 = 0x1_7000;
+const USER_READS: u64 = 0x1_8000;
+/// Linear pages that move.
+const MOVED: u64 = 0x2_0000;
+const SECOND_MOVED: u64 = 0x2_1000;
+/// What moves there: functions that return one number or another, and end in SYSCALL.
+const FRAMES: [u64; 2] = [0x3_0000, 0x3_1000];
+const NUMBERS: [u32; 2] = [0x11, 0x22];
+/// Behind the functions, code of the user's that answers.
+const ANSWER: u64 = 0x100;
+const RESULTS: u64 = 0x4_0000;
+
+const PRESENT: u64 = 0x63;
+const USER: u64 = 4;
+const NO_FLUSH: u64 = 1 << 63;
+
+fn memory() -> GuestMemory {
+    let memory = GuestMemory::flat(RAM).expect("memory");
+    let put = |at: u64, v: u64| memory.store(at, &v.to_le_bytes()).expect("inside");
+    for n in 0..2 {
+        put(ROOTS[n], POINTERS[n] | PRESENT | USER);
+        put(POINTERS[n], DIRECTORIES[n] | PRESENT | USER);
+        put(DIRECTORIES[n], PAGES[n] | PRESENT | USER);
+        for page in 0..RAM >> 12 {
+            put(PAGES[n] + page * 8, page << 12 | PRESENT | USER);
+        }
+        put(entry(n, MOVED), FRAMES[n] | PRESENT | USER);
+        put(entry(n, SECOND_MOVED), FRAMES[n] | PRESENT | USER);
+    }
+    let descriptors = [
+        (0x10, 0x00af_9b00_0000_ffff),
+        (0x18, 0x00cf_9300_0000_ffff),
+        (0x28, 0x00cf_f300_0000_ffff),
+        (0x30, 0x00af_fb00_0000_ffff),
+    ];
+    descriptors.iter().for_each(|(at, d)| put(GDT + at, *d));
+    for vector in 0..32 {
+        put(IDT + vector * 16, HANDLER | 0x10 << 16 | 0x8e00 << 32);
+    }
+    put(TSS + 4, KERNEL_STACK);
+    let code = |at: u64, source: several::Source<'_>| {
+        memory.store(at, &several::assemble(at, source)).expect("inside");
+    };
+    code(HANDLER, &|a| a.hlt());
+    code(ENTRY, &|a| a.jmp(r15));
+    for (caller, callee) in [(CALLER, MOVED), (OTHER_CALLER, MOVED), (SECOND_CALLER, SECOND_MOVED)] {
+        code(caller, &|a| {
+            a.call(callee)?;
+            a.ret()
+        });
+    }
+    code(USER_JUMPS, &|a| a.jmp(MOVED + ANSWER));
+    code(USER_READS, &|a| {
+        a.mov(rax, qword_ptr(MOVED))?;
+        a.syscall()
+    });
+    for (frame, number) in FRAMES.into_iter().zip(NUMBERS) {
+        code(frame, &|a| {
+            a.mov(eax, number)?;
+            a.ret()
+        });
+        code(frame + ANSWER, &|a| {
+            a.mov(eax, number)?;
+            a.syscall()
+        });
+    }
+    memory
+}
+
+/// Where the page-table entry of a page is.
+fn entry(space: usize, linear: u64) -> u64 {
+    PAGES[space] + (linear >> 12) * 8
+}
+
+/// The supervisor at [`KERNEL`], in the lower half.
+fn start(reset: CpuState) -> CpuState {
+    let mut s = long_mode(reset, ROOTS[0], false);
+    s.gdtr = TableRegister { base: GDT, limit: 0x47 };
+    s.idtr = TableRegister { base: IDT, limit: 0x1ff };
+    s.tr = Segment { selector: 0x40, base: TSS, limit: 0x67, access: 0x8b };
+    s.cr4 |= cr4::PGE | cr4::PCIDE;
+    s.efer |= efer::SCE;
+    s.msrs.lstar = ENTRY;
+    s.msrs.star = 0x10 << 32 | 0x23 << 48;
+    s.msrs.sfmask = 0x25_7fd5;
+    s.rip = KERNEL;
+    s.gpr[4] = STACK;
+    s
+}
+
+fn run(engine: &dyn Engine, program: several::Source<'_>) -> (CpuState, Vec<u8>) {
+    let model: CpuModel = "x86-64-v3,+pcid,+smep".parse().expect("the model exists");
+    let memory = memory();
+    memory.store(KERNEL, &several::assemble(KERNEL, program)).expect("inside");
+    let mut rig = Rig::new(engine, model, memory);
+    let start = start(rig.reset_state());
+    let (halt, end) = rig.run_freely(&start, Duration::from_secs(20));
+    assert!(matches!(halt, Halt::Idle), "{}: {halt:?} at {:#x}", engine.name(), end.rip);
+    let mut results = vec![0; 0x1000];
+    rig.memory.load(RESULTS, &mut results).expect("inside");
+    (end, results)
+}
+
+/// A program leaves the same on `engine` as on the interpreter, and something.
+fn check(name: &str, engine: &dyn Engine, program: several::Source<'_>) {
+    let expected = run(&Interpreter, program);
+    assert!(expected.1.iter().any(|b| *b != 0), "{name} leaves nothing");
+    let got = run(engine, program);
+    let first = got.1.iter().zip(&expected.1).position(|(a, b)| a != b);
+    assert_eq!(first, None, "{name}: results");
+    assert!(got.0 == expected.0, "{name}: {:#x?}\ninstead of {:#x?}", got.0, expected.0);
+}
+
+/// Note RAX as the next result: RBX says where.
+fn note(a: &mut CodeAssembler) -> Done {
+    a.mov(qword_ptr(rbx), rax)?;
+    a.add(rbx, 8)
+}
+
+fn call(a: &mut CodeAssembler, function: u64) -> Done {
+    a.call(function)?;
+    note(a)
+}
+
+fn set_entry(a: &mut CodeAssembler, space: usize, linear: u64, value: u64) -> Done {
+    a.mov(rax, value)?;
+    a.mov(qword_ptr(entry(space, linear)), rax)
+}
+
+fn invalidate(a: &mut CodeAssembler, linear: u64) -> Done {
+    a.mov(rax, linear)?;
+    a.invlpg(ptr(rax))
+}
+
+fn enter(a: &mut CodeAssembler, context: u64) -> Done {
+    a.mov(rax, context)?;
+    a.mov(cr3, rax)
+}
+
+#[test]
+fn a_link_that_is_not_made_leads_nowhere_under_any_number() {
+    let program = |a: &mut CodeAssembler| {
+        a.mov(rbx, RESULTS)?;
+        call(a, CALLER)?;
+        call(a, OTHER_CALLER)?;
+        a.hlt()
+    };
+    // Around numbers that are special as they are compared, and the last ones.
+    for special in [1, 0x1000_0000, 0x2000_0000, 0x3000_0000, WithNumbers::LAST] {
+        for first in special.saturating_sub(12).max(1)..=special {
+            check(&format!("{first:#x}"), &WithNumbers { first, last: WithNumbers::LAST }, &program);
+        }
+    }
+}
+
+/// Calls of pages that move, `moves` times between two calls by the same code.
+fn moving(moves: u64, a: &mut CodeAssembler) -> Done {
+    a.mov(rbx, RESULTS)?;
+    call(a, CALLER)?;
+    for n in 1..=moves {
+        let frame = FRAMES[(n % 2) as usize];
+        set_entry(a, 0, MOVED, frame | PRESENT | USER)?;
+        invalidate(a, MOVED)?;
+        call(a, OTHER_CALLER)?;
+    }
+    call(a, CALLER)?;
+    a.hlt()
+}
+
+/// The same function called in two contexts, in which it is elsewhere, with `moves` of
+/// another page between.
+fn moving_elsewhere(moves: u64, a: &mut CodeAssembler) -> Done {
+    a.mov(rbx, RESULTS)?;
+    enter(a, ROOTS[1] | 1)?;
+    call(a, CALLER)?;
+    enter(a, ROOTS[0])?;
+    call(a, SECOND_CALLER)?;
+    for n in 1..=moves {
+        set_entry(a, 0, SECOND_MOVED, FRAMES[(n % 2) as usize] | PRESENT | USER)?;
+        invalidate(a, SECOND_MOVED)?;
+        call(a, SECOND_CALLER)?;
+    }
+    call(a, CALLER)?;
+    enter(a, ROOTS[1] | 1 | NO_FLUSH)?;
+    call(a, CALLER)?;
+    a.hlt()
+}
+
+#[test]
+fn numbers_that_are_used_again_mean_nothing_old() {
+    for last in [WithNumbers::FEWEST, WithNumbers::FEWEST + 1] {
+        let few = WithNumbers { first: 1, last };
+        for moves in 0..20 {
+            check(&format!("{moves} moves of {last}"), &few, &|a| moving(moves, a));
+            check(&format!("{moves} moves elsewhere of {last}"), &few, &|a| moving_elsewhere(moves, a));
+        }
+    }
+}
