@@ -88,6 +88,8 @@ pub struct Nat {
     udp: Udp,
     ping: Ping,
     offered: Offered,
+    /// Datagrams go before segments the next time.
+    udp_first: bool,
 }
 
 /// What it has and has refused, for statistics.
@@ -158,6 +160,7 @@ impl Nat {
             udp: Udp::new(udp),
             ping: Ping::new(),
             offered,
+            udp_first: true,
         })
     }
 
@@ -324,7 +327,13 @@ impl Nat {
             return false;
         }
         let mut around = Around { link, gate, poller, now };
-        let room = self.tcp.transmit(sink, &mut around) && self.udp.transmit(sink, &mut around);
+        let mut turn = |udp| match udp {
+            true => self.udp.transmit(sink, &mut around),
+            false => self.tcp.transmit(sink, &mut around),
+        };
+        let room = turn(self.udp_first) && turn(!self.udp_first);
+        // Either may use up all room there ever is: they take turns at it.
+        self.udp_first ^= !room;
         room && self.link.flush(sink)
     }
 }

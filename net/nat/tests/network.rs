@@ -256,6 +256,46 @@ fn datagrams_pass_and_come_back() {
 }
 
 #[test]
+fn datagrams_arrive_beside_a_stream_that_takes_all_room() {
+    let (port, _) = serve("127.0.0.1:0", |mut stream| {
+        // Until the guest ends.
+        while stream.write_all(&[7; 65_536]).is_ok() {}
+    });
+    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let udp_port = server.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 64];
+        while let Ok((n, from)) = server.recv_from(&mut buffer) {
+            let _ = server.send_to(&buffer[..n], from);
+        }
+    });
+    let mut guest = Guest::new(nat(NatConfig::default()));
+    guest.wire.narrow = Some(4);
+    let (stream, _) = guest.connect((GATEWAY, port));
+    let datagrams = udp_socket(&mut guest);
+    let mut taken = 0;
+    let mut take = |g: &mut Guest| {
+        let socket = g.sockets.get_mut::<tcp::Socket>(stream);
+        while socket.can_recv() {
+            taken += socket.recv(|bytes| (bytes.len(), bytes.len())).unwrap();
+        }
+        taken
+    };
+    guest.until("the stream", |g| (take(g) > 1_000_000).then_some(()));
+    for i in 0..10u8 {
+        let socket = guest.sockets.get_mut::<udp::Socket>(datagrams);
+        socket.send_slice(&[i], IpEndpoint::from((GATEWAY, udp_port))).unwrap();
+        let before = take(&mut guest);
+        let got = guest.until("a datagram", |g| {
+            take(g);
+            g.sockets.get_mut::<udp::Socket>(datagrams).recv().ok().map(|(d, _)| d.to_vec())
+        });
+        assert_eq!(got, [i]);
+        guest.until("the stream goes on", |g| (take(g) > before + 100_000).then_some(()));
+    }
+}
+
+#[test]
 fn the_gateway_answers_echo_requests() {
     let mut guest = Guest::new(nat(NatConfig::default()));
     let buffer = || icmp::PacketBuffer::new(vec![icmp::PacketMetadata::EMPTY; 4], vec![0; 4096]);

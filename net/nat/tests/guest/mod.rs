@@ -21,6 +21,8 @@ pub struct Wire {
     to_guest: VecDeque<Vec<u8>>,
     from_guest: VecDeque<Vec<u8>>,
     pub lose_every: usize,
+    /// Frames that the guest gives buffers for at a time, if not many.
+    pub narrow: Option<usize>,
     /// The guest takes checksums and segmentation over.
     pub takes: bool,
     /// Longest frame that stood for several.
@@ -90,7 +92,7 @@ fn cut(frame: &[u8], segments: Segments) -> Vec<Vec<u8>> {
 
 impl FrameSink for Wire {
     fn room(&mut self) -> bool {
-        self.to_guest.len() < 64
+        self.to_guest.len() < self.narrow.unwrap_or(64)
     }
     fn take(&mut self, parts: &[&[u8]], offload: &Offload) {
         let frame = parts.concat();
