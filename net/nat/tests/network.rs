@@ -149,6 +149,11 @@ fn each_side_may_end_first() {
     guest.sockets.get_mut::<tcp::Socket>(handle).close();
     guest.until("the server", |_| server.is_finished().then_some(()));
     server.join().unwrap();
+    // The guest's FIN is acknowledged, not met by a reset when it is sent again.
+    let closed =
+        |g: &mut Guest| (g.sockets.get::<tcp::Socket>(handle).state() == tcp::State::Closed).then_some(());
+    guest.until("the last acknowledgement", closed);
+    assert_eq!(guest.wire.resets, 0);
 }
 
 #[test]

@@ -252,7 +252,8 @@ impl Tcp {
         }
         let Some(connection) = self.take(key, around.poller) else { return };
         match fate {
-            Fate::Keep | Fate::Done => {}
+            Fate::Keep => {}
+            Fate::Done => connection.acknowledge_last(around.link),
             Fate::ResetHost => connection.reset_host(),
             Fate::ResetBoth => {
                 connection.reset_guest(around.link);

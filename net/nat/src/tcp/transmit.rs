@@ -119,6 +119,15 @@ impl Connection {
         link.answer(header, Vec::new());
     }
 
+    /// Acknowledge the guest's FIN if it came last: nothing else will.
+    pub(super) fn acknowledge_last(&self, link: &mut Link) {
+        if self.ack_due {
+            let newest = self.outbound.unacked.wrapping_add(self.outbound.sent_most);
+            let header = self.fields(newest, TcpFlags::ACK, &[]).header(link, &[], false);
+            link.answer(header, Vec::new());
+        }
+    }
+
     /// Do what is to be done for the guest.
     pub(super) fn turn(
         &mut self,

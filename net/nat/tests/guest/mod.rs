@@ -27,6 +27,8 @@ pub struct Wire {
     pub takes: bool,
     /// Longest frame that stood for several.
     pub longest: usize,
+    /// Frames that were TCP resets by IPv4.
+    pub resets: usize,
     chance: u64,
 }
 
@@ -105,6 +107,7 @@ impl FrameSink for Wire {
             None => vec![frame],
         };
         for mut frame in frames {
+            self.resets += usize::from(frame[12..14] == [8, 0] && frame[23] == 6 && frame[47] & 4 != 0);
             assert!(frame.len() <= 1514);
             if let Checksum::Partial { start, offset } = offload.checksum {
                 assert!(self.takes, "work for a guest that takes none over");
