@@ -2,6 +2,7 @@
 //! name server in router advertisements (RFC 8106).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use port::MacAddress;
 
@@ -10,6 +11,10 @@ use crate::wire::{Header, IpPacket, be16, checksum, protocol, pseudo_header};
 
 /// Most bytes of a packet that an error quotes: the error fits in every MTU.
 const QUOTED: usize = 548;
+
+/// How often the router is advertised to a guest that has IPv6 (RFC 4861 section
+/// 6.2.1, MaxRtrAdvInterval).
+pub(crate) const ADVERTISED_EVERY: Duration = Duration::from_secs(600);
 
 /// Types.
 const ECHO_REPLY_4: u8 = 0;
@@ -165,8 +170,13 @@ impl Link {
         self.icmp(Ends { from: target.into(), to: to.into() }, m);
     }
 
+    /// Advertise the router to all who listen. Nobody asks again before what was said ends.
+    pub(crate) fn advertise_to_all(&mut self) {
+        self.advertise_router(Ipv6Addr::UNSPECIFIED);
+    }
+
     fn advertise_router(&mut self, to: Ipv6Addr) {
-        /// Seconds the router and its name server are good for.
+        /// Seconds the router and its name server are good for: many times [`ADVERTISED_EVERY`].
         const LIFETIME: u16 = 9000;
         /// Seconds the prefix is good for.
         const PREFIX_LIFETIME: u32 = 86_400;

@@ -88,6 +88,8 @@ pub struct Nat {
     udp: Udp,
     ping: Ping,
     offered: Offered,
+    /// When the router is advertised next, to a guest that has IPv6.
+    advertised_at: Option<Instant>,
     /// Datagrams go before segments the next time.
     udp_first: bool,
 }
@@ -160,6 +162,7 @@ impl Nat {
             udp: Udp::new(udp),
             ping: Ping::new(),
             offered,
+            advertised_at: None,
             udp_first: true,
         })
     }
@@ -182,6 +185,11 @@ impl Nat {
 
     fn ip(&mut self, packet: &IpPacket<'_>, offload: &Offload, ethernet: &Ethernet<'_>) {
         let now = Instant::now();
+        if packet.source.is_ipv6() {
+            // Whatever it sends: after a restart of the machine it need not ask for a router again.
+            let next = now + icmp::ADVERTISED_EVERY;
+            self.poller.wake_by(&mut self.advertised_at, next, Source::Advertisement);
+        }
         if packet.fragment.is_some() {
             // Only packets without work left to do are fragments.
             if let Some(payload) = self.fragments.add(packet, now) {
@@ -242,6 +250,7 @@ impl Nat {
                 Source::Tcp(key) => self.tcp.socket_event(key, event, &mut around),
                 Source::Udp(_) | Source::UdpListener(_) => self.udp.socket_event(event),
                 Source::Ping(key) => self.ping.socket_event(key, event, &mut around),
+                Source::Advertisement => {}
             }
         }
         while let Some(source) = around.poller.expired(now) {
@@ -249,6 +258,12 @@ impl Nat {
                 Source::Tcp(key) => self.tcp.expire(key, &mut around),
                 Source::Udp(key) => self.udp.expire(key, &mut around),
                 Source::Ping(key) => self.ping.expire(key, &mut around),
+                Source::Advertisement => {
+                    self.advertised_at = None;
+                    around.link.advertise_to_all();
+                    let next = now + icmp::ADVERTISED_EVERY;
+                    around.poller.wake_by(&mut self.advertised_at, next, Source::Advertisement);
+                }
                 Source::Timer | Source::TcpListener(_) | Source::UdpListener(_) => {}
             }
         }
@@ -316,6 +331,7 @@ impl Port for Nat {
         self.ping.clear(&mut self.poller);
         self.fragments.clear();
         self.link.clear();
+        self.poller.forget(&mut self.advertised_at, Source::Advertisement);
     }
 }
 
@@ -335,5 +351,74 @@ impl Nat {
         // Either may use up all room there ever is: they take turns at it.
         self.udp_first ^= !room;
         room && self.link.flush(sink)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv6Addr;
+
+    use super::*;
+
+    /// Keeps who the router advertisements are for.
+    #[derive(Default)]
+    struct Advertised(Vec<Ipv6Addr>);
+
+    impl FrameSink for Advertised {
+        fn room(&mut self) -> bool {
+            true
+        }
+        fn take(&mut self, parts: &[&[u8]], _: &Offload) {
+            let frame = parts.concat();
+            let packet = IpPacket::parse_v6(&frame[port::ETHERNET_HEADER..]).expect("IPv6");
+            if let (IpAddr::V6(to), Some(134)) = (packet.destination, packet.payload.first()) {
+                self.0.push(to);
+            }
+        }
+    }
+
+    const NOBODY: [Ipv6Addr; 0] = [];
+
+    /// Whom the router is advertised to at this time.
+    fn advertised(nat: &mut Nat, at: Instant) -> Vec<Ipv6Addr> {
+        let mut sink = Advertised::default();
+        nat.take_events(at);
+        nat.transmit(&mut sink, at);
+        sink.0
+    }
+
+    #[test]
+    fn the_router_is_advertised_again_and_again_to_a_guest_with_ipv6() {
+        let mut nat = Nat::new(NatConfig::default()).unwrap();
+        let every = icmp::ADVERTISED_EVERY;
+        let (guest, all) =
+            (Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 9), Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1));
+        let begin = Instant::now();
+        assert_eq!(advertised(&mut nat, begin + 20 * every), NOBODY, "a guest without IPv6 is not woken");
+        assert_eq!(nat.advertised_at, None);
+        // A solicitation for a router, then one for a neighbour, as a restored guest may send.
+        for (kind, answered) in [(133, vec![guest]), (135, vec![])] {
+            let (mac, router) = nat.link.macs();
+            let router6 = nat.link.addresses.router6;
+            let mut message = [&[kind, 0, 0, 0, 0, 0, 0, 0][..], &guest.octets()].concat();
+            let mut sum = wire::pseudo_header(guest.into(), router6.into(), protocol::ICMPV6, message.len());
+            sum.add(&message);
+            message[2..4].copy_from_slice(&sum.finish().to_be_bytes());
+            let ends = (router, mac);
+            let header =
+                wire::Header::ip(ends, guest.into(), router6.into(), protocol::ICMPV6, message.len());
+            let mut frame = [header.bytes(), &message].concat();
+            // The hop limit of its link (RFC 4861 section 6.1.1).
+            frame[port::ETHERNET_HEADER + 7] = 255;
+            nat.send(&frame, &Offload::NONE);
+            let sent = Instant::now();
+            assert_eq!(advertised(&mut nat, sent), answered);
+            assert_eq!(advertised(&mut nat, sent + every / 2), NOBODY);
+            assert_eq!(advertised(&mut nat, sent + every), [all]);
+            assert_eq!(advertised(&mut nat, sent + every + every / 2), NOBODY);
+            assert_eq!(advertised(&mut nat, sent + 2 * every), [all]);
+            nat.reset();
+            assert_eq!(advertised(&mut nat, sent + 4 * every), NOBODY, "a new guest has not asked");
+        }
     }
 }

@@ -23,6 +23,8 @@ pub(crate) enum Source {
     Tcp(Key),
     Udp(Key),
     Ping(Key),
+    /// The router is to be advertised again.
+    Advertisement,
 }
 
 impl Source {
@@ -34,6 +36,7 @@ impl Source {
             Source::Tcp(k) => (3, k.pack()),
             Source::Udp(k) => (4, k.pack()),
             Source::Ping(k) => (5, k.pack()),
+            Source::Advertisement => (6, 0),
         };
         kind << 56 | rest
     }
@@ -47,6 +50,7 @@ impl Source {
             3 => Source::Tcp(key),
             4 => Source::Udp(key),
             5 => Source::Ping(key),
+            6 => Source::Advertisement,
             _ => return None,
         })
     }
