@@ -139,7 +139,12 @@ impl Server {
                 Ok(())
             }
             // Closing: what the host would say then it says at each write.
-            Opcode::FLUSH | Opcode::DESTROY => Ok(()),
+            Opcode::FLUSH => Ok(()),
+            // Linux forgets nothing by itself when it unmounts: this says it all.
+            Opcode::DESTROY => {
+                self.reset();
+                Ok(())
+            }
             Opcode::FSYNC => self.sync_file(&mut input),
             Opcode::FSYNCDIR => self.sync_folder(&mut input),
             Opcode::SYNCFS => self.sync_all(node),

@@ -8,6 +8,7 @@ use virtio_fs::{IN_HEADER, OUT_HEADER, Opcode, ROOT, Server};
 // Linux errno numbers.
 const EPERM: i32 = 1;
 const ENOENT: i32 = 2;
+const EIO: i32 = 5;
 const EACCES: i32 = 13;
 const ENOTDIR: i32 = 20;
 const EINVAL: i32 = 22;
@@ -163,6 +164,35 @@ impl Drop for Share {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.top);
     }
+}
+
+#[test]
+fn unmounting_leaves_nothing() {
+    let mut share = Share::new("unmount", false);
+    let held = |path: PathBuf| {
+        let fds = std::fs::read_dir("/proc/self/fd").unwrap();
+        let targets = fds.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
+        targets.filter(|target| target.starts_with(&path)).count()
+    };
+    let (node, handle) = share.create(ROOT, "gone", 2, 0o644).unwrap();
+    share.write(handle, 0, b"content").unwrap();
+    std::fs::create_dir(share.path("folder")).unwrap();
+    let folder = share.look_up(ROOT, "folder").unwrap();
+    share.ask(Opcode::UNLINK, ROOT, name("gone")).unwrap();
+    assert!(share.server.is_in_use() && share.server.nodes() == 3);
+    // Of the file that has no name any more: as a node, and opened.
+    let path = share.path("gone (deleted)");
+    assert_eq!(held(path.clone()), 2);
+    assert_eq!(share.ask(Opcode::DESTROY, 0, body()), Ok(Vec::new()));
+    assert!(!share.server.is_in_use());
+    assert_eq!((share.server.nodes(), held(path), held(share.path("folder"))), (1, 0, 0));
+    // Nothing is served until the next mount, which knows nothing of the one before.
+    assert_eq!(share.look_up(ROOT, "folder"), Err(EIO));
+    share.forget(folder, 1);
+    share.ask(Opcode::INIT, 0, body().u32(7).u32(36).u32(1 << 17).u32(u32::MAX)).unwrap();
+    assert_eq!(share.open(node, 0), Err(ESTALE));
+    assert!(share.read(handle, 0, 7).is_err());
+    assert_ne!(share.look_up(ROOT, "folder").unwrap(), folder);
 }
 
 #[test]
