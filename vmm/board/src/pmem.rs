@@ -5,10 +5,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use disk::{Access, ImageLock};
 use guest_memory::{GuestMemory, Region};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use virtio_pmem::{Pmem, PmemConfig};
 
@@ -51,6 +53,24 @@ pub enum PmemError {
         path: PathBuf,
         /// Its bytes.
         size: u64,
+    },
+    /// The host has no room for all of it: a guest's store into a hole would end the machine.
+    #[error("{} has {size} bytes, and the host has no room for all of them: {source}; free some, or use ,ro", path.display())]
+    Full {
+        /// The file.
+        path: PathBuf,
+        /// Its bytes.
+        size: u64,
+        /// The host's error.
+        source: io::Error,
+    },
+    /// It has holes that its file system cannot fill beforehand.
+    #[error("{} has a hole at byte {at}, which its file system cannot fill now; use cp --sparse=never, or ,ro", path.display())]
+    Hole {
+        /// The file.
+        path: PathBuf,
+        /// Where the first one begins.
+        at: u64,
     },
     /// There is no room above RAM.
     #[error("{} and what is before it do not fit below the 64-bit PCI window; use smaller files", .0.display())]
@@ -103,6 +123,42 @@ impl PmemRange {
     }
 }
 
+/// Bytes of a file that its file system has given no room yet.
+fn missing(about: &std::fs::Metadata) -> u64 {
+    /// What `st_blocks` counts (inode(7)).
+    const BLOCK: u64 = 512;
+    about.len().saturating_sub(about.blocks().saturating_mul(BLOCK))
+}
+
+/// Have the host's file system give a file all its room now: a store into a hole of a
+/// file system that has become full is SIGBUS, the machine's end.
+fn fill(path: &Path, file: &File, about: &std::fs::Metadata) -> Result<(), PmemError> {
+    let size = about.len();
+    let full = |e: Errno| PmemError::Full { path: path.to_path_buf(), size, source: e.into() };
+    // Asked first, or the attempt would fill the file system.
+    if disk::room(file).is_some_and(|room| room < missing(about)) {
+        return Err(full(Errno::NOSPC));
+    }
+    let filled = rustix::io::retry_on_intr(|| {
+        rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, size)
+    });
+    match filled {
+        Ok(()) => Ok(()),
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => no_holes(path, file, size),
+        Err(e @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => Err(full(e)),
+        Err(e) => Err(PmemError::Open { path: path.to_path_buf(), source: e.into() }),
+    }
+}
+
+/// Refuse a file with holes.
+fn no_holes(path: &Path, file: &File, size: u64) -> Result<(), PmemError> {
+    match rustix::fs::seek(file, rustix::fs::SeekFrom::Hole(0)) {
+        Ok(at) if at < size => Err(PmemError::Hole { path: path.to_path_buf(), at }),
+        Ok(_) => Ok(()),
+        Err(e) => Err(PmemError::Open { path: path.to_path_buf(), source: e.into() }),
+    }
+}
+
 /// Open and lock the files of a machine whose RAM, with what can be added, ends at `end`.
 pub(crate) fn open(specs: &[PmemSpec], end: u64) -> Result<Vec<PmemRange>, PmemError> {
     let mut next = end;
@@ -126,6 +182,9 @@ pub(crate) fn open(specs: &[PmemSpec], end: u64) -> Result<Vec<PmemRange>, PmemE
             .checked_add(len.next_multiple_of(PIECE))
             .filter(|end| *end <= memory::PCI_WINDOW_64.0)
             .ok_or_else(|| PmemError::NoRoom(path()))?;
+        if !spec.read_only {
+            fill(&spec.path, &file, &about)?;
+        }
         list.push(PmemRange { spec: spec.clone(), file, _lock: lock, start, len });
     }
     Ok(list)
@@ -187,6 +246,34 @@ mod tests {
         drop(board);
         std::fs::remove_file(fixed).unwrap();
         std::fs::remove_file(changed).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_written_has_its_room_beforehand() {
+        let few = file("few", 2 * PIECE);
+        let missing = || missing(&std::fs::metadata(&few).unwrap());
+        let before = missing();
+        assert!(before > PIECE, "the test needs a file system with holes");
+        drop(open(&[PmemSpec { path: few.clone(), read_only: true }], 0).unwrap());
+        assert_eq!(missing(), before, "what is only read stays as it is");
+        assert!(no_holes(&few, &File::open(&few).unwrap(), 2 * PIECE).is_err());
+        drop(open(&[PmemSpec { path: few.clone(), read_only: false }], 0).unwrap());
+        assert_eq!(missing(), 0);
+        assert_eq!(std::fs::read(&few).unwrap()[..8], *b"content\0");
+        std::fs::remove_file(few).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_the_host_has_no_room_for_is_refused_and_stays_sparse() {
+        let much = file("much", PIECE);
+        let handle = OpenOptions::new().write(true).open(&much).unwrap();
+        let room = disk::room(&handle).unwrap();
+        handle.set_len((room + (1 << 30)).next_multiple_of(PIECE)).unwrap();
+        let about = std::fs::metadata(&much).unwrap();
+        let told = fill(&much, &handle, &about).unwrap_err().to_string();
+        assert!(told.contains("no room") && told.contains(",ro"), "{told}");
+        assert_eq!(missing(&std::fs::metadata(&much).unwrap()), missing(&about));
+        std::fs::remove_file(much).unwrap();
     }
 
     #[test]
