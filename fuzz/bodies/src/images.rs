@@ -32,7 +32,7 @@ pub fn read(disk: &dyn Disk, reads: &[u8]) {
         if read[3] & 1 == 0 {
             let _ = disk.read(offset, &mut buffer[..len]);
         } else {
-            let _ = disk.known_zeroes(offset);
+            let _ = disk.known_zeroes(offset, u64::MAX, &mut 4096);
         }
     }
 }

@@ -121,14 +121,15 @@ pub trait Disk: Send + Sync {
         overlap::serial(self, memory, transfers);
     }
 
-    /// How many bytes from `offset` are known to be zeroes without reading them. 0:
-    /// that is not known. Copies ask it, so that a large disk with little in it is
-    /// copied as fast as a small one.
+    /// How many bytes from `offset` are known to be zeroes without reading them, up
+    /// to `most`. 0: that is not known. Copies ask it, so that a large disk with
+    /// little in it is copied as fast as a small one. `steps`: the look-ups this may
+    /// still take, in all layers below too; each is counted off.
     ///
     /// # Errors
     /// [`DiskError`].
-    fn known_zeroes(&self, offset: u64) -> Result<u64, DiskError> {
-        let _ = offset;
+    fn known_zeroes(&self, offset: u64, most: u64, steps: &mut u32) -> Result<u64, DiskError> {
+        let _ = (offset, most, steps);
         Ok(0)
     }
 

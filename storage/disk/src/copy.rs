@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 
+use crate::read_only::LOOK_UPS;
 use crate::{BOUNCE, Disk, DiskError};
 
 /// Copy all blocks of `from` to the beginning of `to`, which must be new: what is
@@ -21,7 +22,7 @@ pub fn copy(
     let mut buffer = vec![0; BOUNCE];
     let mut done = 0;
     while done < size {
-        let zeroes = from.known_zeroes(done)?.min(size - done);
+        let zeroes = from.known_zeroes(done, size - done, &mut { LOOK_UPS })?.min(size - done);
         if zeroes > 0 {
             done += zeroes;
         } else {

@@ -35,6 +35,6 @@ pub use lock::{Access, ImageLock};
 pub use overlap::{Aio, Transfer, Transfers};
 pub use probe::{ImageFormat, PROBE_LEN, probe, probe_file, probe_open};
 pub use raw::{RawDisk, RawOptions};
-pub use read_only::{BlockMap, Place, ReadOnlyDisk};
+pub use read_only::{BlockMap, LOOK_UPS, Place, ReadOnlyDisk};
 pub use ring::{DEPTH, check_io_uring};
 pub use room::room;

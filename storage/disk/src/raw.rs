@@ -395,8 +395,8 @@ impl Disk for RawDisk {
         }
     }
 
-    fn known_zeroes(&self, offset: u64) -> Result<u64, DiskError> {
-        let size = self.geometry().size;
+    fn known_zeroes(&self, offset: u64, most: u64, _steps: &mut u32) -> Result<u64, DiskError> {
+        let size = self.geometry().size.min(offset.saturating_add(most));
         if !self.is_file || offset >= size {
             return Ok(0);
         }

@@ -7,8 +7,9 @@ use crate::{Disk, DiskError, Geometry};
 
 /// The unit guests know.
 const SECTOR: u32 = 512;
-/// Most blocks that one look for zeroes passes: what a caller waits for.
-const MOST_STEPS: usize = 4096;
+/// Look-ups in images' tables for one question of [`Disk::known_zeroes`]: what a caller
+/// waits for.
+pub const LOOK_UPS: u32 = 4096;
 
 /// Where bytes of a disk are.
 #[derive(Clone, Copy)]
@@ -117,27 +118,27 @@ impl<M: BlockMap> Disk for ReadOnlyDisk<M> {
         Ok(())
     }
 
-    fn known_zeroes(&self, offset: u64) -> Result<u64, DiskError> {
-        let size = self.map.size();
+    fn known_zeroes(&self, offset: u64, most: u64, steps: &mut u32) -> Result<u64, DiskError> {
+        let end = self.map.size().min(offset.saturating_add(most));
         let mut at = offset;
-        for _ in 0..MOST_STEPS {
-            if at >= size {
-                break;
-            }
+        while at < end && *steps > 0 {
+            *steps -= 1;
             let (place, len) = self.map.locate(at)?;
-            let len = len.max(SECTOR.into());
+            // Layers below are asked for no more than this: else each would look as far
+            // ahead as the one above for every block of it.
+            let len = len.max(SECTOR.into()).min(end - at);
             let zeroes = match place {
                 Place::Zeroes => len,
                 Place::Below(disk) if at >= disk.geometry().size => len,
-                Place::Below(disk) => disk.known_zeroes(at)?.min(len),
+                Place::Below(disk) => disk.known_zeroes(at, len, steps)?.min(len),
                 Place::File { .. } | Place::Packed => 0,
             };
-            at = at.saturating_add(zeroes);
+            at += zeroes;
             if zeroes < len {
                 break;
             }
         }
-        Ok(at.min(size).saturating_sub(offset))
+        Ok(at.saturating_sub(offset))
     }
 
     fn write(&self, _offset: u64, _from: &[u8]) -> Result<(), DiskError> {
@@ -154,5 +155,84 @@ impl<M: BlockMap> Disk for ReadOnlyDisk<M> {
 
     fn write_zeroes(&self, _offset: u64, _len: u64, _unmap: bool) -> Result<(), DiskError> {
         Err(DiskError::ReadOnly)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    /// What the blocks of a layer are.
+    enum Layer {
+        Below(Box<dyn Disk>),
+        Zeroes,
+    }
+
+    /// A layer of blocks, and the look-ups in it and all others.
+    struct Blocks {
+        block: u64,
+        size: u64,
+        layer: Layer,
+        looks: Arc<AtomicU64>,
+    }
+
+    impl BlockMap for Blocks {
+        fn size(&self) -> u64 {
+            self.size
+        }
+        fn locate(&self, offset: u64) -> Result<(Place<'_>, u64), DiskError> {
+            self.looks.fetch_add(1, Ordering::Relaxed);
+            let place = match &self.layer {
+                Layer::Below(disk) => Place::Below(disk.as_ref()),
+                Layer::Zeroes => Place::Zeroes,
+            };
+            Ok((place, self.block - offset % self.block))
+        }
+    }
+
+    /// Layers of these blocks over each other, the first on top.
+    fn chain(blocks: &[u64], size: u64) -> (Box<dyn Disk>, Arc<AtomicU64>) {
+        let looks = Arc::new(AtomicU64::new(0));
+        let mut below = None;
+        for block in blocks.iter().rev() {
+            let layer = below.take().map_or(Layer::Zeroes, Layer::Below);
+            let map = Blocks { block: *block, size, layer, looks: looks.clone() };
+            below = Some(Box::new(ReadOnlyDisk::new(map)) as Box<dyn Disk>);
+        }
+        (below.expect("a layer"), looks)
+    }
+
+    #[test]
+    fn a_question_takes_a_bounded_number_of_look_ups_whatever_is_below() {
+        const SIZE: u64 = 256 << 20;
+        let even = [64 << 10; 16];
+        let uneven = [128 << 20, 2 << 20, 64 << 10, 512];
+        let cases: [(&[u64], u64); 4] =
+            [(&even[..1], SIZE / (64 << 10)), (&even[..3], 1024), (&even, 128), (&uneven, 4000)];
+        for (blocks, at_least) in cases {
+            let (disk, looks) = chain(blocks, SIZE);
+            let known = disk.known_zeroes(0, u64::MAX, &mut { LOOK_UPS }).unwrap();
+            assert!(looks.load(Ordering::Relaxed) <= LOOK_UPS.into(), "{blocks:?}");
+            assert!(known >= at_least * blocks[blocks.len() - 1] && known <= SIZE, "{blocks:?}: {known}");
+            // No layer looks further than it was asked to.
+            looks.store(0, Ordering::Relaxed);
+            assert_eq!(disk.known_zeroes(4096, 4096, &mut { LOOK_UPS }).unwrap(), 4096);
+            assert!(looks.load(Ordering::Relaxed) <= 8 + 4 * blocks.len() as u64, "{blocks:?}");
+        }
+    }
+
+    #[test]
+    fn a_copy_looks_once_at_each_block_of_each_layer() {
+        const SIZE: u64 = 64 << 20;
+        let (from, looks) = chain(&[64 << 10; 8], SIZE);
+        let (to, _) = chain(&[SIZE], SIZE);
+        let copied =
+            crate::copy(from.as_ref(), to.as_ref(), |_| std::ops::ControlFlow::Continue(())).unwrap();
+        assert!(copied.is_continue());
+        // Where a question ends in the middle of the layers, some are looked at again.
+        assert!(looks.load(Ordering::Relaxed) <= 2 * 8 * SIZE / (64 << 10));
     }
 }

@@ -81,7 +81,7 @@ fn contents(disk: &dyn Disk) -> (Vec<u8>, u64) {
     let mut bytes = vec![0; size as usize];
     let (mut at, mut skipped) = (0, 0);
     while at < size {
-        let zeroes = disk.known_zeroes(at).expect("its tables");
+        let zeroes = disk.known_zeroes(at, u64::MAX, &mut 4096).expect("its tables");
         if zeroes > 0 {
             (at, skipped) = (at + zeroes, skipped + zeroes);
             continue;
