@@ -1,7 +1,7 @@
 //! Keys to the guest, and the escape keys that are ours.
 
 use std::io::Read;
-use std::sync::Arc;
+use std::sync::Weak;
 use std::time::Duration;
 
 use board::{Board, MachineEvent, SerialSpec};
@@ -94,7 +94,7 @@ pub fn tell_size(board: &Board) {
 /// Carry standard input to a keyboard until it ends; its end is not the
 /// machine's. It holds input back until the guest receives. With `terminal`
 /// the escape keys work; else every byte is the guest's.
-pub fn carry_input(board: &Arc<Board>, to: Keyboard, terminal: bool) {
+pub fn carry_input(board: &Weak<Board>, to: Keyboard, terminal: bool) {
     let mut keys = Keys::default();
     let mut buffer = [0; 256];
     loop {
@@ -108,25 +108,29 @@ pub fn carry_input(board: &Arc<Board>, to: Keyboard, terminal: bool) {
             send(board, to, &buffer[..n]);
             continue;
         }
+        let Some(machine) = board.upgrade() else { return };
         let mut typed = Vec::with_capacity(n);
         for byte in &buffer[..n] {
             match keys.key(*byte) {
                 Key::Guest(b) => typed.push(b),
                 Key::Nothing => {}
-                Key::Quit => return board.events().post(MachineEvent::Stop),
-                Key::PowerButton => board.press_power_button(),
+                Key::Quit => return machine.events().post(MachineEvent::Stop),
+                Key::PowerButton => machine.press_power_button(),
                 Key::Help => eprint!("\r\n{}\r\n", KEYS.replace('\n', "\r\n")),
             }
         }
+        drop(machine);
         send(board, to, &typed);
     }
 }
 
 /// Offer bytes until all are taken: a guest that does not read holds
-/// back its own input, nothing else.
-pub fn send(board: &Board, to: Keyboard, mut bytes: &[u8]) {
+/// back its own input, nothing else. The machine may end meanwhile.
+pub fn send(board: &Weak<Board>, to: Keyboard, mut bytes: &[u8]) {
     while !bytes.is_empty() {
-        bytes = &bytes[to.offer(board, bytes).min(bytes.len())..];
+        let Some(machine) = board.upgrade() else { return };
+        bytes = &bytes[to.offer(&machine, bytes).min(bytes.len())..];
+        drop(machine);
         if !bytes.is_empty() {
             std::thread::sleep(RETRY);
         }

@@ -153,7 +153,7 @@ fn run(args: RunArgs, held: Option<Held>, start: Instant) -> anyhow::Result<u8> 
     let status = command.unwrap_or(outcome.status());
     if let Some(keeping) = keeping {
         // Its disks are closed first.
-        drop(owner);
+        drop((owner, board));
         keeping.close(outcome.word(), status);
     }
     Ok(status)
@@ -241,9 +241,11 @@ fn open_door(
     hub: Arc<ConsoleHub>,
 ) -> anyhow::Result<Door> {
     let (registration, listener) = socket;
-    let board = owner.vm().board().clone();
+    let board = owner.vm().board();
     let (mut desk, requests) = vm_process::desk(board.events().clone());
-    if let Some(to) = Keyboard::of(&board) {
+    if let Some(to) = Keyboard::of(board) {
+        // What outlasts the machine does not hold it: its disks are closed at its end.
+        let board = Arc::downgrade(board);
         desk = desk.with_console(Console::new(hub, move |bytes| console::send(&board, to, bytes)));
     }
     owner.serve(Identity { id: registration.id().clone(), name: registration.name().cloned() }, requests);
@@ -360,7 +362,7 @@ fn start_console(board: &Arc<Board>) -> anyhow::Result<Option<RawTerminal>> {
     let Some(to) = Keyboard::of(board) else { return Ok(None) };
     console::tell_size(board);
     let terminal = RawTerminal::enter().context("cannot set the terminal to raw mode")?;
-    let (board, raw) = (board.clone(), terminal.is_some());
+    let (board, raw) = (Arc::downgrade(board), terminal.is_some());
     // Ends with the process: a read of standard input cannot be called back.
     std::thread::Builder::new()
         .name("console".to_string())
@@ -370,14 +372,16 @@ fn start_console(board: &Arc<Board>) -> anyhow::Result<Option<RawTerminal>> {
 }
 
 fn watch_signals(signals: SessionSignals, board: &Arc<Board>) -> anyhow::Result<()> {
-    let board = board.clone();
+    let (events, board) = (board.events().clone(), Arc::downgrade(board));
     std::thread::Builder::new()
         .name("signals".to_string())
         .spawn(move || {
             while signals.wait().is_none() {
-                console::tell_size(&board);
+                if let Some(board) = board.upgrade() {
+                    console::tell_size(&board);
+                }
             }
-            board.events().post(board::MachineEvent::Stop);
+            events.post(board::MachineEvent::Stop);
         })
         .context("cannot start the signal thread")?;
     Ok(())
@@ -403,12 +407,16 @@ fn report(
             "engine_reason": plan.reason,
             "resets": vm.resets(),
             "instructions": vm.retired(),
+            "end_faults": vm.end_faults().iter().map(ToString::to_string).collect::<Vec<_>>(),
             "phases_ms": phases.list().iter().map(|p| (p.0.to_string(), json!(ms(p.2)))).collect::<serde_json::Map<_, _>>(),
             "elapsed_ms": ms(phases.elapsed()),
             "counters": counters.iter().map(|c| (c.0.to_string(), json!(c.1))).collect::<serde_json::Map<_, _>>(),
         });
         writeln!(err, "{value}")?;
         return Ok(());
+    }
+    for fault in vm.end_faults() {
+        writeln!(err, "strata: {fault}")?;
     }
     if args.timings || built_in {
         for (_, text, total, since) in phases.list() {

@@ -14,6 +14,9 @@ use crate::registry::Found;
 const LOOK: Duration = Duration::from_millis(10);
 /// How long the process may take to answer and to end after it was told to.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a process that knows may take: it gives its devices 30 s to come to rest and
+/// its disks to be flushed.
+const ENDING: Duration = Duration::from_secs(45);
 
 /// How a machine ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +57,7 @@ impl Found {
         }
         // Whose process it is the host says, not a file; known before the socket goes.
         let pidfd = self.pidfd();
-        if self.told(Action::End) && self.wait(PATIENCE) {
+        if self.told(Action::End) && self.wait(ENDING) {
             return Ok(Ending::Ended);
         }
         let killed = match pidfd {

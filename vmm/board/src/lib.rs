@@ -58,7 +58,7 @@ pub use memory::{HIGH_RAM_START, LOW_RAM_LIMIT, MIN_PIECE};
 pub use network::{
     NatSpec, NetBackend, NetSpec, NetworkError, PasstSpec, Ports, TapSpec, open_network, open_networks,
 };
-pub use pci_hotplug::DeviceInfo;
+pub use pci_hotplug::{DeviceInfo, EndingDevice};
 pub use pmem::{PmemError, PmemSpec};
 pub use shares::{ShareBackend, ShareSpec, open_shares};
 pub use spec::{

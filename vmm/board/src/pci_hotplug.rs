@@ -7,7 +7,7 @@
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use chipset::SlotKind;
-use disk::Disk;
+use disk::{Disk, DiskError};
 use nvme::{Nvme, NvmeConfig, NvmeHandle};
 use serde::Serialize;
 use virtio_block::{Block, BlockConfig};
@@ -26,6 +26,15 @@ use crate::spec::{MachineSpec, TimeSource};
 pub(crate) enum Standing {
     Virtio(VirtioHandle),
     Nvme(NvmeHandle),
+}
+
+impl Standing {
+    fn quiesce(&self) {
+        match self {
+            Standing::Virtio(handle) => handle.quiesce(),
+            Standing::Nvme(handle) => handle.quiesce(),
+        }
+    }
 }
 
 /// A device that can be told by its name.
@@ -58,6 +67,31 @@ pub struct DeviceInfo {
     pub id: String,
     /// Its slot of the PCI bus; `None`: it is not there.
     pub pci_slot: Option<u8>,
+}
+
+/// A device that a machine's end brings to rest.
+#[derive(Clone)]
+pub struct EndingDevice {
+    id: String,
+    handle: Standing,
+    disk: Option<Arc<dyn Disk>>,
+}
+
+impl EndingDevice {
+    /// Its name in the machine.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Make it stand still and write its disk to its end. Takes as long as the host's
+    /// storage does, which may be for ever.
+    ///
+    /// # Errors
+    /// [`DiskError`]: nothing is known of what has not been flushed before.
+    pub fn finish(&self) -> Result<(), DiskError> {
+        self.handle.quiesce();
+        self.disk.as_ref().map_or(Ok(()), |disk| disk.flush())
+    }
 }
 
 /// Number of queues of a virtio disk: one for each vCPU.
@@ -101,8 +135,17 @@ impl Board {
     /// Make every device with threads of its own stand still: guest memory changes
     /// no more once no vCPU runs either.
     pub fn quiesce_devices(&self) {
-        self.virtio().iter().for_each(VirtioHandle::quiesce);
-        self.nvme().iter().for_each(NvmeHandle::quiesce);
+        self.standing().iter().for_each(Standing::quiesce);
+    }
+
+    /// Every device that has threads of its own, for the machine's end.
+    pub fn ending_devices(&self) -> Vec<EndingDevice> {
+        let ending = |d: &PluggedDevice| EndingDevice {
+            id: d.id.clone(),
+            handle: d.handle.clone(),
+            disk: d.disk.clone(),
+        };
+        self.plugged().iter().map(ending).collect()
     }
 
     /// Let them go on.

@@ -6,6 +6,7 @@
 //! vCPUs in turn. [`Stage`] says which action is legal when, [`Outcome`] how a
 //! machine ended and which exit status tells so.
 
+mod ending;
 mod engines;
 mod exit;
 mod gate;
@@ -19,6 +20,7 @@ mod vm;
 
 pub use ::kvm::{Options as KvmOptions, ProbeResult, probe as probe_kvm};
 pub use ::translator::{Recorder, Symbols};
+pub use ending::EndFault;
 pub use engines::{
     EngineChoice, EnginePlan, UnknownEngine, check_translator, interpreter, kvm, plan, translator,
 };

@@ -9,6 +9,7 @@ use engine::attention_bits::STOP;
 use engine::{Engine, EngineError, Vcpu};
 use x86_state::{ApicState, CpuState};
 
+use crate::ending::{self, EndFault};
 use crate::exit::Outcome;
 use crate::gate::{Gate, Order};
 use crate::room::{self, FullDisk};
@@ -68,6 +69,8 @@ pub struct Vm {
     panicked: bool,
     /// Paused until the host has room.
     full: Option<FullDisk>,
+    /// What its end could not do.
+    end_faults: Vec<EndFault>,
 }
 
 impl Vm {
@@ -97,6 +100,7 @@ impl Vm {
             resets: 0,
             panicked: false,
             full: None,
+            end_faults: Vec::new(),
         })
     }
 
@@ -420,7 +424,14 @@ impl Vm {
         }
     }
 
-    /// End the machine and its threads. Does nothing the second time.
+    /// What the machine's end could not do for its devices: for the user.
+    pub fn end_faults(&self) -> &[EndFault] {
+        &self.end_faults
+    }
+
+    /// End the machine and its threads, bring its devices to rest and flush its disks,
+    /// which takes up to 30 s where the host's storage does not answer
+    /// ([`Vm::end_faults`]). Does nothing the second time.
     pub fn stop(&mut self) {
         let Ok(next) = self.stage.after(Action::Stop) else { return };
         self.park(Order::Quit);
@@ -432,6 +443,7 @@ impl Vm {
         if let Some(timer) = self.timer.take() {
             let _ = timer.join();
         }
+        self.end_faults = ending::finish_devices(&self.shared.board, ending::PATIENCE);
         self.stage = next;
     }
 
