@@ -64,6 +64,12 @@ pub(crate) fn mode(cpu: &Cpu, longest: u8) -> Mode {
     }
 }
 
+/// 64-bit code that can be translated. What is translated for the supervisor does what
+/// only CPL 0 may; nobody uses CPL 1 and 2.
+pub(crate) fn wide(cpu: &Cpu) -> bool {
+    cpu.cr4 & cr4::LA57 == 0 && matches!(cpu.cpl, 0 | 3)
+}
+
 /// 32-bit code that can be translated: protected or compatibility mode with a
 /// 32-bit stack and flat segments.
 pub(crate) fn narrow(cpu: &Cpu) -> bool {

@@ -215,11 +215,11 @@ impl TranslatorVcpu {
 
     /// How many instructions the interpreter should execute before translated code
     /// is worth another look: 0 where the current mode is one that is translated,
-    /// 64-bit code with four-level paging or 32-bit code with flat segments, and
-    /// nothing that watches single instructions.
+    /// 64-bit code with four-level paging at CPL 0 or 3 or 32-bit code with flat
+    /// segments, and nothing that watches single instructions.
     fn obstacle(&mut self) -> u64 {
         let cpu = self.interp.cpu();
-        let translated = if cpu.long64() { cpu.cr4 & cr4::LA57 == 0 } else { modes::narrow(cpu) };
+        let translated = if cpu.long64() { modes::wide(cpu) } else { modes::narrow(cpu) };
         if !translated || cpu.dr7 & 0xff != 0 {
             return INTERPRETED_RUN;
         }

@@ -442,6 +442,43 @@ fn iret() {
     }
 }
 
+/// At CPL 1 and 2, which are supervisor to paging but may not do what CPL 0 may.
+#[test]
+fn outer_rings() {
+    let programs: [(&str, Build); 9] = [
+        ("CLI", |a| a.cli()),
+        ("STI", |a| a.sti()),
+        ("SWAPGS", |a| a.swapgs()),
+        ("MOV from CR3", |a| a.mov(rax, cr3)),
+        ("STAC", |a| a.stac()),
+        ("SYSRETQ", |a| a.sysretq()),
+        ("IRETQ to CPL 0", iretq),
+        ("SYSCALL", |a| a.syscall()),
+        ("POPFQ", |a| {
+            a.push(0x202)?;
+            a.popfq()?;
+            a.pushfq()?;
+            a.pop(rax)?;
+            a.mov(ebx, cs)?;
+            a.hlt()
+        }),
+    ];
+    for ring in [1, 2] {
+        check(programs.map(|(name, b)| {
+            Program::kernel(format!("{name} at CPL {ring}"), b).with(move |s| {
+                for n in [1, 2] {
+                    s.segments[n].selector |= ring as u16;
+                    s.segments[n].access |= ring << 5;
+                }
+                s.gpr[1] = USER_CODE;
+                s.gpr[11] = 0x202;
+                let to = TO_KERNEL;
+                s.gpr[8..13].copy_from_slice(&[to.rip, to.cs, to.flags, to.rsp, to.ss]);
+            })
+        }));
+    }
+}
+
 #[test]
 fn access_to_user_pages() {
     let reads: Build = |a| {
