@@ -252,8 +252,12 @@ impl TranslatorVcpu {
             Some(log) if !log.is_empty() => std::mem::take(log),
             _ => Vec::new(),
         };
-        for f in log {
-            self.flushed(f);
+        // A run of the interpreter may have been in several contexts, and the log does not
+        // say in which it flushed what.
+        if log.len() > 1 && log.iter().any(|f| matches!(f, Flush::Switch { .. })) {
+            self.flushed(Flush::All);
+        } else {
+            log.into_iter().for_each(|f| self.flushed(f));
         }
         self.code_events();
     }

@@ -30,6 +30,9 @@ const USER_CODE: u64 = 0xb000;
 const ENTRY: u64 = 0xc000;
 const KERNEL_CODE: u64 = 0xd000;
 const DATA: u64 = 0x1_0000;
+/// A user's page that programs move from 0 to [`TABLES`], and its page-table entry.
+const MOVED: u64 = 0x20_0000;
+const MOVED_ENTRY: u64 = TABLES + 0x2008;
 /// What the interrupt handler writes.
 const NOTES: u64 = 0x1_1000;
 
@@ -113,14 +116,17 @@ fn note_interrupt(a: &mut CodeAssembler) -> Result<(), IcedError> {
 fn memory() -> GuestMemory {
     let regions = [Region::ram(0, MEMORY), Region::ram(TABLES, 0x5000)];
     let memory = GuestMemory::new(MemoryMap::new(regions).expect("regions")).expect("memory");
-    // One 2 MiB page twice, accessed and dirty, for the user and for the supervisor.
+    // One 2 MiB page twice, accessed and dirty, for the user and for the supervisor; and
+    // behind them a page that programs move, and the tables.
     let entries = [
         (0, TABLES + 0x1027),
         (8 * 256, TABLES + 0x3023),
         (0x1000, TABLES + 0x2027),
         (0x2000, 0xe7),
+        (0x2008, 0xe7),
         (0x3000, TABLES + 0x4023),
         (0x4000, 0xe3),
+        (0x4008, TABLES + 0xe3),
     ];
     for (at, entry) in entries {
         memory.store(TABLES + at, &u64::to_le_bytes(entry)).expect("page tables");
@@ -192,6 +198,7 @@ fn start(p: &Program, reset: CpuState) -> CpuState {
 
 fn run(rig: &mut Rig, p: &Program, limit: Option<u64>) -> (CpuState, Vec<u8>) {
     rig.memory.store(0, &image(p)).expect("memory");
+    rig.memory.store(MOVED_ENTRY, &0xe7u64.to_le_bytes()).expect("page tables");
     let start = start(p, rig.reset_state());
     if p.interrupt {
         rig.interrupt(VECTOR);
@@ -217,7 +224,7 @@ fn difference(a: &CpuState, b: &CpuState) -> String {
 /// Run programs on every engine, step by step and freely.
 fn check(programs: impl IntoIterator<Item = Program>) {
     let engines = software_engines();
-    let model: CpuModel = "x86-64-v3,+smap,+fsgsbase".parse().expect("the model exists");
+    let model: CpuModel = "x86-64-v3,+smap,+fsgsbase,+pcid".parse().expect("the model exists");
     let mut counted: Vec<_> =
         engines.iter().map(|e| Rig::repeatable(&**e, model.clone(), memory())).collect();
     let mut free: Vec<_> = engines.iter().map(|e| Rig::new(&**e, model.clone(), memory())).collect();
@@ -477,6 +484,53 @@ fn outer_rings() {
             })
         }));
     }
+}
+
+/// Longer than the interpreter goes on by itself where debug registers keep it at it.
+fn wait(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let mut again = a.create_label();
+    a.mov(r10d, 5000)?;
+    a.set_label(&mut again)?;
+    a.dec(r10d)?;
+    a.jne(again)
+}
+
+/// Moves the user's page and flushes it, changes to another context and back; the
+/// interpreter does the first two at one go.
+fn move_page_between_contexts(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.mov(eax, 1)?;
+    a.mov(dr7, rax)?;
+    a.mov(r9, KERNEL + MOVED_ENTRY)?;
+    a.mov(qword_ptr(r9), (TABLES + 0xe7) as i32)?;
+    a.invlpg(byte_ptr(MOVED + 0x1000))?;
+    a.mov(rax, 1 << 63 | TABLES | 2)?;
+    a.mov(cr3, rax)?;
+    wait(a)?;
+    a.xor(eax, eax)?;
+    a.mov(dr7, rax)?;
+    wait(a)?;
+    a.mov(rax, 1 << 63 | TABLES | 1)?;
+    a.mov(cr3, rax)?;
+    a.sysretq()
+}
+
+#[test]
+fn flushes_are_of_the_context_they_were_made_in() {
+    let program = Program {
+        entry: move_page_between_contexts,
+        user: |a| {
+            a.mov(rbx, qword_ptr(MOVED + 0x1000))?;
+            a.syscall()?;
+            a.mov(rbx, qword_ptr(MOVED + 0x1000))?;
+            a.hlt()
+        },
+        from_user: true,
+        ..Program::kernel("INVLPG, then another context", stop)
+    };
+    check([program.with(|s| {
+        s.cr4 |= cr4::PCIDE;
+        s.cr3 |= 1;
+    })]);
 }
 
 #[test]
