@@ -135,6 +135,8 @@ pub(crate) struct StringState {
     /// AH as LAHF gives it, AL as SETO does.
     pub flags: u64,
     pub count: u64,
+    /// Nonzero between two elements, where RF is set (SDM volume 3, 18.3.1.1).
+    pub between: u64,
 }
 
 /// What translated code and the engine share, one a vCPU. Lies [`REGION`] bytes
@@ -232,9 +234,10 @@ pub(crate) struct System {
     pub access_flag: u64,
     /// The other system flags; RF is never among them.
     pub other_flags: u64,
-    /// RF was loaded with this RIP and counts while nothing else has executed;
-    /// [`NOWHERE`] without RF.
+    /// RF was loaded with this RIP, where translated code is left; [`NOWHERE`] without RF.
     pub resume_at: u64,
+    /// Nonzero: translated code is left after each instruction.
+    pub counted: u32,
     /// Which flat segments CS and SS hold since `Cpu` was last told: a [`Crossing`].
     pub crossing: u32,
     pub selectors: [u32; 6],

@@ -140,6 +140,7 @@ fn thunk(
     repeat(a, kind, shift, ended)?;
     let mut onward = a.create_label();
     a.set_label(&mut onward)?;
+    a.mov(saved!(between), 1)?;
     a.cmp(dword_ptr(gs!(token) as i64 as u64).gs(), 0)?;
     a.jne(again)?;
     for (label, why) in [
@@ -158,6 +159,7 @@ fn thunk(
         a.jmp(exit(why))?;
     }
     a.set_label(&mut ended)?;
+    a.mov(saved!(between), 0)?;
     restore(a)?;
     a.set_label(&mut nothing)?;
     a.ret()?;

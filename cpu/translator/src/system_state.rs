@@ -35,8 +35,9 @@ pub(crate) fn set_up(s: &mut State) {
     s.resume_at = NOWHERE;
 }
 
-/// `Cpu` into the state, before translated code is entered at a new place.
-pub(crate) fn export(s: &mut State, cpu: &Cpu) {
+/// `Cpu` into the state, before translated code is entered at a new place. `counted`:
+/// it comes back after each instruction.
+pub(crate) fn export(s: &mut State, cpu: &Cpu, counted: bool) {
     s.fs_base = cpu.segments[usize::from(FS)].base;
     s.gs_base = cpu.segments[usize::from(GS)].base;
     let s = &mut s.system;
@@ -45,6 +46,7 @@ pub(crate) fn export(s: &mut State, cpu: &Cpu) {
     s.access_flag = flags & rflags::AC;
     s.other_flags = flags & !(rflags::IF | rflags::AC);
     s.resume_at = NOWHERE;
+    s.counted = counted.into();
     s.crossing = Crossing::None as u32;
     s.shadow = 0;
     for (to, from) in s.selectors.iter_mut().zip(&cpu.segments) {
@@ -113,8 +115,9 @@ pub(crate) fn sync(s: &mut State, cpu: &mut Cpu) {
 
 /// After [`sync`], when `Cpu` goes on at `rip`: what holds for one instruction only.
 pub(crate) fn sync_boundary(s: &mut State, cpu: &mut Cpu, rip: u64) {
+    let between = std::mem::take(&mut s.string.between) != 0;
     let s = &mut s.system;
-    if std::mem::replace(&mut s.resume_at, NOWHERE) == rip {
+    if std::mem::replace(&mut s.resume_at, NOWHERE) == rip || between {
         cpu.set_rflags(rflags::RF, rflags::RF);
     }
     if std::mem::take(&mut s.shadow) != 0 {

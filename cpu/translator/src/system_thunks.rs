@@ -365,12 +365,21 @@ fn iret_loads(t: &mut Thunk<'_>) -> Done {
     a.mov(rax, qword_ptr(rdi + frame::RIP))?;
     a.mov(q(system!(saved) + 8), rax)?;
     a.mov(rdi, qword_ptr(rdi + frame::RFLAGS))?;
-    let mut without = a.create_label();
+    load_plain_flags(t)?;
+    // RF is seen at the target only, so by nobody unless translated code is left there.
+    let a = &mut t.a;
+    let (mut left, mut without) = (a.create_label(), a.create_label());
     a.test(edi, rflags::RF as i32)?;
     a.je(without)?;
+    a.cmp(d(gs!(token)), 0)?;
+    a.je(left)?;
+    a.cmp(d(system!(counted)), 0)?;
+    a.je(without)?;
+    a.set_label(&mut left)?;
+    a.mov(rax, q(system!(saved) + 8))?;
     a.mov(q(system!(resume_at)), rax)?;
     a.set_label(&mut without)?;
-    load_plain_flags(t)
+    a.zero_bytes()
 }
 
 /// Status flags from RDI; ADDRESS = RIP.

@@ -383,12 +383,13 @@ impl TranslatorVcpu {
 
     /// Guest registers from `Cpu` into the shared state.
     fn export(&mut self) {
+        let counted = self.ends_at.is_some();
         let (s, cpu) = self.both();
         s.gpr.copy_from_slice(&cpu.regs[..16]);
         let flags = cpu.flags.to_rflags();
         s.flags_ah = (flags & 0xd5 | 2) as u8;
         s.flags_of = (flags >> 11 & 1) as u8;
-        system_state::export(s, cpu);
+        system_state::export(s, cpu, counted);
         if !self.fpu_in_host {
             let fpu = &self.interp.cpu().fpu;
             native::load_x87(fpu);

@@ -125,8 +125,16 @@ impl Rig {
 
     /// Request an interrupt, as an interrupt controller does.
     pub fn interrupt(&self, vector: u8) {
-        self.bus.vector.store(vector.into(), Ordering::SeqCst);
-        self.attention.raise(attention_bits::INTERRUPT);
+        self.interrupter()(vector);
+    }
+
+    /// The same for another thread, while the vCPU runs.
+    pub fn interrupter(&self) -> impl Fn(u8) + Send + 'static {
+        let (bus, attention) = (self.bus.clone(), self.attention.clone());
+        move |vector| {
+            bus.vector.store(vector.into(), Ordering::SeqCst);
+            attention.raise(attention_bits::INTERRUPT);
+        }
     }
 
     /// Withdraw what was requested and not taken.

@@ -9,7 +9,7 @@ use engine::Halt;
 use guest_memory::GuestMemory;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use x86_state::{CpuModel, rflags};
+use x86_state::{CpuModel, TableRegister, rflags};
 
 /// Functions that each call the next one twice: 2^31 calls.
 const FUNCTIONS: usize = 31;
@@ -21,7 +21,7 @@ const NOTES: u64 = several::FREE;
 
 /// Page tables for the user: 2 MiB as they are.
 fn memory() -> GuestMemory {
-    let memory = GuestMemory::flat(0x10_0000).expect("memory");
+    let memory = GuestMemory::flat(0x40_0000).expect("memory");
     for (at, entry) in [(0, TABLES + 0x1000), (0x1000, TABLES + 0x2000), (0x2000, 0x80)] {
         memory.store(TABLES + at, &u64::to_le_bytes(entry | 0x67)).expect("tables");
     }
@@ -76,6 +76,57 @@ fn note_interrupt(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.mov(qword_ptr(NOTES + 8), rax)?;
     a.pop(rax)?;
     a.iretq()
+}
+
+/// 512 GiB of linear addresses, all of them the same 2 MiB of memory.
+const FAR: u64 = 1 << 39;
+const BUFFER: u64 = 0x20_0000;
+const IDT: u64 = 0x4000;
+const GDT: u64 = 0x5000;
+const HANDLER: u64 = 0x9000;
+
+/// A repeated string instruction that is interrupted between two elements pushes RF set
+/// (SDM volume 3, 18.3.1.1).
+#[test]
+fn an_interrupted_string_instruction_pushes_rf() {
+    let model: CpuModel = "x86-64-v3".parse().expect("the model exists");
+    for engine in software_engines() {
+        let mut rig = Rig::new(&*engine, model.clone(), memory());
+        let put = |at: u64, v: u64| rig.memory.store(at, &v.to_le_bytes()).expect("inside");
+        let (pointers, directory) = (0xa000, 0xb000);
+        put(TABLES + 8, pointers | 0x67);
+        for n in 0..512 {
+            put(pointers + n * 8, directory | 0x67);
+            put(directory + n * 8, BUFFER | 0xe7);
+        }
+        put(GDT + 0x10, 0x00af_9b00_0000_ffff);
+        put(IDT + u64::from(several::VECTOR) * 16, HANDLER | 0x10 << 16 | 0x8e00 << 32);
+        rig.memory.store(HANDLER, &[0xf4]).expect("the handler");
+        rig.memory.store(CODE, &[0xf3, 0xaa, 0xf4]).expect("REP STOSB; HLT");
+        let mut state = long_mode(rig.reset_state(), TABLES, false);
+        state.gdtr = TableRegister { base: GDT, limit: 0x1f };
+        state.idtr = TableRegister { base: IDT, limit: 0xfff };
+        state.rip = CODE;
+        state.rflags = rflags::FIXED | rflags::IF;
+        (state.gpr[0], state.gpr[1], state.gpr[4], state.gpr[7]) = (1, 1 << 36, STACK, FAR);
+        let (memory, interrupt) = (rig.memory.clone(), rig.interrupter());
+        let other = std::thread::spawn(move || {
+            let mut first = [0];
+            while first == [0] {
+                memory.load(BUFFER, &mut first).expect("inside");
+            }
+            interrupt(several::VECTOR);
+        });
+        let (halt, end) = rig.run_freely(&state, Duration::from_secs(10));
+        other.join().expect("it does not panic");
+        assert!(matches!(halt, Halt::Idle), "{}: {halt:?}", engine.name());
+        assert!((1..1 << 36).contains(&end.gpr[1]), "{}: {:#x} elements are left", engine.name(), end.gpr[1]);
+        let mut frame = [0; 24];
+        rig.memory.load(end.gpr[4], &mut frame).expect("inside");
+        let word = |n: usize| u64::from_le_bytes(std::array::from_fn(|i| frame[n * 8 + i]));
+        assert_eq!(word(0), CODE, "{}: RIP", engine.name());
+        assert_eq!(word(2) & rflags::RF, rflags::RF, "{}: RFLAGS {:#x}", engine.name(), word(2));
+    }
 }
 
 /// Opens interrupts for a moment, and closes them.

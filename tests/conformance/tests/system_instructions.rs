@@ -449,6 +449,34 @@ fn iret() {
     }
 }
 
+/// RF from a frame holds for the first instruction: an interrupt that comes when the same
+/// address is reached once more pushes it clear.
+#[test]
+fn rf_ends_with_the_first_instruction() {
+    let program = Program {
+        entry: |a| {
+            let (mut again, mut end) = (a.create_label(), a.create_label());
+            a.set_label(&mut again)?;
+            a.inc(ebx)?;
+            a.cmp(ebx, 3)?;
+            a.je(end)?;
+            a.sti()?;
+            a.jmp(again)?;
+            a.set_label(&mut end)?;
+            a.cli()?;
+            a.hlt()
+        },
+        ..Program::kernel("a loop that IRETQ enters", |a| {
+            a.xor(ebx, ebx)?;
+            iretq(a)
+        })
+    };
+    let to = Frame { flags: 0x1_0002, ..TO_KERNEL };
+    check([program
+        .with(move |s| s.gpr[8..13].copy_from_slice(&[to.rip, to.cs, to.flags, to.rsp, to.ss]))
+        .interrupted()]);
+}
+
 /// At CPL 1 and 2, which are supervisor to paging but may not do what CPL 0 may.
 #[test]
 fn outer_rings() {
