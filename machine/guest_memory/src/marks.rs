@@ -102,7 +102,7 @@ impl PageMarks {
     /// Number of events so far.
     #[inline(always)]
     pub fn event_count(&self) -> u64 {
-        self.events.load(Ordering::Acquire)
+        self.events.load(Ordering::SeqCst)
     }
 
     /// The events after the first `seen` ones, or `None` when some are no longer
