@@ -6,10 +6,10 @@
 //! takes over and what is removed at the end; and no thread keeps a system call
 //! that a running machine does not make.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context;
-use board::{MachineSpec, NetBackend, SerialSpec, ShareBackend, ShareSpec};
+use board::{MachineSpec, NetBackend, ShareBackend, ShareSpec};
 use sandbox::{Calls, Files, Landlock};
 use vm_api::Registration;
 
@@ -57,16 +57,10 @@ impl Sandbox {
                 .chain(leaving)
                 .map(Path::to_path_buf)
                 .collect(),
-            ..Files::default()
         };
         let images = [&spec.boot.kernel, &spec.boot.initrd, &spec.boot.firmware];
-        let outputs = spec.serial.iter().filter_map(|s| match s {
-            SerialSpec::File(path) => Some(directory(path)),
-            _ => None,
-        });
         let mut files = running.clone();
         files.read.extend(images.into_iter().flatten().cloned());
-        files.make.extend(outputs);
         for disk in &spec.disks {
             files.read.extend(disk.files().map_err(board::BoardError::from)?);
             if !disk.read_only {
@@ -103,10 +97,67 @@ fn own_shares(spec: &MachineSpec) -> impl Iterator<Item = &ShareSpec> {
     spec.shares.iter().filter(|s| s.backend == ShareBackend::Internal)
 }
 
-/// Where a file is made.
-fn directory(file: &Path) -> PathBuf {
-    match file.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
-        _ => PathBuf::from("."),
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::io::{ErrorKind, Write};
+    use std::path::PathBuf;
+    use std::process::Command;
+
+    use board::SerialSpec;
+
+    use super::*;
+    use crate::output::Destination;
+
+    /// Tells a process of this test its folder.
+    const FOLDER: &str = "STRATA_CONFINE_TEST";
+    const INSIDE: &str = "confine::tests::inside";
+
+    #[test]
+    fn a_serial_file_gives_no_right_on_its_folder() {
+        if sandbox::landlock() == Landlock::Absent {
+            return;
+        }
+        let folder = std::env::temp_dir().join(format!("strata-confine-{}", std::process::id()));
+        fs::create_dir_all(&folder).expect("a folder");
+        fs::write(folder.join("profile"), "the user's").expect("a file");
+        let output = Command::new(std::env::current_exe().expect("a path"))
+            .args(["--ignored", "--exact", INSIDE, "--nocapture", "--test-threads=1"])
+            .env(FOLDER, &folder)
+            .output()
+            .expect("it starts");
+        let log = fs::read_to_string(folder.join("boot.log"));
+        let profile = fs::read_to_string(folder.join("profile"));
+        fs::remove_dir_all(&folder).expect("removed");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        assert_eq!(log.expect("made"), "booted");
+        assert_eq!(profile.expect("kept"), "the user's");
+    }
+
+    /// Confines its process, so never run with others.
+    #[test]
+    #[ignore = "started by the other test, in a process of its own"]
+    fn inside() {
+        let Some(folder) = std::env::var_os(FOLDER).map(PathBuf::from) else { return };
+        let log = folder.join("boot.log");
+        let spec = MachineSpec { serial: vec![SerialSpec::File(log.clone())], ..MachineSpec::default() };
+        let serial: Vec<_> = spec.serial.iter().map(|s| Destination::open(s).expect("made")).collect();
+        let _sandbox = Sandbox::begin(&spec, None, None).expect("confined");
+        // A thread that starts between the two steps keeps these rights for life.
+        let thread = std::thread::spawn(move || {
+            let profile = folder.join("profile");
+            for path in [&profile, &log, &folder.join("new")] {
+                let opened = File::options().write(true).create(true).truncate(true).open(path);
+                let kind = opened.err().map(|e| e.kind());
+                assert_eq!(kind, Some(ErrorKind::PermissionDenied), "{}", path.display());
+            }
+            let removed = fs::remove_file(&profile).err().map(|e| e.kind());
+            assert_eq!(removed, Some(ErrorKind::PermissionDenied));
+            let [Destination::File(mut file)] = <[_; 1]>::try_from(serial).ok().expect("one") else {
+                panic!("no file");
+            };
+            file.write_all(b"booted").expect("what is open stays open");
+        });
+        thread.join().expect("as it should be");
     }
 }

@@ -139,6 +139,31 @@ impl Watch {
     }
 }
 
+/// Where a serial port's output goes.
+pub enum Destination {
+    /// Standard output.
+    Terminal,
+    /// A file made for it.
+    File(File),
+    /// Nowhere.
+    Null,
+}
+
+impl Destination {
+    /// Open what a specification names. A file is made before the sandbox closes, which has
+    /// no right on the folder it is in.
+    ///
+    /// # Errors
+    /// When the host refuses the file.
+    pub fn open(spec: &SerialSpec) -> anyhow::Result<Self> {
+        Ok(match spec {
+            SerialSpec::Stdio => Destination::Terminal,
+            SerialSpec::Null => Destination::Null,
+            SerialSpec::File(path) => Destination::File(create(path)?),
+        })
+    }
+}
+
 enum Sink {
     Terminal(Terminal),
     File(File),
@@ -186,19 +211,19 @@ pub struct Output {
 }
 
 impl Output {
-    /// Open what a specification names.
-    pub fn open(
-        spec: &SerialSpec,
+    /// The output of a port that goes there.
+    pub fn new(
+        to: Destination,
         terminal: &Terminal,
         watch: Option<Watch>,
         listeners: Option<Listeners>,
-    ) -> anyhow::Result<Self> {
-        let sink = match spec {
-            SerialSpec::Stdio => Sink::Terminal(terminal.clone()),
-            SerialSpec::Null => Sink::Null,
-            SerialSpec::File(path) => Sink::File(create(path)?),
+    ) -> Self {
+        let sink = match to {
+            Destination::Terminal => Sink::Terminal(terminal.clone()),
+            Destination::Null => Sink::Null,
+            Destination::File(file) => Sink::File(file),
         };
-        Ok(Output { sink, watch, listeners })
+        Output { sink, watch, listeners }
     }
 }
 

@@ -23,7 +23,7 @@ use crate::confine::Sandbox;
 use crate::console::Keyboard;
 use crate::failure::InputError;
 use crate::kept::{self, Keeping};
-use crate::output::{Listeners, Markers, Output, Terminal, Watch};
+use crate::output::{Destination, Listeners, Markers, Output, Terminal, Watch};
 use crate::phases::{Phase, Phases};
 use crate::ports::Ports;
 use crate::{console, definition, guest, shares};
@@ -108,6 +108,7 @@ fn run(args: RunArgs, held: Option<Held>, start: Instant) -> anyhow::Result<u8> 
     let networks = board::open_networks(&spec).context("cannot open the network")?;
     let shares = board::open_shares(&spec).context("cannot share a folder")?;
     let vsock = vsock(&args, &mut spec, socket.as_ref().map(|s| &s.0))?;
+    let serial = spec.serial.iter().map(Destination::open).collect::<anyhow::Result<_>>()?;
     let sandbox = if args.no_sandbox {
         None
     } else {
@@ -121,7 +122,7 @@ fn run(args: RunArgs, held: Option<Held>, start: Instant) -> anyhow::Result<u8> 
     // Guests of images say what the built-in one says.
     let told = (built_in || args.image.is_some()).then(|| guest_status.clone());
     let console = Listeners { hub: hub.clone(), log };
-    let board = build(spec, io, &args, &phases, &terminal, told, console)?;
+    let board = build(spec, io, &args, &phases, Outputs { terminal: &terminal, serial, told, console })?;
     phases.mark(Phase::Machine);
     let vm = plan.launch(&board, Policy { reboot: !args.no_reboot }).context("cannot make the machine")?;
     announce(&args, &plan, socket.as_ref().map(|s| &s.0));
@@ -332,27 +333,35 @@ fn specification(args: &RunArgs) -> anyhow::Result<MachineSpec> {
     Ok(spec)
 }
 
+/// What the machine's consoles write to.
+struct Outputs<'a> {
+    terminal: &'a Terminal,
+    /// One a serial port.
+    serial: Vec<Destination>,
+    /// Receives the exit status that the guest tells.
+    told: Option<Arc<OnceLock<u8>>>,
+    console: Listeners,
+}
+
 fn build(
     spec: MachineSpec,
     mut io: BoardIo,
     args: &RunArgs,
     phases: &Arc<Phases>,
-    terminal: &Terminal,
-    guest_status: Option<Arc<OnceLock<u8>>>,
-    listeners: Listeners,
+    outputs: Outputs<'_>,
 ) -> anyhow::Result<Arc<Board>> {
-    let mut listeners = Some(listeners);
-    let mut markers =
-        guest_status.map(|receiver| Markers { ready: guest::READY, status: guest::STATUS, receiver });
+    let Outputs { terminal, serial, told, console } = outputs;
+    let mut listeners = Some(console);
+    let mut markers = told.map(|receiver| Markers { ready: guest::READY, status: guest::STATUS, receiver });
     let watch = |markers| Watch::new(phases.clone(), io.events.clone(), !args.ignore_panic, markers);
     if let Some(listeners) = listeners.take_if(|_| spec.console) {
         io.console = Some(Box::new(Output::terminal(terminal, watch(markers.take()), listeners)));
     }
-    for (i, serial) in spec.serial.iter().enumerate() {
+    for (i, to) in serial.into_iter().enumerate() {
         // COM1 is the console, or has what comes before its driver.
         let watch = (i == 0).then(|| watch(markers.take()));
-        let listeners = listeners.take_if(|_| *serial == SerialSpec::Stdio);
-        io.serial.push(Box::new(Output::open(serial, terminal, watch, listeners)?));
+        let listeners = listeners.take_if(|_| matches!(to, Destination::Terminal));
+        io.serial.push(Box::new(Output::new(to, terminal, watch, listeners)));
     }
     Ok(Board::build(spec, io)?)
 }

@@ -21,8 +21,6 @@ pub struct Files {
     pub devices: Vec<PathBuf>,
     /// Files to write that are there.
     pub update: Vec<PathBuf>,
-    /// Directories in which files may be made and written.
-    pub make: Vec<PathBuf>,
     /// Directories to read with all below them.
     pub read_below: Vec<PathBuf>,
     /// Directories in which, and below, anything but devices may be made, changed and removed.
@@ -85,11 +83,10 @@ pub fn confine_files(files: &Files) -> Result<Landlock, SandboxError> {
     let look = AccessFs::ReadFile | AccessFs::ReadDir;
     let change = AccessFs::from_all(NEWEST)
         & !(AccessFs::Execute | AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::IoctlDev);
-    let lists: [(&[PathBuf], BitFlags<AccessFs>); 8] = [
+    let lists: [(&[PathBuf], BitFlags<AccessFs>); 7] = [
         (&files.read, AccessFs::ReadFile.into()),
         (&files.devices, device),
         (&files.update, update),
-        (&files.make, update | AccessFs::MakeReg),
         (&files.read_below, look),
         (&files.change_below, change),
         (&files.remove, AccessFs::RemoveFile.into()),
