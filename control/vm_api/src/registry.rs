@@ -17,7 +17,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -33,6 +33,9 @@ const VSOCK: &str = "vsock.sock";
 const CARD: &str = "machine.json";
 /// The longest path a socket can have (sun_path of unix(7), with its final zero).
 const MAX_SOCKET_PATH: usize = 107;
+/// How long another process may hold the directory's own lock, which is held for
+/// milliseconds: every machine's process can open it, also one that a guest has taken over.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest card read: a person's name for a machine has at most 63 bytes.
 const MAX_CARD: u64 = 4096;
 
@@ -51,6 +54,17 @@ pub enum RegistryError {
         path: PathBuf,
         /// The host's error.
         source: io::Error,
+    },
+    /// A process keeps the directory's own lock.
+    #[error(
+        "another process has held {} for {:.1?}; find it with `fuser -v {}` and end it",
+        path.display(), waited, path.display()
+    )]
+    Busy {
+        /// The file that is locked.
+        path: PathBuf,
+        /// How long it was waited for.
+        waited: Duration,
     },
     /// The path of the socket would be too long.
     #[error(
@@ -230,8 +244,23 @@ impl Registry {
     }
 
     fn guard(&self) -> Result<File, RegistryError> {
-        let path = self.guard_path();
-        locked(&path, FlockOperation::LockExclusive).map_err(io_error("cannot lock", &path))
+        self.guard_within(PATIENCE)
+    }
+
+    fn guard_within(&self, limit: Duration) -> Result<File, RegistryError> {
+        const PAUSE: Duration = Duration::from_millis(10);
+        let (path, start) = (self.guard_path(), Instant::now());
+        loop {
+            match locked(&path, FlockOperation::NonBlockingLockExclusive) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                result => return result.map_err(io_error("cannot lock", &path)),
+            }
+            let waited = start.elapsed();
+            if waited >= limit {
+                return Err(RegistryError::Busy { path, waited });
+            }
+            std::thread::sleep(PAUSE);
+        }
     }
 
     /// Take up a machine: a directory, its lock, and the socket to listen on.
@@ -378,6 +407,27 @@ mod tests {
         fn drop(&mut self) {
             let _ = fs::remove_dir_all(&self.0);
         }
+    }
+
+    #[test]
+    fn a_lock_that_is_kept_is_not_waited_for_without_end() {
+        const LONG: Duration = Duration::from_secs(60);
+        let dir = Dir::new();
+        let registry = dir.registry();
+        let holder = locked(&registry.guard_path(), FlockOperation::LockExclusive).unwrap();
+        let limit = Duration::from_millis(50);
+        let error = registry.guard_within(limit).unwrap_err();
+        assert!(matches!(error, RegistryError::Busy { waited, .. } if waited >= limit), "{error}");
+        // One that lets go meanwhile is waited for.
+        let waiting = std::thread::spawn(move || registry.guard_within(LONG).map(drop));
+        std::thread::sleep(limit);
+        assert!(!waiting.is_finished());
+        drop(holder);
+        waiting.join().unwrap().unwrap();
+        // The way of every command.
+        let registry = dir.registry();
+        let _holder = locked(&registry.guard_path(), FlockOperation::LockExclusive).unwrap();
+        assert!(matches!(registry.list(), Err(RegistryError::Busy { .. })));
     }
 
     fn name(text: &str) -> Option<MachineName> {
