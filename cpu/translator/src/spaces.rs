@@ -4,7 +4,7 @@
 
 use crate::blocks::AddressMap;
 use crate::modes::Kind;
-use crate::tables::{StateMemory, View};
+use crate::tables::{self, StateMemory, View};
 
 /// User contexts kept at once.
 pub(crate) const CONTEXTS: usize = 6;
@@ -44,6 +44,8 @@ struct Context {
 
 /// Every view of one vCPU.
 pub(crate) struct Spaces {
+    /// How much of its tables each view may touch.
+    regions_cap: usize,
     contexts: Vec<Context>,
     current: usize,
     supervisor: View,
@@ -68,13 +70,20 @@ pub(crate) const LAST_NUMBER: u32 = 0x3fff_fffe;
 pub(crate) const NO_SPACE: u32 = u32::MAX;
 const _: () = assert!(LAST_NUMBER < NO_SPACE >> 2);
 
+/// Code pages known of one context, or of all together: 64 MiB that code was fetched from.
+/// A guest may map one page everywhere, and each flush walks those that are known.
+pub(crate) const CODE_PAGES_CAP: usize = 1 << 14;
+
 impl Spaces {
-    pub fn new(state: &StateMemory) -> rustix::io::Result<Self> {
+    /// No translations; the guest has so many bytes of RAM.
+    pub fn new(state: &StateMemory, ram: u64) -> rustix::io::Result<Self> {
+        let regions_cap = tables::regions_cap(ram);
         let mut s = Spaces {
+            regions_cap,
             contexts: Vec::new(),
             current: 0,
-            supervisor: View::new(state)?,
-            supervisor_ac: View::new(state)?,
+            supervisor: View::new(state, regions_cap)?,
+            supervisor_ac: View::new(state, regions_cap)?,
             shared_global: AddressMap::default(),
             shared_local: AddressMap::default(),
             numbers: 0,
@@ -118,6 +127,7 @@ impl Spaces {
 
     /// The view for accesses of this kind, made at first use.
     pub fn view(&mut self, kind: Kind, state: &StateMemory) -> rustix::io::Result<&mut View> {
+        let regions_cap = self.regions_cap;
         Ok(match kind {
             Kind::Supervisor => &mut self.supervisor,
             Kind::SupervisorAc => &mut self.supervisor_ac,
@@ -125,7 +135,7 @@ impl Spaces {
                 let c = &mut self.contexts[self.current];
                 match &mut c.view {
                     Some(v) => v,
-                    none => none.insert(View::new(state)?),
+                    none => none.insert(View::new(state, regions_cap)?),
                 }
             }
         })
@@ -221,6 +231,26 @@ impl Spaces {
     /// No direct stores to any page any more.
     pub fn forbid_all_stores(&mut self) {
         self.flush(true);
+    }
+
+    /// Forget the code pages, own ones or `shared` ones, where there are too many; true if
+    /// all blocks must be dropped for that.
+    pub fn make_room_for_code(&mut self, shared: bool) -> bool {
+        if shared {
+            let full = self.shared_global.len() + self.shared_local.len() >= CODE_PAGES_CAP;
+            if full {
+                self.shared_global = AddressMap::default();
+                self.shared_local = AddressMap::default();
+            }
+            return full;
+        }
+        let current = self.current;
+        if self.contexts[current].code.len() >= CODE_PAGES_CAP {
+            // What is linked there holds under the number before, which nobody has now.
+            self.contexts[current].number = self.fresh_number();
+            self.contexts[current].code = AddressMap::default();
+        }
+        self.take_reused()
     }
 
     /// Where the code page of `va` is, if that is known.
@@ -341,4 +371,41 @@ fn moved(
         None => map.retain(|page, known| check(*page, *known)),
     }
     lost
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGES: u64 = 3 * CODE_PAGES_CAP as u64;
+
+    /// Fetch from pages, all at one place in RAM, as the engine does; how often all blocks
+    /// had to go, and the most pages known at once.
+    fn fetch(s: &mut Spaces, first: u64, shared: bool) -> (usize, usize) {
+        let (mut dropped, mut most) = (0, 0);
+        for va in (0..PAGES).map(|n| first + (n << 12)) {
+            dropped += usize::from(s.make_room_for_code(shared));
+            let global = va >> 12 & 1 != 0;
+            s.set_code_page(va, shared, false, CodePage { ram: 0x5000, global });
+            assert_eq!(s.code_page(va, shared, false), Some(0x5000));
+            let own = s.contexts[s.current].code.len();
+            most = most.max(own + s.shared_global.len() + s.shared_local.len());
+        }
+        (dropped, most)
+    }
+
+    #[test]
+    fn code_pages_have_an_end() {
+        let mut s = Spaces::new(&StateMemory::new().unwrap(), 0).unwrap();
+        let number = s.number();
+        assert_eq!(fetch(&mut s, 0, false), (0, CODE_PAGES_CAP));
+        // Links made before the pages were forgotten are not taken any more.
+        assert_eq!(s.number(), number + 2);
+        let mut s = Spaces::new(&StateMemory::new().unwrap(), 0).unwrap();
+        assert_eq!(fetch(&mut s, 1 << 63, true), (2, CODE_PAGES_CAP));
+        // Where that takes the last number, what knows the first ones goes.
+        let mut s = Spaces::new(&StateMemory::new().unwrap(), 0).unwrap();
+        s.limit_numbers(LAST_NUMBER, LAST_NUMBER);
+        assert_eq!(fetch(&mut s, 0, false), (1, CODE_PAGES_CAP));
+    }
 }

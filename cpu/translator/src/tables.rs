@@ -4,6 +4,7 @@
 // UNSAFE: maps the tables and stores entries by checked index.
 #![allow(unsafe_code, reason = "the home of the address tables' mappings")]
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,6 +22,20 @@ const PAGES: u64 = 1 << 36;
 const TABLE_BYTES: usize = PAGES as usize * 8;
 /// Entries remembered one by one; beyond this a flush drops whole tables.
 const FILLED_CAP: usize = 1 << 16;
+/// Regions of 2 MiB of linear space, a page of 4 KiB of each table, that a view may have
+/// touched before it starts again with empty tables: at least this many, and as many as
+/// the guest's RAM has MiB, so that twice the RAM can be entered. A guest may map one page
+/// at every address there is; without an end its tables would be 512 GiB each.
+const REGIONS_CAP: usize = 1 << 12;
+/// Store entries of pages of RAM beyond each page's first, before a view starts again.
+const FURTHER_CAP: usize = 1 << 16;
+/// Entries of a region, as a binary logarithm: a page of a table.
+const REGION_SHIFT: u32 = 9;
+
+/// What [`REGIONS_CAP`] comes to with so many bytes of RAM.
+pub(crate) fn regions_cap(ram: u64) -> usize {
+    usize::try_from(ram >> 20).unwrap_or(usize::MAX).max(REGIONS_CAP)
+}
 
 /// The shared state's memory: one file, mapped for the engine and below every
 /// store table.
@@ -200,6 +215,11 @@ fn index_of(linear: u64) -> u64 {
     (linear >> 12) & (PAGES - 1)
 }
 
+/// The region of the entry at `index`.
+fn region_of(index: u64) -> u32 {
+    (index >> REGION_SHIFT) as u32
+}
+
 /// Linear page number whose entry is at `index`, sign-extended.
 #[cfg(test)]
 fn linear_of(index: u64) -> u64 {
@@ -236,6 +256,10 @@ pub(crate) struct View {
     large: AddressMap<(u8, u64), ()>,
     /// The sizes among them.
     large_sizes: Vec<u8>,
+    /// The regions whose entries were looked at or filled since the tables were made: at
+    /// most so many have pages of the host's, which flushes do not give back.
+    touched: AddressMap<u32, ()>,
+    regions_cap: usize,
 }
 
 /// Entries of a view's tables.
@@ -246,24 +270,26 @@ struct Filled {
     /// The store entry of each page of the RAM backing that has one, and further ones
     /// of pages that are mapped more than once.
     by_page: AddressMap<u32, u64>,
-    further: AddressMap<u32, Vec<u64>>,
+    further: BTreeSet<(u32, u64)>,
 }
 
 impl Filled {
     fn add_store(&mut self, page: u32, index: u64) {
         let first = *self.by_page.entry(page).or_insert(index);
         if first != index {
-            let list = self.further.entry(page).or_default();
-            if !list.contains(&index) {
-                list.push(index);
-            }
+            self.further.insert((page, index));
         }
     }
 
     /// The store entries of a page, which it has no more.
     fn take_stores(&mut self, page: u32) -> impl Iterator<Item = u64> + use<> {
         let first = self.by_page.remove(&page);
-        let further = first.and_then(|_| self.further.remove(&page)).unwrap_or_default();
+        let mut further = Vec::new();
+        if first.is_some() {
+            let of_page = self.further.range((page, 0)..=(page, u64::MAX));
+            further.extend(of_page.map(|(_, index)| *index));
+            further.iter().for_each(|index| _ = self.further.remove(&(page, *index)));
+        }
         first.into_iter().chain(further)
     }
 
@@ -279,7 +305,8 @@ impl Filled {
 }
 
 impl View {
-    pub fn new(state: &StateMemory) -> rustix::io::Result<Self> {
+    /// Empty tables above the state, for at most so many regions: see [`regions_cap`].
+    pub fn new(state: &StateMemory, regions_cap: usize) -> rustix::io::Result<Self> {
         Ok(View {
             load: Table::new(Below::Near(state))?,
             store: Table::new(Below::All(state))?,
@@ -288,7 +315,33 @@ impl View {
             overflow: false,
             large: AddressMap::default(),
             large_sizes: Vec::new(),
+            touched: AddressMap::default(),
+            regions_cap,
         })
+    }
+
+    /// An access to `linear` missed, which may have made the host give its entries pages.
+    /// False: the view has had all it may have, and must be [renewed](View::renew).
+    pub fn touch(&mut self, linear: u64) -> bool {
+        let region = region_of(index_of(linear));
+        if self.touched.len() >= self.regions_cap && !self.touched.contains_key(&region) {
+            return false;
+        }
+        self.touched.insert(region, ());
+        self.global.further.len() + self.local.further.len() < FURTHER_CAP
+    }
+
+    /// Start again with empty tables, at other addresses: pages of the host's page tables
+    /// go only with the mapping.
+    pub fn renew(&mut self, state: &StateMemory) {
+        match View::new(state, self.regions_cap) {
+            Ok(empty) => *self = empty,
+            Err(_) => {
+                // No room for two at once: give back what can be without.
+                self.drop_all();
+                self.touched.clear();
+            }
+        }
     }
 
     /// Table addresses: load, store.
@@ -296,9 +349,10 @@ impl View {
         (self.load.address(), self.store.address())
     }
 
-    /// Enter a page: loads, and stores too if `store`.
+    /// Enter a page that was [touched](View::touch): loads, and stores too if `store`.
     pub fn fill(&mut self, f: Fill) {
         let index = index_of(f.linear);
+        debug_assert!(self.touched.contains_key(&region_of(index)), "it was missed");
         let value = f.host.wrapping_sub(f.linear & !0xfff);
         let filled = if f.global { &mut self.global } else { &mut self.local };
         self.load.set(index, value);
@@ -332,12 +386,7 @@ impl View {
     /// Drop everything, or everything that is not global.
     pub fn flush(&mut self, globals: bool) {
         if self.overflow {
-            self.load.drop_all();
-            self.store.drop_all();
-            self.global = Filled::default();
-            self.local = Filled::default();
-            self.large.clear();
-            self.overflow = false;
+            self.drop_all();
             return;
         }
         self.local.empty(&self.load, &self.store);
@@ -347,9 +396,22 @@ impl View {
         }
     }
 
+    fn drop_all(&mut self) {
+        self.load.drop_all();
+        self.store.drop_all();
+        self.global = Filled::default();
+        self.local = Filled::default();
+        self.large.clear();
+        self.overflow = false;
+    }
+
     /// Drop the entries of `linear`'s page, all of them if it is a large one.
     pub fn flush_page(&mut self, linear: u64) {
-        self.clear(index_of(linear));
+        // Looking at an entry may make the host give it a page.
+        let index = index_of(linear);
+        if self.touched.contains_key(&region_of(index)) {
+            self.clear(index);
+        }
         for shift in &self.large_sizes {
             if self.large.remove(&(*shift, linear >> shift)).is_none() {
                 continue;
@@ -398,8 +460,9 @@ mod tests {
     #[test]
     fn an_address_plus_its_entry_is_the_host_address() {
         let s = StateMemory::new().unwrap();
-        let mut v = View::new(&s).unwrap();
+        let mut v = View::new(&s, REGIONS_CAP).unwrap();
         let (linear, host) = (0xffff_ffff_8123_4000u64, 0x7f00_1234_5000u64);
+        assert!(v.touch(linear));
         v.fill(Fill { linear, host, page: 7, global: true, page_shift: 12, store: true });
         let (load, store) = v.addresses();
         for table in [load, store] {
@@ -423,8 +486,9 @@ mod tests {
         ] {
             // Found by the list, by the page's extent, and when the list is full.
             for others in [0, 2000, FILLED_CAP as u64] {
-                let mut v = View::new(&s).unwrap();
+                let mut v = View::new(&s, REGIONS_CAP).unwrap();
                 let mut fill = |linear, page_shift| {
+                    assert!(v.touch(linear));
                     v.fill(Fill {
                         linear,
                         host: linear + HOST,
@@ -442,5 +506,49 @@ mod tests {
                 assert_eq!([linear, near, far].map(entry), [0, 0, HOST], "{page_shift}, {others} others");
             }
         }
+    }
+
+    #[test]
+    fn a_view_ends_at_its_regions_and_at_its_stores() {
+        let s = StateMemory::new().unwrap();
+        let mut v = View::new(&s, 8).unwrap();
+        let page = |n: u64| n << 21 | 0x3000;
+        assert!((0..8).all(|n| v.touch(page(n))));
+        v.fill(Fill { linear: page(3), host: 0x7000, page: 1, global: true, page_shift: 12, store: true });
+        assert!(v.touch(page(7) + 0x1000), "a region that it has");
+        assert!(!v.touch(page(8)));
+        // What was touched stays so: a flush gives no page back.
+        v.flush(true);
+        assert!(!v.touch(page(8)));
+        v.renew(&s);
+        assert!((10..18).all(|n| v.touch(page(n))));
+        assert_eq!(v.load_entry(page(3)), 0);
+
+        let mut v = View::new(&s, REGIONS_CAP).unwrap();
+        let alias = |n: usize| Fill {
+            linear: 0x10_0000_0000 + ((n as u64) << 12),
+            host: 0x7000,
+            page: 1,
+            global: false,
+            page_shift: 12,
+            store: true,
+        };
+        let fill = |v: &mut View, n| {
+            v.touch(alias(n).linear) && {
+                v.fill(alias(n));
+                true
+            }
+        };
+        // One page of RAM at many addresses; the same one again counts once.
+        assert!((0..FURTHER_CAP).chain(0..FURTHER_CAP).all(|n| fill(&mut v, n)));
+        assert!(fill(&mut v, FURTHER_CAP) && !fill(&mut v, FURTHER_CAP + 1));
+        v.forbid_stores(1);
+        assert!((0..=FURTHER_CAP).all(|n| v.store.get(index_of(alias(n).linear)) == 0));
+        assert!(fill(&mut v, FURTHER_CAP + 1));
+    }
+
+    #[test]
+    fn regions_grow_with_the_memory() {
+        assert_eq!([0, 512 << 20, 64 << 30].map(regions_cap), [REGIONS_CAP, REGIONS_CAP, 1 << 16]);
     }
 }

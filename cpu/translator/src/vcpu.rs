@@ -157,7 +157,7 @@ impl TranslatorVcpu {
         let calls = CallStack::new(blocks.address(blocks.thunks.bottom))?;
         state.call_rsp = calls.empty();
         state.call_rsp_empty = calls.empty();
-        let spaces = Spaces::new(&memory)?;
+        let spaces = Spaces::new(&memory, config.memory.backing_size())?;
         let mut interp = InterpreterVcpu::new(config);
         interp.cpu().flush_log = Some(Vec::new());
         interp.cpu().x87_pointers = false;
@@ -525,6 +525,9 @@ impl TranslatorVcpu {
     }
 
     fn block_at_slowly(&mut self, va: u64, mode: Mode) -> Place {
+        if self.spaces.make_room_for_code(mode.shares(va)) {
+            self.drop_blocks();
+        }
         let Some(page) = self.code_page(va) else { return Place::Unreachable };
         let ram = page | va & (PAGE - 1);
         let key = Key { ram, va, mode };

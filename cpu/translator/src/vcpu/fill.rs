@@ -22,11 +22,25 @@ impl TranslatorVcpu {
         self.state().allow_beside(va, table, addend, std::ptr::from_ref(lines) as u64);
     }
 
+    /// The entries of `va` were looked at, with or without success. Where that is more
+    /// than the view may have, it starts again.
+    fn touch(&mut self, va: u64, kind: modes::Kind) {
+        let state = self.state.clone();
+        let Ok(view) = self.spaces.view(kind, &state) else { return };
+        if !view.touch(va) {
+            view.renew(&state);
+            view.touch(va);
+            // It knows views by their tables.
+            self.state().forbid_beside();
+        }
+    }
+
     /// Enter a page into the tables. False: the access has no direct path, or would
     /// set accessed or dirty flags, which it must not if its instruction faults for
     /// another reason: the interpreter executes it, and the next one enters the page.
     pub(super) fn fill(&mut self, va: u64, write: bool) -> bool {
         let kind = modes::kind(self.interp.cpu());
+        self.touch(va, kind);
         let cpu = self.interp.cpu();
         // The tables are indexed without the uppermost bits.
         if !cpu.canonical(va) {
