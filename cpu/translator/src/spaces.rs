@@ -36,7 +36,7 @@ struct Context {
     key: ContextKey,
     view: Option<View>,
     /// Pages that code which is not shared was fetched from, and where they are
-    /// in RAM, plus 1 if fetched at CPL 3.
+    /// in RAM, plus [`BY_USER`] and [`GLOBAL`].
     code: AddressMap<u64, u64>,
     number: u32,
     used: u64,
@@ -60,6 +60,16 @@ pub(crate) struct Spaces {
     /// Numbers are used again: what was made under the old ones must go.
     reused: bool,
     clock: u64,
+}
+
+/// Fetched from at CPL 3.
+const BY_USER: u64 = 1;
+/// A global page, which INVLPG in any context flushes.
+const GLOBAL: u64 = 2;
+
+/// Of what is known of a code page, where it is in RAM.
+fn place(known: u64) -> u64 {
+    known & !0xfff
 }
 
 /// The highest number of a code mapping, before numbers are used again.
@@ -214,13 +224,24 @@ impl Spaces {
         self.views().for_each(|v| v.flush(globals));
     }
 
-    /// Forget the data translations of one page.
+    /// Forget the data translations of one page: the current context's, and all global
+    /// ones (SDM volume 3, 5.10.4.1). Other contexts do not know it as code either, then.
     pub fn flush_page(&mut self, linear: u64) {
-        if let Some(v) = &mut self.contexts[self.current].view {
-            v.flush_page(linear);
-        }
         self.supervisor.flush_page(linear);
         self.supervisor_ac.flush_page(linear);
+        let page = linear >> 12;
+        for n in 0..self.contexts.len() {
+            let c = &mut self.contexts[n];
+            if n == self.current {
+                c.view.iter_mut().for_each(|v| v.flush_page(linear));
+                continue;
+            }
+            c.view.iter_mut().for_each(|v| v.flush_global_page(linear));
+            if c.code.get(&page).is_some_and(|known| known & GLOBAL != 0) {
+                c.code.remove(&page);
+                self.contexts[n].number = self.fresh_number();
+            }
+        }
     }
 
     /// No direct stores to a page of the backing any more.
@@ -262,7 +283,7 @@ impl Spaces {
         } else {
             self.contexts[self.current].code.get(&page)
         };
-        known.filter(|known| **known & 1 == u64::from(user)).map(|known| known & !1)
+        known.filter(|known| **known & BY_USER == u64::from(user)).map(|known| place(*known))
     }
 
     /// Remember where the code page of `va` is.
@@ -271,6 +292,7 @@ impl Spaces {
         if shared {
             self.set_shared(va >> 12, known, page.global);
         } else {
+            let known = if page.global { known | GLOBAL } else { known };
             self.contexts[self.current].code.insert(va >> 12, known);
         }
     }
@@ -288,7 +310,13 @@ impl Spaces {
     /// translations were flushed. If one moved, links to code that is not shared end.
     pub fn verify_own(&mut self, only: Option<u64>, mut walk: impl FnMut(u64, bool) -> Option<CodePage>) {
         let current = self.current;
-        let stays = |page, known| walk(page << 12, known & 1 != 0).is_some_and(|p| p.ram == known & !1);
+        let stays = |page: u64, known: &mut u64| match walk(page << 12, *known & BY_USER != 0) {
+            Some(now) if now.ram == place(*known) => {
+                *known = *known & !GLOBAL | if now.global { GLOBAL } else { 0 };
+                true
+            }
+            _ => false,
+        };
         if !moved(&mut self.contexts[current].code, only, stays).is_empty() {
             self.contexts[current].number = self.fresh_number();
         }
@@ -303,8 +331,8 @@ impl Spaces {
         mut walk: impl FnMut(u64, bool) -> Option<CodePage>,
     ) -> Vec<LostPage> {
         let mut changed = Vec::new();
-        let mut stays = |page: u64, known: u64, global: bool| match walk(page << 12, known & 1 != 0) {
-            Some(now) if now.ram == known & !1 => {
+        let mut stays = |page: u64, known: u64, global: bool| match walk(page << 12, known & BY_USER != 0) {
+            Some(now) if now.ram == place(known) => {
                 if now.global != global {
                     changed.push((page, known, now.global));
                 }
@@ -312,9 +340,9 @@ impl Spaces {
             }
             _ => false,
         };
-        let mut lost = moved(&mut self.shared_local, only, |page, known| stays(page, known, false));
+        let mut lost = moved(&mut self.shared_local, only, |page, known| stays(page, *known, false));
         if globals {
-            lost.extend(moved(&mut self.shared_global, only, |page, known| stays(page, known, true)));
+            lost.extend(moved(&mut self.shared_global, only, |page, known| stays(page, *known, true)));
         }
         for (page, known, global) in changed {
             self.set_shared(page, known, global);
@@ -351,24 +379,24 @@ impl Spaces {
 fn moved(
     map: &mut AddressMap<u64, u64>,
     only: Option<u64>,
-    mut stays: impl FnMut(u64, u64) -> bool,
+    mut stays: impl FnMut(u64, &mut u64) -> bool,
 ) -> Vec<LostPage> {
     let mut lost = Vec::new();
-    let mut check = |page: u64, known: u64| {
+    let mut check = |page: u64, known: &mut u64| {
         let stays = stays(page, known);
         if !stays {
-            lost.push(LostPage { linear: page, ram: (known >> 12) as u32 });
+            lost.push(LostPage { linear: page, ram: (*known >> 12) as u32 });
         }
         stays
     };
     match only {
         Some(va) => {
             let page = va >> 12;
-            if map.get(&page).is_some_and(|known| !check(page, *known)) {
+            if map.get_mut(&page).is_some_and(|known| !check(page, known)) {
                 map.remove(&page);
             }
         }
-        None => map.retain(|page, known| check(*page, *known)),
+        None => map.retain(|page, known| check(*page, known)),
     }
     lost
 }

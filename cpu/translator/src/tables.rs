@@ -428,6 +428,14 @@ impl View {
         }
     }
 
+    /// The same in another context than the current one, where only a global page goes.
+    /// Users' pages are global as good as never.
+    pub fn flush_global_page(&mut self, linear: u64) {
+        if !self.global.list.is_empty() {
+            self.flush_page(linear);
+        }
+    }
+
     /// Drop the store entries of a page of the backing.
     pub fn forbid_stores(&mut self, page: u32) {
         for filled in [&mut self.global, &mut self.local] {

@@ -10,7 +10,7 @@ use guest_memory::GuestMemory;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use interpreter::Interpreter;
-use translator::WithNumbers;
+use translator::{Translator, WithNumbers};
 use x86_state::{CpuModel, CpuState, Segment, TableRegister, cr4, efer};
 
 type Done = Result<(), IcedError>;
@@ -52,6 +52,7 @@ const RESULTS: u64 = 0x4_0000;
 
 const PRESENT: u64 = 0x63;
 const USER: u64 = 4;
+const GLOBAL: u64 = 1 << 8;
 const NO_FLUSH: u64 = 1 << 63;
 
 fn memory() -> GuestMemory {
@@ -91,7 +92,8 @@ fn memory() -> GuestMemory {
     }
     code(USER_JUMPS, &|a| a.jmp(MOVED + ANSWER));
     code(USER_READS, &|a| {
-        a.mov(rax, qword_ptr(MOVED))?;
+        a.mov(rsi, MOVED)?;
+        a.mov(rax, qword_ptr(rsi))?;
         a.syscall()
     });
     for (frame, number) in FRAMES.into_iter().zip(NUMBERS) {
@@ -159,6 +161,17 @@ fn note(a: &mut CodeAssembler) -> Done {
 
 fn call(a: &mut CodeAssembler, function: u64) -> Done {
     a.call(function)?;
+    note(a)
+}
+
+/// The user runs from `rip` on until SYSCALL.
+fn user(a: &mut CodeAssembler, rip: u64) -> Done {
+    let mut next = a.create_label();
+    a.lea(r15, qword_ptr(next))?;
+    a.mov(rcx, rip)?;
+    a.mov(r11d, 2)?;
+    a.sysretq()?;
+    a.set_label(&mut next)?;
     note(a)
 }
 
@@ -235,4 +248,26 @@ fn numbers_that_are_used_again_mean_nothing_old() {
             check(&format!("{moves} moves elsewhere of {last}"), &few, &|a| moving_elsewhere(moves, a));
         }
     }
+}
+
+/// A global page of the user's, used in one context, moves in another.
+fn global_page(rip: u64, a: &mut CodeAssembler) -> Done {
+    a.mov(rbx, RESULTS)?;
+    set_entry(a, 0, MOVED, FRAMES[0] | PRESENT | USER | GLOBAL)?;
+    enter(a, ROOTS[0] | 2)?;
+    user(a, rip)?;
+    user(a, rip)?;
+    enter(a, ROOTS[0] | 1)?;
+    set_entry(a, 0, MOVED, FRAMES[1] | PRESENT | USER | GLOBAL)?;
+    invalidate(a, MOVED)?;
+    enter(a, ROOTS[0] | 2 | NO_FLUSH)?;
+    user(a, rip)?;
+    user(a, rip)?;
+    a.hlt()
+}
+
+#[test]
+fn invlpg_of_a_global_page_is_for_all_contexts() {
+    check("code", &Translator, &|a| global_page(USER_JUMPS, a));
+    check("data", &Translator, &|a| global_page(USER_READS, a));
 }
