@@ -35,8 +35,8 @@ pub(crate) struct LostPage {
 struct Context {
     key: ContextKey,
     view: Option<View>,
-    /// Pages that code which is not shared was fetched from, and where they are
-    /// in RAM, plus [`BY_USER`] and [`GLOBAL`].
+    /// Pages that code which is not shared was fetched from, by [`code_key`], and where
+    /// they are in RAM, plus [`GLOBAL`].
     code: AddressMap<u64, u64>,
     number: u32,
     used: u64,
@@ -51,7 +51,8 @@ pub(crate) struct Spaces {
     supervisor: View,
     supervisor_ac: View,
     /// Code pages shared by all contexts, the upper half and the supervisor's 32-bit
-    /// code: global ones, and those that each change of address space flushes.
+    /// code, by [`code_key`]: global ones, and those that each change of address space
+    /// flushes.
     shared_global: AddressMap<u64, u64>,
     shared_local: AddressMap<u64, u64>,
     /// The last number of a code mapping given out, and the last there is.
@@ -62,10 +63,19 @@ pub(crate) struct Spaces {
     clock: u64,
 }
 
-/// Fetched from at CPL 3.
-const BY_USER: u64 = 1;
 /// A global page, which INVLPG in any context flushes.
-const GLOBAL: u64 = 2;
+const GLOBAL: u64 = 1;
+
+/// What a page is known under that `va` is fetched from, at CPL 3 or not: who may fetch
+/// from it is checked for each that did.
+fn code_key(va: u64, user: bool) -> u64 {
+    va >> 12 << 1 | u64::from(user)
+}
+
+/// Page number and privilege of a [`code_key`].
+fn page_of(key: u64) -> (u64, bool) {
+    (key >> 1, key & 1 != 0)
+}
 
 /// Of what is known of a code page, where it is in RAM.
 fn place(known: u64) -> u64 {
@@ -229,7 +239,7 @@ impl Spaces {
     pub fn flush_page(&mut self, linear: u64) {
         self.supervisor.flush_page(linear);
         self.supervisor_ac.flush_page(linear);
-        let page = linear >> 12;
+        let keys = [false, true].map(|user| code_key(linear, user));
         for n in 0..self.contexts.len() {
             let c = &mut self.contexts[n];
             if n == self.current {
@@ -237,8 +247,9 @@ impl Spaces {
                 continue;
             }
             c.view.iter_mut().for_each(|v| v.flush_global_page(linear));
-            if c.code.get(&page).is_some_and(|known| known & GLOBAL != 0) {
-                c.code.remove(&page);
+            let global = |key: &u64| c.code.get(key).is_some_and(|known| known & GLOBAL != 0);
+            if keys.iter().any(global) {
+                keys.iter().for_each(|key| _ = c.code.remove(key));
                 self.contexts[n].number = self.fresh_number();
             }
         }
@@ -277,40 +288,40 @@ impl Spaces {
     /// Where the code page of `va` is, if that is known.
     /// `shared`: see `Mode::shares`; `user`: fetched at CPL 3.
     pub fn code_page(&self, va: u64, shared: bool, user: bool) -> Option<u64> {
-        let page = va >> 12;
+        let key = code_key(va, user);
         let known = if shared {
-            self.shared_global.get(&page).or_else(|| self.shared_local.get(&page))
+            self.shared_global.get(&key).or_else(|| self.shared_local.get(&key))
         } else {
-            self.contexts[self.current].code.get(&page)
+            self.contexts[self.current].code.get(&key)
         };
-        known.filter(|known| **known & BY_USER == u64::from(user)).map(|known| place(*known))
+        known.map(|known| place(*known))
     }
 
     /// Remember where the code page of `va` is.
     pub fn set_code_page(&mut self, va: u64, shared: bool, user: bool, page: CodePage) {
-        let known = page.ram | u64::from(user);
+        let key = code_key(va, user);
         if shared {
-            self.set_shared(va >> 12, known, page.global);
+            self.set_shared(key, page.ram, page.global);
         } else {
-            let known = if page.global { known | GLOBAL } else { known };
-            self.contexts[self.current].code.insert(va >> 12, known);
+            let known = if page.global { page.ram | GLOBAL } else { page.ram };
+            self.contexts[self.current].code.insert(key, known);
         }
     }
 
-    fn set_shared(&mut self, page: u64, known: u64, global: bool) {
+    fn set_shared(&mut self, key: u64, ram: u64, global: bool) {
         let (to, from) = match global {
             true => (&mut self.shared_global, &mut self.shared_local),
             false => (&mut self.shared_local, &mut self.shared_global),
         };
-        from.remove(&page);
-        to.insert(page, known);
+        from.remove(&key);
+        to.insert(key, ram);
     }
 
     /// Check the current context's own code pages against `walk` after its
     /// translations were flushed. If one moved, links to code that is not shared end.
     pub fn verify_own(&mut self, only: Option<u64>, mut walk: impl FnMut(u64, bool) -> Option<CodePage>) {
         let current = self.current;
-        let stays = |page: u64, known: &mut u64| match walk(page << 12, *known & BY_USER != 0) {
+        let stays = |(page, user): (u64, bool), known: &mut u64| match walk(page << 12, user) {
             Some(now) if now.ram == place(*known) => {
                 *known = *known & !GLOBAL | if now.global { GLOBAL } else { 0 };
                 true
@@ -331,21 +342,21 @@ impl Spaces {
         mut walk: impl FnMut(u64, bool) -> Option<CodePage>,
     ) -> Vec<LostPage> {
         let mut changed = Vec::new();
-        let mut stays = |page: u64, known: u64, global: bool| match walk(page << 12, known & BY_USER != 0) {
-            Some(now) if now.ram == place(known) => {
+        let mut stays = |(page, user): (u64, bool), ram: u64, global: bool| match walk(page << 12, user) {
+            Some(now) if now.ram == ram => {
                 if now.global != global {
-                    changed.push((page, known, now.global));
+                    changed.push((code_key(page << 12, user), ram, now.global));
                 }
                 true
             }
             _ => false,
         };
-        let mut lost = moved(&mut self.shared_local, only, |page, known| stays(page, *known, false));
+        let mut lost = moved(&mut self.shared_local, only, |at, ram| stays(at, *ram, false));
         if globals {
-            lost.extend(moved(&mut self.shared_global, only, |page, known| stays(page, *known, true)));
+            lost.extend(moved(&mut self.shared_global, only, |at, ram| stays(at, *ram, true)));
         }
-        for (page, known, global) in changed {
-            self.set_shared(page, known, global);
+        for (key, ram, global) in changed {
+            self.set_shared(key, ram, global);
         }
         lost
     }
@@ -379,24 +390,26 @@ impl Spaces {
 fn moved(
     map: &mut AddressMap<u64, u64>,
     only: Option<u64>,
-    mut stays: impl FnMut(u64, &mut u64) -> bool,
+    mut stays: impl FnMut((u64, bool), &mut u64) -> bool,
 ) -> Vec<LostPage> {
     let mut lost = Vec::new();
-    let mut check = |page: u64, known: &mut u64| {
-        let stays = stays(page, known);
+    let mut check = |key: u64, known: &mut u64| {
+        let at = page_of(key);
+        let stays = stays(at, known);
         if !stays {
-            lost.push(LostPage { linear: page, ram: (*known >> 12) as u32 });
+            lost.push(LostPage { linear: at.0, ram: (*known >> 12) as u32 });
         }
         stays
     };
     match only {
         Some(va) => {
-            let page = va >> 12;
-            if map.get_mut(&page).is_some_and(|known| !check(page, known)) {
-                map.remove(&page);
+            for key in [false, true].map(|user| code_key(va, user)) {
+                if map.get_mut(&key).is_some_and(|known| !check(key, known)) {
+                    map.remove(&key);
+                }
             }
         }
-        None => map.retain(|page, known| check(*page, known)),
+        None => map.retain(|key, known| check(*key, known)),
     }
     lost
 }

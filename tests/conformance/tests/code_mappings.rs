@@ -271,3 +271,47 @@ fn invlpg_of_a_global_page_is_for_all_contexts() {
     check("code", &Translator, &|a| global_page(USER_JUMPS, a));
     check("data", &Translator, &|a| global_page(USER_READS, a));
 }
+
+/// The supervisor may not fetch from the user's pages.
+fn prevent_supervisor(a: &mut CodeAssembler) -> Done {
+    a.mov(rax, cr4)?;
+    a.or(rax, cr4::SMEP as i32)?;
+    a.mov(cr4, rax)
+}
+
+/// The user may not use [`MOVED`].
+fn take_from_user(a: &mut CodeAssembler) -> Done {
+    set_entry(a, 0, MOVED, FRAMES[0] | PRESENT)?;
+    invalidate(a, MOVED)
+}
+
+#[test]
+fn a_page_that_both_privileges_fetched_from_is_lost_to_each() {
+    // The kernel's own pages are the supervisor's, for SMEP.
+    let begin = |a: &mut CodeAssembler| {
+        a.mov(rbx, RESULTS)?;
+        for page in [KERNEL, ENTRY, CALLER, HANDLER] {
+            set_entry(a, 0, page, page | PRESENT)?;
+            invalidate(a, page)?;
+        }
+        Ok(())
+    };
+    check("the user's right", &Translator, &|a| {
+        begin(a)?;
+        user(a, USER_JUMPS)?;
+        user(a, USER_JUMPS)?;
+        call(a, CALLER)?;
+        take_from_user(a)?;
+        user(a, USER_JUMPS)?;
+        a.hlt()
+    });
+    check("the supervisor's right", &Translator, &|a| {
+        begin(a)?;
+        call(a, CALLER)?;
+        call(a, CALLER)?;
+        user(a, USER_JUMPS)?;
+        prevent_supervisor(a)?;
+        call(a, CALLER)?;
+        a.hlt()
+    });
+}
