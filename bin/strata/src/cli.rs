@@ -387,6 +387,9 @@ pub struct KeepArgs {
     /// Start that machine again as its policy says
     #[arg(long, hide = true, requires = "kept")]
     pub supervise: bool,
+    /// The start that this process is of
+    #[arg(long, hide = true, requires = "kept")]
+    pub turn: Option<String>,
 }
 
 /// Who the guest of an image is.

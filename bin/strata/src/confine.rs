@@ -29,11 +29,13 @@ pub struct Sandbox {
 
 impl Sandbox {
     /// Confine this thread, and those it starts, to the files of a machine.
-    /// `leaving`: a directory whose files are removed at the end.
+    /// `leaving`: a directory whose files are removed at the end; `trial`: one whose
+    /// files are removed if the machine does not come to run.
     pub fn begin(
         spec: &MachineSpec,
         registration: Option<&Registration>,
         leaving: Option<&Path>,
+        trial: Option<&Path>,
     ) -> anyhow::Result<Self> {
         let networks = || spec.nets.iter().map(|n| &n.backend);
         let connect = networks().any(|b| matches!(b, NetBackend::Nat(_)));
@@ -61,6 +63,7 @@ impl Sandbox {
         let images = [&spec.boot.kernel, &spec.boot.initrd, &spec.boot.firmware];
         let mut files = running.clone();
         files.read.extend(images.into_iter().flatten().cloned());
+        files.remove.extend(trial.map(Path::to_path_buf));
         for disk in &spec.disks {
             files.read.extend(disk.files().map_err(board::BoardError::from)?);
             if !disk.read_only {
@@ -142,7 +145,7 @@ mod tests {
         let log = folder.join("boot.log");
         let spec = MachineSpec { serial: vec![SerialSpec::File(log.clone())], ..MachineSpec::default() };
         let serial: Vec<_> = spec.serial.iter().map(|s| Destination::open(s).expect("made")).collect();
-        let _sandbox = Sandbox::begin(&spec, None, None).expect("confined");
+        let _sandbox = Sandbox::begin(&spec, None, None, None).expect("confined");
         // A thread that starts between the two steps keeps these rights for life.
         let thread = std::thread::spawn(move || {
             let profile = folder.join("profile");

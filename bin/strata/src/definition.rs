@@ -19,7 +19,7 @@ const IMAGE: &str = "image";
 /// The key of the command, which stands behind `--`.
 const COMMAND: &str = "command";
 /// Flags that say how to run, not what.
-const NO_KEYS: [&str; 6] = ["spec", "detach", "kept", "supervise", "help", "version"];
+const NO_KEYS: [&str; 7] = ["spec", "detach", "kept", "supervise", "turn", "help", "version"];
 
 /// The arguments of `strata run`, with those of a file before them; and as words
 /// that mean the same without that file.

@@ -5,14 +5,14 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use board::{BootSpec, DiskSpec, MachineSpec};
 use first_boot::{GuestFile, Identity, PasswordHash};
 use image_build::{DEFAULT_SIZE, Debian};
 use image_store::{DiskFormat, FirstBoot, Image, ImageName, Store, StoreError};
-use machine_store::{BASE, ConsoleLog, End, Held, MachineStore, Record, Restart};
+use machine_store::{BASE, ConsoleLog, End, Held, KeepError, Kept, MachineStore, Record, Restart};
 
 use crate::cli::{IdentityArgs, RunArgs};
 use crate::failure::InputError;
@@ -22,6 +22,9 @@ use crate::{definition, images};
 pub const MESSAGES: &str = "messages.log";
 /// Asks the supervisor not to start the machine again.
 const STOP: &str = "stop";
+/// The start whose processes may run the machine; written by who starts it, while it
+/// holds the machine. A supervisor of an earlier start finds it changed, and ends.
+const TURN: &str = "turn";
 /// The image, as it was when the machine was made.
 const IMAGE: &str = "image.json";
 const KERNEL: &str = "kernel";
@@ -30,10 +33,11 @@ const SEED: &str = "seed.img";
 /// Begins the line with which a detached process says that its machine runs.
 const READY: &str = "strata-ready ";
 /// Files that go with a machine that goes when it ends.
-const FILES: [&str; 15] = [
+const FILES: [&str; 16] = [
     BASE,
     MESSAGES,
     STOP,
+    TURN,
     IMAGE,
     KERNEL,
     INITRD,
@@ -49,6 +53,8 @@ const FILES: [&str; 15] = [
 ];
 /// Where the shortest pause before a restart begins, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
+/// How long a process of an earlier start may take to see that it is one.
+const GIVE_WAY: Duration = Duration::from_secs(1);
 
 /// Whether a run is of a machine that outlasts it.
 pub fn wanted(args: &RunArgs) -> bool {
@@ -344,11 +350,49 @@ impl Keeping {
         // Nobody to tell: the machine counts as lost, as one whose process was killed.
         let _ = self.end.write_all(&ended);
         if let Some(directory) = self.leaves() {
-            for name in FILES {
-                let _ = fs::remove_file(directory.join(name));
-            }
             // What is left goes when somebody looks next.
-            let _ = fs::remove_dir(directory);
+            remove_files(directory);
+        }
+    }
+}
+
+/// Remove a machine's directory, with no more rights than the sandbox leaves.
+fn remove_files(directory: &Path) {
+    for name in FILES {
+        let _ = fs::remove_file(directory.join(name));
+    }
+    let _ = fs::remove_dir(directory);
+}
+
+/// A machine just made: dropped before its guest runs, it is removed.
+#[derive(Default)]
+pub struct Trial {
+    directory: Option<PathBuf>,
+    ran: std::cell::Cell<bool>,
+}
+
+impl Trial {
+    /// Of a machine that this process made.
+    pub fn of(held: &Held) -> Trial {
+        let directory = Some(held.kept.directory().to_path_buf());
+        Trial { directory, ran: std::cell::Cell::new(false) }
+    }
+
+    /// What may still be removed.
+    pub fn directory(&self) -> Option<&Path> {
+        self.directory.as_deref()
+    }
+
+    /// The guest runs: what it does to its disk is there to stay.
+    pub fn pass(&self) {
+        self.ran.set(true);
+    }
+}
+
+impl Drop for Trial {
+    fn drop(&mut self) {
+        if let Some(directory) = self.directory.as_deref().filter(|_| !self.ran.get()) {
+            remove_files(directory);
         }
     }
 }
@@ -396,17 +440,25 @@ impl Drop for Ready {
     }
 }
 
-/// The process of a kept machine.
-fn process(id: &str, supervise: bool) -> anyhow::Result<Command> {
-    let own =
-        std::env::current_exe().context("cannot find the strata command itself; start it by its path")?;
-    let mut command = Command::new(own);
-    command.args(["run", "--kept", id]);
+/// The path to start this program by, again and again: an upgrade puts its next
+/// version there. Where there is none any more, this version is to be had from the kernel.
+fn program(own: &Path) -> &Path {
+    if own.exists() { own } else { Path::new("/proc/self/exe") }
+}
+
+fn own_path() -> anyhow::Result<PathBuf> {
+    std::env::current_exe().context("cannot find the strata command itself; start it by its path")
+}
+
+/// The process of a kept machine, or its supervisor.
+fn process(own: &Path, id: &str, turn: &str, supervise: bool) -> Command {
+    let mut command = Command::new(program(own));
+    command.args(["run", "--kept", id, "--turn", turn]);
     if supervise {
         command.arg("--supervise");
     }
-    command.stdin(Stdio::null()).stdout(Stdio::null());
-    Ok(command)
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
 }
 
 /// Start a kept machine in a process of its own, and wait until it runs; its
@@ -416,10 +468,14 @@ fn process(id: &str, supervise: bool) -> anyhow::Result<Command> {
 /// When the process does not start.
 pub fn start(held: Held) -> anyhow::Result<Result<String, u8>> {
     let (id, restart) = (held.kept.record.id.to_string(), held.kept.record.restart);
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let turn = format!("{}-{}", std::process::id(), since.as_nanos());
+    let path = held.kept.directory().join(TURN);
+    // First: a supervisor that no longer sees the wish to stop sees this.
+    fs::write(&path, &turn).with_context(|| format!("cannot write {}; make room there", path.display()))?;
     let _ = fs::remove_file(held.kept.directory().join(STOP));
     drop(held);
-    let mut child = process(&id, restart != Restart::No)?
-        .stderr(Stdio::piped())
+    let mut child = process(&own_path()?, &id, &turn, restart != Restart::No)
         .spawn()
         .context("cannot start a process for the machine")?;
     if follow(&mut child) {
@@ -437,28 +493,65 @@ fn follow(child: &mut Child) -> bool {
         if line.starts_with(READY.as_bytes()) {
             return true;
         }
-        eprintln!("{}", String::from_utf8_lossy(&line));
+        // Who listened may have gone; the machine comes all the same.
+        let _ = writeln!(std::io::stderr(), "{}", String::from_utf8_lossy(&line));
     }
     false
 }
 
-/// Run a machine's process again and again, as its policy says.
+/// Whether no later start has taken a machine over.
+fn has_turn(kept: &Kept, turn: &str) -> bool {
+    fs::read_to_string(kept.directory().join(TURN)).is_ok_and(|now| now == turn)
+}
+
+/// Take a machine to run it, as a process of the start `turn`.
+///
+/// # Errors
+/// When it is gone, another process has it, or a later start has taken it over.
+pub fn take(id: &str, turn: &str) -> anyhow::Result<Held> {
+    let (store, since) = (MachineStore::open()?, Instant::now());
+    loop {
+        let kept = store.find(id)?;
+        let held = match kept.hold() {
+            // Perhaps one of an earlier start, which is about to see that its turn is over.
+            Err(KeepError::Runs(_)) if since.elapsed() < GIVE_WAY => {
+                std::thread::sleep(Duration::from_millis(20));
+                continue;
+            }
+            held => held?,
+        };
+        // Looked at while it is held, as it is written.
+        anyhow::ensure!(has_turn(&kept, turn), "{id} was started anew meanwhile; see `strata ps`");
+        return Ok(held);
+    }
+}
+
+/// Run a machine's process again and again, as its policy says. One that does not come
+/// to run the first time is not started again: who started it is told why.
 ///
 /// # Errors
 /// When a process does not start.
-pub fn supervise(id: &str) -> anyhow::Result<u8> {
-    let store = MachineStore::open()?;
+pub fn supervise(id: &str, turn: &str) -> anyhow::Result<u8> {
+    let (own, store) = (own_path()?, MachineStore::open()?);
+    let kept = store.find(id)?;
+    let meant_to_end = || kept.directory().join(STOP).exists() || !has_turn(&kept, turn);
     let mut before = 0;
     loop {
-        let status = process(id, false)?.status().context("cannot start a process for the machine")?;
+        let mut child =
+            process(&own, id, turn, false).spawn().context("cannot start a process for the machine")?;
+        let ran = follow(&mut child);
+        if ran && before == 0 {
+            Ready::redirect(kept.directory())?.tell(id);
+        }
+        let status = child.wait().context("cannot wait for the machine's process")?;
         let status = status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(1);
-        let Ok(kept) = store.find(id) else { return Ok(status) };
-        if kept.directory().join(STOP).exists() || !kept.record.restart.again(status, before) {
+        let first_failed = !ran && before == 0;
+        if first_failed || meant_to_end() || !kept.record.restart.again(status, before) {
             return Ok(status);
         }
         std::thread::sleep(PAUSES.0.saturating_mul(1 << before.min(7)).min(PAUSES.1));
         before += 1;
-        if kept.directory().join(STOP).exists() {
+        if meant_to_end() {
             return Ok(status);
         }
     }
@@ -474,6 +567,13 @@ pub fn mean_to_stop(wanted: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_program_that_was_replaced_is_started_by_its_path_and_one_that_went_by_the_kernel() {
+        let own = own_path().unwrap();
+        assert_eq!(program(&own), own);
+        assert_eq!(program(Path::new("/usr/bin/strata (deleted)")), Path::new("/proc/self/exe"));
+    }
 
     #[test]
     fn files_for_the_guest_keep_their_mode_and_are_files() {

@@ -22,7 +22,7 @@ use crate::cli::{ConsoleKind, Format, Machine, MachineArgs, RunArgs, Time, Trans
 use crate::confine::Sandbox;
 use crate::console::Keyboard;
 use crate::failure::InputError;
-use crate::kept::{self, Keeping};
+use crate::kept::{self, Keeping, Trial};
 use crate::output::{Destination, Listeners, Markers, Output, Terminal, Watch};
 use crate::phases::{Phase, Phases};
 use crate::ports::Ports;
@@ -33,20 +33,22 @@ pub fn command(args: RunArgs, start: Instant) -> anyhow::Result<u8> {
     if let Some(id) = &args.keep.kept {
         // Nobody types at it from here, and the terminal's hang-up is not its end.
         rustix::process::setsid().context("cannot leave the terminal")?;
-        return if args.keep.supervise { kept::supervise(id) } else { run_kept(id, start) };
+        let turn = args.keep.turn.as_deref().unwrap_or_default();
+        return if args.keep.supervise { kept::supervise(id, turn) } else { run_kept(id, turn, start) };
     }
     let (args, words) = definition::complete(args)?;
     if args.keep.restart != Restart::No && !args.keep.detach {
         return Err(InputError("--restart needs a process that waits; add --detach".to_string()).into());
     }
     if !kept::wanted(&args) {
-        return run(args, None, start);
+        return run(args, None, &Trial::default(), start);
     }
     // A wrong specification is told before anything is made.
     specification(&args)?.validate().map_err(board::BoardError::from)?;
     let held = kept::make(&args, words)?;
     if !args.keep.detach {
-        return run(args, Some(held), start);
+        let trial = Trial::of(&held);
+        return run(args, Some(held), &trial, start);
     }
     let (store, made) = (MachineStore::open()?, held.kept.clone());
     match kept::start(held)? {
@@ -60,18 +62,19 @@ pub fn command(args: RunArgs, start: Instant) -> anyhow::Result<u8> {
 }
 
 /// Run a machine that is kept, as a process of its own.
-fn run_kept(id: &str, start: Instant) -> anyhow::Result<u8> {
-    let held = MachineStore::open()?.find(id)?.hold()?;
+fn run_kept(id: &str, turn: &str, start: Instant) -> anyhow::Result<u8> {
+    let held = kept::take(id, turn)?;
     definition::enter(&held.kept.record.directory)?;
     let args = definition::parse(&held.kept.record.arguments)
         .map_err(|e| InputError(format!("the machine's arguments are not understood: {e}; make it again")))?;
     let directory = held.kept.directory().to_path_buf();
-    run(RunArgs { keep: crate::cli::KeepArgs { detach: true, ..args.keep }, ..args }, Some(held), start)
-        .inspect_err(|error| kept::note(&directory, error))
+    let args = RunArgs { keep: crate::cli::KeepArgs { detach: true, ..args.keep }, ..args };
+    // Whoever made it removes it.
+    run(args, Some(held), &Trial::default(), start).inspect_err(|error| kept::note(&directory, error))
 }
 
 /// Run a machine to its end; answers the exit status.
-fn run(args: RunArgs, held: Option<Held>, start: Instant) -> anyhow::Result<u8> {
+fn run(args: RunArgs, held: Option<Held>, trial: &Trial, start: Instant) -> anyhow::Result<u8> {
     let phases = Arc::new(Phases::new(start));
     let signals = SessionSignals::block().context("cannot block signals")?;
     let mut spec = specification(&args)?;
@@ -112,7 +115,7 @@ fn run(args: RunArgs, held: Option<Held>, start: Instant) -> anyhow::Result<u8> 
     let sandbox = if args.no_sandbox {
         None
     } else {
-        Some(Sandbox::begin(&spec, socket.as_ref().map(|s| &s.0), leaving)?)
+        Some(Sandbox::begin(&spec, socket.as_ref().map(|s| &s.0), leaving, trial.directory())?)
     };
     let guest_status = Arc::new(OnceLock::new());
     let terminal = Terminal::start()?;
@@ -144,6 +147,7 @@ fn run(args: RunArgs, held: Option<Held>, start: Instant) -> anyhow::Result<u8> 
         ready.tell(&id);
     }
     phases.mark(Phase::FirstInstruction);
+    trial.pass();
     let outcome = owner.run(switches, args.timeout);
     terminal.finish();
     drop(raw);

@@ -216,6 +216,109 @@ fn a_policy_starts_a_machine_again_until_it_is_stopped() {
     assert!(host.check(&["run", "--restart", "always", "--firmware", "short"], 2).contains("--detach"));
 }
 
+/// Run a command that must come back by itself; its status.
+fn comes_back(host: &Host, line: &[&str]) -> Option<i32> {
+    let mut child = host.command(line).stderr(Stdio::null()).spawn().expect("the built command starts");
+    let start = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().expect("a child") {
+            return status.code();
+        }
+        if start.elapsed() > PATIENCE {
+            child.kill().expect("a child");
+            panic!("{line:?} does not come back");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// How many supervisors a machine has.
+fn supervisors(id: &str) -> usize {
+    let supervises = |line: &Vec<u8>| {
+        let words: Vec<_> = line.split(|b| *b == 0).collect();
+        words.contains(&id.as_bytes()) && words.contains(&&b"--supervise"[..])
+    };
+    let processes = std::fs::read_dir("/proc").expect("processes").flatten();
+    processes.filter_map(|p| std::fs::read(p.path().join("cmdline")).ok()).filter(supervises).count()
+}
+
+#[test]
+fn a_policy_does_not_repeat_a_start_that_failed() {
+    let host = host("mistyped");
+    let line = ["run", "-d", "--restart", "always", "--engine", "interp", "--memory", "2M"];
+    let line = [&line[..], &["--firmware", "polite", "--name", "web", "-v"]].concat();
+    assert_eq!(comes_back(&host, &[&line[..], &["none:/x"]].concat()), Some(2));
+    assert!(host.all().is_empty());
+    std::fs::create_dir(host.0.join("folder")).expect("writable");
+    assert_eq!(comes_back(&host, &[&line[..], &["folder:/x"]].concat()), Some(0));
+    host.check(&["stop", "web"], 0);
+    std::fs::remove_dir(host.0.join("folder")).expect("it is there");
+    assert_eq!(comes_back(&host, &["start", "web"]), Some(2));
+    assert_eq!(host.all()[0]["state"], "stopped");
+}
+
+#[test]
+fn a_machine_that_is_started_anew_has_one_supervisor() {
+    let host = host("supervisors");
+    let id = host.detach("polite", &["--restart", "always"]);
+    assert_eq!(supervisors(&id), 1);
+    let alone = |what: &str| {
+        host.wait_for(what, || supervisors(&id) == 1);
+        // Longer than the first pauses of one that goes on.
+        std::thread::sleep(Duration::from_secs(2));
+        assert_eq!((supervisors(&id), host.all()[0]["state"].as_str()), (1, Some("running")), "{what}");
+    };
+    host.check(&["restart", &id], 0);
+    alone("restarted");
+    // By itself it would begin again after a pause.
+    host.check(&["kill", &id], 0);
+    host.check(&["start", &id], 0);
+    alone("started");
+}
+
+#[test]
+fn a_machine_is_started_again_when_its_program_was_replaced() {
+    let host = host("upgrade");
+    let program = host.0.join("strata");
+    let built = env!("CARGO_BIN_EXE_strata");
+    std::fs::hard_link(built, &program).or_else(|_| std::fs::copy(built, &program).map(drop)).expect("room");
+    let settings = host.command(&[]);
+    let settings = settings.get_envs().filter_map(|(name, value)| Some((name, value?)));
+    let mut command = Command::new(&program);
+    command.envs(settings);
+    let line = ["run", "-d", "--restart", "always", "--engine", "interp", "--memory", "2M", "--name", "web"];
+    command.args(line).args(["--firmware", "short"]).current_dir(&host.0).stdin(Stdio::null());
+    assert!(command.output().expect("it starts").status.success());
+    std::fs::remove_file(&program).expect("it is there");
+    let lives = || host.check(&["logs", "web"], 0).matches('x').count();
+    let before = lives();
+    host.wait_for("two more lives", || lives() >= before + 2);
+}
+
+#[test]
+fn a_machine_that_did_not_come_to_run_is_not_kept() {
+    let host = host("trial");
+    write_disk(&host);
+    host.check(&["image", "import", "disk", "--name", "img"], 0);
+    let line = ["run", "--engine", "interp", "--memory", "2M", "--name", "web"];
+    for wrong in [
+        &["--firmware", "polite", "-v", "none:/x"][..],
+        &["--rm", "--firmware", "polite", "-v", "none:/x"],
+        &["--firmware", "none"],
+        // Told when the process is confined already.
+        &["--kernel", "disk"],
+    ] {
+        let status = host.strata(&[&line[..], wrong, &["img"]].concat()).status.code();
+        assert!(matches!(status, Some(1 | 2)), "{wrong:?}: {status:?}");
+        let left = std::fs::read_dir(host.0.join("state/machines")).expect("the store").flatten();
+        let left: Vec<_> = left.map(|e| e.file_name()).filter(|n| n != ".lock").collect();
+        assert!(left.is_empty(), "{wrong:?}: {left:?}");
+    }
+    // One that ran is.
+    assert_eq!(host.strata(&[&line[..], &["--firmware", "short", "img"]].concat()).status.code(), Some(0));
+    assert_eq!(host.all().len(), 1);
+}
+
 #[test]
 fn what_cannot_start_is_told_and_leaves_nothing() {
     let host = host("refuse");
