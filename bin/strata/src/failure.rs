@@ -39,7 +39,7 @@ fn is_input(error: &anyhow::Error) -> bool {
 /// The kept machine named is at fault.
 fn names_a_kept_machine(error: &KeepError) -> bool {
     use KeepError as E;
-    matches!(error, E::NameTaken { .. } | E::Unknown(_) | E::Ambiguous(..) | E::Runs(_))
+    matches!(error, E::NameTaken { .. } | E::Unknown(_) | E::Ambiguous(..) | E::Runs(_) | E::Damaged(_))
 }
 
 /// What an image is to be made of is at fault.

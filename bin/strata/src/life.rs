@@ -12,6 +12,7 @@ use crate::{kept, machines};
 /// The word for a machine whose process is not there.
 pub fn ended_word(kept: &Kept) -> String {
     match &kept.end {
+        _ if kept.damaged => "damaged; remove it".to_string(),
         Some(end) => format!("{} ({})", end.outcome, end.status),
         None => "lost".to_string(),
     }

@@ -207,6 +207,18 @@ fn a_conversion_that_is_interrupted_leaves_nothing() {
 }
 
 #[test]
+fn a_machine_whose_record_is_lost_is_listed_and_can_be_removed() {
+    let host = host("damaged");
+    let id = host.detach("polite", &[]);
+    host.check(&["stop", &id], 0);
+    std::fs::write(host.0.join("state/machines").join(&id).join("machine.json"), "").expect("writable");
+    assert!(host.check(&["ps", "-a"], 0).contains("damaged"));
+    assert!(host.check(&["start", &id], 2).contains(&format!("strata rm {id}")));
+    host.check(&["rm", &id], 0);
+    assert!(host.all().is_empty());
+}
+
+#[test]
 fn a_policy_starts_a_machine_again_until_it_is_stopped() {
     let host = host("policy");
     let id = host.detach("short", &["--restart", "always"]);

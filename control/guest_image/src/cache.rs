@@ -91,17 +91,25 @@ impl Cache {
             busybox: home.join(BUSYBOX),
             description,
         };
-        if !files.initrd.exists() {
-            // Made by another version: the start script has changed.
+        if !is_whole(&home, &initrd_name()) {
+            // Made by another version: the start script has changed. Or a host that
+            // stopped left it cut short.
             let busybox = fs::read(&files.busybox).map_err(failed("read", &files.busybox))?;
             let modules = home.join(MODULES);
             let modules = fs::read(&modules).map_err(failed("read", &modules))?;
-            write_whole(&files.initrd, &initramfs::default_initramfs(&busybox, &modules))?;
+            let initrd = initramfs::default_initramfs(&busybox, &modules);
+            write_whole(&files.initrd, &initrd)?;
+            let manifest = home.join(MANIFEST);
+            let text = fs::read_to_string(&manifest).map_err(failed("read", &manifest))?;
+            let others = text.lines().filter(|l| !l.ends_with(&initrd_name())).map(|l| format!("{l}\n"));
+            let ours = format!("{} {}\n", initrd.len(), initrd_name());
+            write_whole(&manifest, others.chain([ours]).collect::<String>().as_bytes())?;
         }
         Ok(Some(files))
     }
 
-    /// The description, if every file has the size that the manifest says.
+    /// The description, if every file has the size that the manifest says. But for
+    /// the initramfs of this version or another, which is made of the others.
     fn check(&self, home: &Path) -> Option<String> {
         let manifest = fs::read_to_string(home.join(MANIFEST)).ok()?;
         // One without drivers is of an older version.
@@ -110,9 +118,8 @@ impl Cache {
         let drivers = fs::read_to_string(home.join(DRIVERS)).ok()?;
         modules::NAMES.iter().all(|name| drivers.lines().any(|d| d == *name)).then_some(())?;
         for line in manifest.lines() {
-            let (size, name) = line.split_once(' ')?;
-            let found = fs::metadata(home.join(name)).ok()?.len();
-            if size.parse() != Ok(found) {
+            let (_, name) = line.split_once(' ')?;
+            if !is_initrd(name) && !is_whole(home, name) {
                 return None;
             }
         }
@@ -177,11 +184,23 @@ fn initrd_name() -> String {
     format!("initrd-{}.cpio", initramfs::version())
 }
 
-/// Write a file that is complete or not there.
+fn is_initrd(name: &str) -> bool {
+    name.starts_with("initrd-")
+}
+
+/// Whether a file has the size that the manifest says.
+fn is_whole(home: &Path, name: &str) -> bool {
+    let Ok(manifest) = fs::read_to_string(home.join(MANIFEST)) else { return false };
+    let said = manifest.lines().find_map(|l| l.split_once(' ').filter(|l| l.1 == name)?.0.parse().ok());
+    said.is_some() && said == fs::metadata(home.join(name)).ok().map(|m| m.len())
+}
+
+/// Write a file that is complete or not there, whenever the host stops.
 fn write_whole(path: &Path, content: &[u8]) -> Result<(), GuestImageError> {
     let partial = path.with_extension("partial");
     let mut file = File::create(&partial).map_err(failed("create", &partial))?;
     file.write_all(content).map_err(failed("write", &partial))?;
+    file.sync_all().map_err(failed("flush", &partial))?;
     drop(file);
     fs::rename(&partial, path).map_err(failed("rename into place", path))
 }
@@ -225,7 +244,7 @@ mod tests {
         assert_eq!(fs::read(&files.kernel).unwrap(), b"kernel");
         assert_eq!(cache.find("cloud").unwrap(), Some(files.clone()));
 
-        fs::remove_file(&files.initrd).unwrap();
+        fs::remove_file(&files.busybox).unwrap();
         assert_eq!(cache.find("cloud").unwrap(), None, "a file of the manifest is missing");
 
         let files = cache.install("cloud", scratch.parts(), &Silent).unwrap();
@@ -256,6 +275,31 @@ mod tests {
         let older: String = text.lines().filter(|l| !l.contains(MODULES)).map(|l| format!("{l}\n")).collect();
         fs::write(&manifest, older).unwrap();
         assert_eq!(cache.find("cloud").unwrap(), None);
+    }
+
+    #[test]
+    fn an_initramfs_that_is_gone_or_cut_short_is_made_again() {
+        let scratch = Scratch::new("initrd");
+        let cache = Cache::open(&scratch.0.join("cache"), &Silent).unwrap();
+        let files = cache.install("cloud", scratch.parts(), &Silent).unwrap();
+        let whole = fs::read(&files.initrd).unwrap();
+        let manifest = files.kernel.with_file_name(MANIFEST);
+        let upgraded = || {
+            let text = fs::read_to_string(&manifest).unwrap();
+            fs::write(&manifest, text.replace(&initrd_name(), "initrd-0.cpio")).unwrap();
+        };
+        let steps: [&dyn Fn(); 4] = [
+            &|| fs::remove_file(&files.initrd).unwrap(),
+            &|| fs::write(&files.initrd, "").unwrap(),
+            &upgraded,
+            // What was made after the upgrade is in the manifest too.
+            &|| fs::write(&files.initrd, "").unwrap(),
+        ];
+        for (n, step) in steps.iter().enumerate() {
+            step();
+            assert_eq!(cache.find("cloud").unwrap().as_ref(), Some(&files), "{n}");
+            assert!(fs::read(&files.initrd).unwrap() == whole, "{n}");
+        }
     }
 
     #[test]

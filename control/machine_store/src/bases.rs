@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 
-use crate::keep::{KeepError, Kept, MachineStore, failed, locked};
+use crate::keep::{KeepError, Kept, MachineStore, failed, flush, locked};
 
 /// The link in a machine's directory, and what its disk's header names.
 pub const BASE: &str = "base";
@@ -57,7 +57,10 @@ impl Bases {
             let new = self.directory.join(".new");
             remove_if_there(&new).map_err(failed("remove", &new))?;
             make(&new)?;
+            // The name stands for the content: it comes when that is on the disk.
+            flush(&new)?;
             fs::rename(&new, &base).map_err(failed("rename into place", &base))?;
+            flush(&self.directory)?;
         }
         let link = machine.directory().join(BASE);
         let target = Path::new("../../bases").join(name);

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -54,6 +54,9 @@ pub enum KeepError {
     /// Several identifiers begin so.
     #[error("\"{0}\" begins the identifiers of {1} machines; give more of its digits")]
     Ambiguous(String, usize),
+    /// Its record cannot be read.
+    #[error("machine {0} is damaged: its {RECORD} is not a record of this version; remove it: strata rm {0}")]
+    Damaged(MachineId),
     /// It runs.
     #[error("machine {0} runs; stop it first: strata stop {0}")]
     Runs(String),
@@ -77,6 +80,9 @@ pub struct Kept {
     pub end: Option<End>,
     /// A process runs it.
     pub runs: bool,
+    /// Its record cannot be read, as of one whose host stopped while it was made; what
+    /// stands in its place says no more than the identifier. It can only be removed.
+    pub damaged: bool,
     directory: PathBuf,
 }
 
@@ -144,14 +150,15 @@ impl MachineStore {
                 Err(e) => return Err(failed("create", &directory)(e)),
             }
         };
-        let kept = Kept { record, end: None, runs: false, directory };
-        kept.write(RECORD, &kept.record).and_then(|()| kept.hold()).inspect_err(|_| {
+        let kept = Kept { record, end: None, runs: false, damaged: false, directory };
+        let written = kept.write(RECORD, &kept.record).and_then(|()| flush(&self.0));
+        written.and_then(|()| kept.hold()).inspect_err(|_| {
             // The error itself is the one to tell.
             let _ = fs::remove_dir_all(&kept.directory);
         })
     }
 
-    /// All machines, oldest first. Those that were to go when they ended, and
+    /// All machines, oldest first, the damaged ones too. Those that were to go when they ended, and
     /// whose process died, are removed on the way.
     ///
     /// # Errors
@@ -166,7 +173,7 @@ impl MachineStore {
         for entry in fs::read_dir(&self.0).map_err(failed("read", &self.0))? {
             let entry = entry.map_err(failed("read", &self.0))?;
             let Some(Ok(id)) = entry.file_name().to_str().map(str::parse::<MachineId>) else { continue };
-            let Some(kept) = Kept::read(entry.path(), &id) else { continue };
+            let kept = Kept::read(entry.path(), &id);
             // One that has not run yet waits for its process.
             let ran = kept.directory.join(END).exists();
             if kept.record.remove_at_end && ran && !kept.runs {
@@ -206,17 +213,23 @@ impl MachineStore {
     /// When it runs or the host refuses.
     pub fn remove(&self, kept: &Kept) -> Result<(), KeepError> {
         let _guard = self.guard()?;
-        let _held = kept.hold()?;
+        let _held = kept.lock()?;
         fs::remove_dir_all(&kept.directory).map_err(failed("remove", &kept.directory))
     }
 }
 
 impl Kept {
-    fn read(directory: PathBuf, id: &MachineId) -> Option<Kept> {
-        let record: Record = read_json(&directory.join(RECORD))?;
+    fn read(directory: PathBuf, id: &MachineId) -> Kept {
+        let record = read_json(&directory.join(RECORD));
+        let record = record.filter(|r: &Record| r.id == *id && r.version == VERSION);
         let end = read_json(&directory.join(END));
-        let runs = is_locked(&directory);
-        (record.id == *id && record.version == VERSION).then_some(Kept { record, end, runs, directory })
+        let (runs, damaged) = (is_locked(&directory), record.is_none());
+        let record = record.unwrap_or_else(|| Record {
+            id: id.clone(),
+            created: fs::metadata(&directory).map_or(0, |m| m.mtime().try_into().unwrap_or(0)),
+            ..Record::new(Vec::new(), "/".into())
+        });
+        Kept { record, end, runs, damaged, directory }
     }
 
     /// Where its files are.
@@ -232,8 +245,12 @@ impl Kept {
     /// Take it: nobody else runs or removes it meanwhile.
     ///
     /// # Errors
-    /// When another process has it.
+    /// When it is damaged or another process has it.
     pub fn hold(&self) -> Result<Held, KeepError> {
+        if self.damaged { Err(KeepError::Damaged(self.record.id.clone())) } else { self.lock() }
+    }
+
+    fn lock(&self) -> Result<Held, KeepError> {
         let path = self.directory.join(LOCK);
         match locked(&path, FlockOperation::NonBlockingLockExclusive) {
             Ok(lock) => Ok(Held { kept: self.clone(), _lock: lock }),
@@ -255,8 +272,15 @@ impl Kept {
         let (path, staged) = (self.directory.join(name), self.directory.join("new"));
         let bytes = serde_json::to_vec_pretty(value).map_err(|e| failed("write", &staged)(e.into()))?;
         fs::write(&staged, bytes).map_err(failed("write", &staged))?;
-        fs::rename(&staged, &path).map_err(failed("rename into place", &path))
+        flush(&staged)?;
+        fs::rename(&staged, &path).map_err(failed("rename into place", &path))?;
+        flush(&self.directory)
     }
+}
+
+/// What a file or directory holds is there after the host stops.
+pub(crate) fn flush(path: &Path) -> Result<(), KeepError> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(failed("flush", path))
 }
 
 /// A file that is locked until it is closed.
@@ -362,16 +386,25 @@ mod tests {
     }
 
     #[test]
-    fn damaged_records_hide_no_other_machine() {
+    fn damaged_records_hide_no_other_machine_and_are_removed_by_their_identifier() {
         let scratch = Scratch::new();
         let store = scratch.store();
         let good = store.create(record(None)).unwrap();
         let bad = store.create(record(None)).unwrap();
-        for text in ["", "[]", "{\"version\":1}", &" ".repeat(300_000)] {
-            fs::write(bad.kept.directory().join(RECORD), text).unwrap();
+        let (id, directory) = (bad.kept.record.id.clone(), bad.kept.directory().to_path_buf());
+        drop(bad);
+        let other_version = fs::read_to_string(directory.join(RECORD)).unwrap().replace(": 1,", ": 2,");
+        for text in ["", "[]", "{\"version\":1}", &other_version, &" ".repeat(300_000)] {
+            fs::write(directory.join(RECORD), text).unwrap();
             let list = store.list().unwrap();
-            assert_eq!(list.len(), 1, "{text:.20}");
-            assert_eq!(list[0].record.id, good.kept.record.id);
+            let found: Vec<_> = list.iter().map(|k| (&k.record.id, k.damaged)).collect();
+            let expect = [(&good.kept.record.id, false), (&id, true)];
+            assert!(found.len() == 2 && expect.iter().all(|e| found.contains(e)), "{text:.20}: {found:?}");
+            assert!(matches!(store.find(id.as_str()).unwrap().hold(), Err(KeepError::Damaged(_))));
         }
+        // The host stopped between the directory and its record.
+        fs::remove_file(directory.join(RECORD)).unwrap();
+        store.remove(&store.find(&id.as_str()[..7]).unwrap()).unwrap();
+        assert!(!directory.exists() && store.list().unwrap().len() == 1);
     }
 }

@@ -13,7 +13,8 @@
 //!     …                  disks and kernel, for whoever starts it
 //! bases/                 what machines' disks stand on
 //! ```
-//! A machine that was to go when it ends, and whose process died before it could
+//! A directory whose record cannot be read, as of a host that stopped while the machine was
+//! made, is listed as damaged and can be removed. A machine that was to go when it ends, and whose process died before it could
 //! remove it, is removed by whoever looks next.
 
 mod bases;
