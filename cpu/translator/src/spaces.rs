@@ -2,6 +2,8 @@
 //! the supervisor, one for the supervisor reaching user pages (AC set), and
 //! what is known of the pages code was fetched from.
 
+use x86_mmu::Translation;
+
 use crate::blocks::AddressMap;
 use crate::modes::Kind;
 use crate::tables::{self, StateMemory, View};
@@ -22,6 +24,20 @@ pub(crate) struct CodePage {
     /// Where it is in the backing.
     pub ram: u64,
     pub global: bool,
+    /// Binary logarithm of the size of the guest's page.
+    pub page_shift: u8,
+}
+
+impl CodePage {
+    /// The page of `ram`, to which a walk of the guest's tables has led.
+    pub fn new(ram: u64, t: &Translation) -> Self {
+        CodePage { ram: ram & !0xfff, global: t.global, page_shift: t.page_shift }
+    }
+
+    /// As a map of code pages keeps it: see [`place`] and [`GLOBAL`].
+    fn known(self) -> u64 {
+        self.ram | u64::from(self.page_shift) << 1 | u64::from(self.global)
+    }
 }
 
 /// A page that code was fetched from and is not where it was: numbers of the linear
@@ -35,8 +51,8 @@ pub(crate) struct LostPage {
 struct Context {
     key: ContextKey,
     view: Option<View>,
-    /// Pages that code which is not shared was fetched from, by [`code_key`], and where
-    /// they are in RAM, plus [`GLOBAL`].
+    /// Pages that code which is not shared was fetched from, by [`code_key`]: what
+    /// [`CodePage::known`] says.
     code: AddressMap<u64, u64>,
     number: u32,
     used: u64,
@@ -55,6 +71,8 @@ pub(crate) struct Spaces {
     /// flushes.
     shared_global: AddressMap<u64, u64>,
     shared_local: AddressMap<u64, u64>,
+    /// Larger pages that code was fetched from: size as a binary logarithm, page number.
+    large: AddressMap<(u8, u64), ()>,
     /// The last number of a code mapping given out, and the last there is.
     numbers: u32,
     last_number: u32,
@@ -62,6 +80,9 @@ pub(crate) struct Spaces {
     reused: bool,
     clock: u64,
 }
+
+/// Sizes of larger pages, as binary logarithms.
+const LARGE: [u8; 3] = [21, 22, 30];
 
 /// A global page, which INVLPG in any context flushes.
 const GLOBAL: u64 = 1;
@@ -106,6 +127,7 @@ impl Spaces {
             supervisor_ac: View::new(state, regions_cap)?,
             shared_global: AddressMap::default(),
             shared_local: AddressMap::default(),
+            large: AddressMap::default(),
             numbers: 0,
             last_number: LAST_NUMBER,
             reused: false,
@@ -236,7 +258,10 @@ impl Spaces {
 
     /// Forget the data translations of one page: the current context's, and all global
     /// ones (SDM volume 3, 5.10.4.1). Other contexts do not know it as code either, then.
-    pub fn flush_page(&mut self, linear: u64) {
+    /// The code page that is to be verified; `None`: all, since it may have been in a larger
+    /// page, which goes as a whole.
+    pub fn flush_page(&mut self, linear: u64) -> Option<u64> {
+        let large = self.may_be_large(linear);
         self.supervisor.flush_page(linear);
         self.supervisor_ac.flush_page(linear);
         let keys = [false, true].map(|user| code_key(linear, user));
@@ -248,10 +273,27 @@ impl Spaces {
             }
             c.view.iter_mut().for_each(|v| v.flush_global_page(linear));
             let global = |key: &u64| c.code.get(key).is_some_and(|known| known & GLOBAL != 0);
-            if keys.iter().any(global) {
+            if large {
+                c.code.clear();
+                self.contexts[n].number = self.fresh_number();
+            } else if keys.iter().any(global) {
                 keys.iter().for_each(|key| _ = c.code.remove(key));
                 self.contexts[n].number = self.fresh_number();
             }
+        }
+        (!large).then_some(linear)
+    }
+
+    /// Whether code was fetched from a larger page that `linear` is in; so for all where
+    /// there were too many to tell.
+    fn may_be_large(&self, linear: u64) -> bool {
+        let is = |shift: u8| self.large.contains_key(&(shift, linear >> shift));
+        self.large.len() >= CODE_PAGES_CAP || LARGE.into_iter().any(is)
+    }
+
+    fn note_size(&mut self, linear: u64, page: CodePage) {
+        if page.page_shift > 12 && self.large.len() < CODE_PAGES_CAP {
+            self.large.insert((page.page_shift, linear >> page.page_shift), ());
         }
     }
 
@@ -300,30 +342,34 @@ impl Spaces {
     /// Remember where the code page of `va` is.
     pub fn set_code_page(&mut self, va: u64, shared: bool, user: bool, page: CodePage) {
         let key = code_key(va, user);
+        self.note_size(va, page);
         if shared {
-            self.set_shared(key, page.ram, page.global);
+            self.set_shared(key, page);
         } else {
-            let known = if page.global { page.ram | GLOBAL } else { page.ram };
-            self.contexts[self.current].code.insert(key, known);
+            self.contexts[self.current].code.insert(key, page.known());
         }
     }
 
-    fn set_shared(&mut self, key: u64, ram: u64, global: bool) {
-        let (to, from) = match global {
+    fn set_shared(&mut self, key: u64, page: CodePage) {
+        let (to, from) = match page.global {
             true => (&mut self.shared_global, &mut self.shared_local),
             false => (&mut self.shared_local, &mut self.shared_global),
         };
         from.remove(&key);
-        to.insert(key, ram);
+        to.insert(key, page.known());
     }
 
     /// Check the current context's own code pages against `walk` after its
     /// translations were flushed. If one moved, links to code that is not shared end.
     pub fn verify_own(&mut self, only: Option<u64>, mut walk: impl FnMut(u64, bool) -> Option<CodePage>) {
         let current = self.current;
+        let mut changed = Vec::new();
         let stays = |(page, user): (u64, bool), known: &mut u64| match walk(page << 12, user) {
             Some(now) if now.ram == place(*known) => {
-                *known = *known & !GLOBAL | if now.global { GLOBAL } else { 0 };
+                if now.known() != *known {
+                    *known = now.known();
+                    changed.push((page << 12, now));
+                }
                 true
             }
             _ => false,
@@ -331,6 +377,7 @@ impl Spaces {
         if !moved(&mut self.contexts[current].code, only, stays).is_empty() {
             self.contexts[current].number = self.fresh_number();
         }
+        changed.into_iter().for_each(|(va, now)| self.note_size(va, now));
     }
 
     /// The same for shared code pages: where in the backing those are that moved.
@@ -342,21 +389,21 @@ impl Spaces {
         mut walk: impl FnMut(u64, bool) -> Option<CodePage>,
     ) -> Vec<LostPage> {
         let mut changed = Vec::new();
-        let mut stays = |(page, user): (u64, bool), ram: u64, global: bool| match walk(page << 12, user) {
-            Some(now) if now.ram == ram => {
-                if now.global != global {
-                    changed.push((code_key(page << 12, user), ram, now.global));
+        let mut stays = |(page, user): (u64, bool), known: &mut u64| match walk(page << 12, user) {
+            Some(now) if now.ram == place(*known) => {
+                if now.known() != *known {
+                    changed.push((page << 12, user, now));
                 }
                 true
             }
             _ => false,
         };
-        let mut lost = moved(&mut self.shared_local, only, |at, ram| stays(at, *ram, false));
+        let mut lost = moved(&mut self.shared_local, only, &mut stays);
         if globals {
-            lost.extend(moved(&mut self.shared_global, only, |at, ram| stays(at, *ram, true)));
+            lost.extend(moved(&mut self.shared_global, only, &mut stays));
         }
-        for (key, ram, global) in changed {
-            self.set_shared(key, ram, global);
+        for (va, user, now) in changed {
+            self.set_code_page(va, true, user, now);
         }
         lost
     }
@@ -427,7 +474,7 @@ mod tests {
         for va in (0..PAGES).map(|n| first + (n << 12)) {
             dropped += usize::from(s.make_room_for_code(shared));
             let global = va >> 12 & 1 != 0;
-            s.set_code_page(va, shared, false, CodePage { ram: 0x5000, global });
+            s.set_code_page(va, shared, false, CodePage { ram: 0x5000, global, page_shift: 12 });
             assert_eq!(s.code_page(va, shared, false), Some(0x5000));
             let own = s.contexts[s.current].code.len();
             most = most.max(own + s.shared_global.len() + s.shared_local.len());

@@ -273,7 +273,7 @@ impl TranslatorVcpu {
         let walk = move |va: u64, user: bool| {
             let access = Access { write: false, fetch: true, user, system: false, ac };
             let t = x86_mmu::walk_marked(&memory, &params, va, access)?;
-            Some(CodePage { ram: memory.translate(t.physical)?.offset.0 & !(PAGE - 1), global: t.global })
+            Some(CodePage::new(memory.translate(t.physical)?.offset.0, &t))
         };
         if !matches!(f, Flush::Switch { .. }) && key != self.spaces.key() && self.spaces.enter(key, false) {
             self.spaces.verify_own(None, &walk);
@@ -292,9 +292,9 @@ impl TranslatorVcpu {
                 self.spaces.verify_shared(None, false, &walk)
             }
             Flush::Page(va) => {
-                self.spaces.flush_page(va);
-                self.spaces.verify_own(Some(va), &walk);
-                self.spaces.verify_shared(Some(va), true, &walk)
+                let only = self.spaces.flush_page(va);
+                self.spaces.verify_own(only, &walk);
+                self.spaces.verify_shared(only, true, &walk)
             }
             Flush::Context(p) => {
                 let named = if let ContextKey::Pcid(_) = key { ContextKey::Pcid(p) } else { key };
@@ -519,9 +519,9 @@ impl TranslatorVcpu {
         let cpu = self.interp.cpu();
         let access = Self::access(cpu, false, true);
         let t = x86_mmu::walk(&cpu.memory, &cpu.paging_params(), va, access).ok()?;
-        let page = cpu.memory.translate(t.physical)?.offset.0 & !(PAGE - 1);
-        self.spaces.set_code_page(va, shared, user, CodePage { ram: page, global: t.global });
-        Some(page)
+        let page = CodePage::new(cpu.memory.translate(t.physical)?.offset.0, &t);
+        self.spaces.set_code_page(va, shared, user, page);
+        Some(page.ram)
     }
 
     fn block_at_slowly(&mut self, va: u64, mode: Mode) -> Place {

@@ -15,7 +15,7 @@ use x86_state::{CpuModel, CpuState, Segment, TableRegister, cr4, efer};
 
 type Done = Result<(), IcedError>;
 
-const RAM: u64 = 1 << 20;
+const RAM: u64 = 6 << 20;
 /// Two address spaces, which differ in where their first 2 MiB are.
 const ROOTS: [u64; 2] = [0x1000, 0x2000];
 const POINTERS: [u64; 2] = [0x3000, 0x4000];
@@ -49,6 +49,11 @@ const NUMBERS: [u32; 2] = [0x11, 0x22];
 /// Behind the functions, code of the user's that answers.
 const ANSWER: u64 = 0x100;
 const RESULTS: u64 = 0x4_0000;
+/// A large page of the supervisor's, which moves by as much as it has, and a function in it.
+const LARGE: u64 = 2 << 20;
+const LARGE_PAGE: u64 = 0x1e3;
+const IN_LARGE: u64 = LARGE + 0x3000;
+const LARGE_CALLER: u64 = 0x1_9000;
 
 const PRESENT: u64 = 0x63;
 const USER: u64 = 4;
@@ -62,7 +67,7 @@ fn memory() -> GuestMemory {
         put(ROOTS[n], POINTERS[n] | PRESENT | USER);
         put(POINTERS[n], DIRECTORIES[n] | PRESENT | USER);
         put(DIRECTORIES[n], PAGES[n] | PRESENT | USER);
-        for page in 0..RAM >> 12 {
+        for page in 0..512 {
             put(PAGES[n] + page * 8, page << 12 | PRESENT | USER);
         }
         put(entry(n, MOVED), FRAMES[n] | PRESENT | USER);
@@ -84,7 +89,9 @@ fn memory() -> GuestMemory {
     };
     code(HANDLER, &|a| a.hlt());
     code(ENTRY, &|a| a.jmp(r15));
-    for (caller, callee) in [(CALLER, MOVED), (OTHER_CALLER, MOVED), (SECOND_CALLER, SECOND_MOVED)] {
+    for (caller, callee) in
+        [(CALLER, MOVED), (OTHER_CALLER, MOVED), (SECOND_CALLER, SECOND_MOVED), (LARGE_CALLER, IN_LARGE)]
+    {
         code(caller, &|a| {
             a.call(callee)?;
             a.ret()
@@ -96,7 +103,9 @@ fn memory() -> GuestMemory {
         a.mov(rax, qword_ptr(rsi))?;
         a.syscall()
     });
-    for (frame, number) in FRAMES.into_iter().zip(NUMBERS) {
+    put(DIRECTORIES[0] + 8, LARGE | LARGE_PAGE);
+    let larger = [IN_LARGE, IN_LARGE + LARGE];
+    for (frame, number) in FRAMES.into_iter().chain(larger).zip(NUMBERS.into_iter().cycle()) {
         code(frame, &|a| {
             a.mov(eax, number)?;
             a.ret()
@@ -312,6 +321,20 @@ fn a_page_that_both_privileges_fetched_from_is_lost_to_each() {
         user(a, USER_JUMPS)?;
         prevent_supervisor(a)?;
         call(a, CALLER)?;
+        a.hlt()
+    });
+}
+
+#[test]
+fn invlpg_of_a_large_page_is_for_all_code_in_it() {
+    check("a large page", &Translator, &|a| {
+        a.mov(rbx, RESULTS)?;
+        call(a, LARGE_CALLER)?;
+        call(a, LARGE_CALLER)?;
+        a.mov(rax, (2 * LARGE) | LARGE_PAGE)?;
+        a.mov(qword_ptr(DIRECTORIES[0] + 8), rax)?;
+        invalidate(a, LARGE)?;
+        call(a, LARGE_CALLER)?;
         a.hlt()
     });
 }
