@@ -1,7 +1,7 @@
 //! `strata console`: the console of a running machine, and `strata logs`.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, IsTerminal, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use vm_api::{Action, Client, Found, Registry};
 
 use crate::cli::{ConsoleArgs, LogsArgs};
 use crate::exec::window_size;
+use crate::terminal_text::LogFilter;
 
 /// What the escape keys do.
 pub const KEYS: &str = "  \
@@ -178,16 +179,56 @@ fn press(found: &Found) {
     }
 }
 
+/// Where a log goes: as it is, but to a terminal without what that would obey.
+struct LogOutput(Option<LogFilter>);
+
+impl LogOutput {
+    fn new() -> Self {
+        LogOutput(io::stdout().is_terminal().then(LogFilter::default))
+    }
+
+    fn show(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match &mut self.0 {
+            Some(filter) => show(filter.take(bytes).as_bytes()),
+            None => show(bytes),
+        }
+    }
+
+    fn end(&mut self) -> io::Result<()> {
+        self.0.as_mut().map_or(Ok(()), |filter| show(filter.end().as_bytes()))
+    }
+}
+
 /// `strata logs`.
 pub fn logs(args: &LogsArgs) -> anyhow::Result<u8> {
+    match show_log(args) {
+        // A reader that went away wants no more.
+        Err(e) if e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) => {
+            Ok(0)
+        }
+        other => other.map(|()| 0),
+    }
+}
+
+fn show_log(args: &LogsArgs) -> anyhow::Result<()> {
+    let mut out = LogOutput::new();
+    let lost = "cannot write the log";
     let store = MachineStore::open()?;
     let kept = store.find(&args.machine)?;
     if args.messages {
         let path = kept.directory().join(crate::kept::MESSAGES);
         let file =
             File::open(&path).with_context(|| format!("there are no messages in {}", path.display()))?;
-        io::copy(&mut { file }, &mut io::stdout().lock())?;
-        return Ok(0);
+        let mut file = io::BufReader::new(file);
+        loop {
+            let part = file.fill_buf().context("cannot read the machine's messages")?;
+            if part.is_empty() {
+                return out.end().context(lost);
+            }
+            out.show(part).context(lost)?;
+            let shown = part.len();
+            file.consume(shown);
+        }
     }
     let mut reader = None;
     loop {
@@ -199,9 +240,9 @@ pub fn logs(args: &LogsArgs) -> anyhow::Result<u8> {
             Some(reader) => reader.more().context("cannot read the machine's log")?,
             None => Vec::new(),
         };
-        // A reader that went away wants no more.
-        if show(&said).is_err() || (said.is_empty() && !runs) {
-            return Ok(0);
+        out.show(&said).context(lost)?;
+        if said.is_empty() && !runs {
+            return out.end().context(lost);
         }
         if said.is_empty() {
             std::thread::sleep(LOOK);

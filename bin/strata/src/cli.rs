@@ -70,7 +70,8 @@ pub enum Command {
     Rm(RmArgs),
     /// Print what a machine's console has said
     ///
-    /// The newest 4 MiB are kept, at most 8.
+    /// The newest 4 MiB are kept, at most 8. On a terminal, of what that would obey only colours
+    /// are shown; a pipe or file gets every byte.
     #[command(after_help = LOGS_HELP)]
     Logs(LogsArgs),
     /// Use the console of a running machine

@@ -13,6 +13,8 @@ use lifecycle::VmError;
 use machine_store::KeepError;
 use vm_api::RegistryError;
 
+use crate::terminal_text;
+
 /// Something wrong with the command line or an input file.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -75,8 +77,9 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(print(error))
 }
 
-/// Print an error to standard error; answers the exit status, 1 or 2.
-pub fn print(error: &anyhow::Error) -> u8 {
+/// An error as people read it. Guests and images have a say in it, so the terminal has
+/// nothing to obey.
+fn text(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for (i, cause) in error.chain().enumerate() {
         let label = if i == 0 { "error" } else { "  cause" };
@@ -87,7 +90,29 @@ pub fn print(error: &anyhow::Error) -> u8 {
             None => text.push_str(&format!("{label}: {message}\n")),
         }
     }
+    terminal_text::escaped(&text)
+}
+
+/// Print an error to standard error; answers the exit status, 1 or 2.
+pub fn print(error: &anyhow::Error) -> u8 {
     // Nobody is left to tell when standard error is gone.
-    let _ = std::io::stderr().write_all(text.as_bytes());
+    let _ = std::io::stderr().write_all(text(error).as_bytes());
     if is_input(error) { 2 } else { 1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_holds_nothing_that_a_terminal_obeys() {
+        let guest = InputError("\x1b]52;c;eA==\x07no \u{9b}2J; try\tagain".to_string());
+        let error = anyhow::Error::new(guest).context("web");
+        let shown = text(&error.context("a\rb"));
+        assert!(
+            shown.starts_with("error: a\\u{d}b\n  cause: web\n  cause: \\u{1b}]52;c;eA==\\u{7}no "),
+            "{shown}"
+        );
+        assert!(shown.ends_with("\\u{9b}2J\n  remedy: try\tagain\n"), "{shown}");
+    }
 }

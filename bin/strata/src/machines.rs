@@ -10,6 +10,7 @@ use serde_json::json;
 use vm_api::{Action, CallError, Client, Ending, Found, MachineInfo, Registry, RegistryError, Reply, State};
 
 use crate::cli::{EngineArgs, Format, InspectArgs, MachinesArgs, PsArgs, StatsArgs, StopArgs};
+use crate::terminal_text::escaped_json;
 use crate::{figures, kept, life};
 
 /// How long a machine may take to say who it is before the list goes on without it.
@@ -255,7 +256,8 @@ pub fn inspect(args: &InspectArgs) -> anyhow::Result<u8> {
     if let (Some(facts), Some(object)) = (guest_facts(&found), value.as_object_mut()) {
         object.insert("guest".to_string(), facts);
     }
-    writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&value)?)?;
+    // The guest has chosen some of it.
+    writeln!(std::io::stdout(), "{}", escaped_json(&serde_json::to_string_pretty(&value)?))?;
     Ok(0)
 }
 

@@ -26,6 +26,7 @@
 //! | `convert` | `strata image convert`, and `inspect` of files |
 //! | `progress` | long work, shown |
 //! | `failure` | how errors are told |
+//! | `terminal_text` | text of guests, for terminals |
 
 mod attach;
 mod cli;
@@ -53,6 +54,7 @@ mod progress;
 mod quantity;
 mod run;
 mod shares;
+mod terminal_text;
 mod update;
 
 use std::io::Write;
