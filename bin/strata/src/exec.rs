@@ -1,7 +1,8 @@
 //! `strata exec`: a command in a guest, with its streams and exit status here.
 
 use std::io::{IsTerminal, Read};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
@@ -13,6 +14,12 @@ use crate::machines;
 
 /// How long a guest's agent may take to answer: it may be starting.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a command may take to end by a signal before this process does without it:
+/// the guest may be paused, or its agent not Strata's.
+const GRACE: Duration = Duration::from_secs(10);
+/// The signals that mean that: SIGHUP and SIGTERM. Commands may live on with SIGINT and
+/// SIGQUIT, which keys send.
+const ENDS: [i32; 2] = [1, 15];
 /// What shells answer for a program that cannot be run, or found.
 const CANNOT_RUN: u8 = 126;
 const NOT_FOUND: u8 = 127;
@@ -24,8 +31,12 @@ pub const HELP: &str = "Examples:
   strata exec -it web -- sh
   tar -c site | strata exec -i web -- tar -x -C /srv
 
+Signals are the command's. A second one within 10 seconds ends strata exec, and so do SIGTERM and
+SIGHUP when the command has not ended 10 seconds later: the way out of a guest that is paused or
+hangs. With -it, Ctrl-C is typed, not a signal: close the terminal, or `kill` strata exec.
+
 Exit status:
-  the command's; 128 and the signal's number if a signal ended it
+  the command's; 128 and the signal's number if a signal ended it or strata exec
   1    Strata or the host failed, or no agent answers in the guest
   2    wrong command line, or no such machine, user or directory
   126  the command cannot be run
@@ -143,28 +154,32 @@ pub fn window_size() -> Option<Size> {
     size.ok().map(|s| Size { rows: s.ws_row, columns: s.ws_col })
 }
 
-/// Takes signals: they end this process until there is a command to have them.
-struct Early(std::sync::Arc<std::sync::Mutex<Option<(Control, bool)>>>);
+/// Takes signals: they end this process until there is a command to have them, and
+/// where that does not end by them.
+struct Early(Arc<Mutex<Option<(Control, bool)>>>);
 
 impl Early {
     fn watch(signals: SessionSignals) -> anyhow::Result<Self> {
-        let target = std::sync::Arc::new(std::sync::Mutex::new(None::<(Control, bool)>));
+        let target = Arc::new(Mutex::new(None::<(Control, bool)>));
         let own = target.clone();
-        // Ends with the process.
+        let mut repeated = Repeated::default();
+        // Ends with the process. Nothing in it waits for the guest.
         std::thread::Builder::new()
             .name("signals".to_string())
             .spawn(move || {
                 loop {
                     let signal = signals.wait();
-                    let target = own.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+                    let target = own.lock().unwrap_or_else(PoisonError::into_inner).clone();
                     match (target, signal) {
                         // What cannot be sent is for a command that has ended.
                         (Some((control, true)), None) => drop(window_size().map(|s| control.resize(s))),
-                        (Some((control, _)), Some(number)) => drop(control.signal(number as u8)),
-                        (None, Some(number)) => {
-                            host_sys::restore_terminal();
-                            std::process::exit(128 + number);
+                        (Some((control, _)), Some(number)) if !repeated.take(Instant::now()) => {
+                            let _ = control.signal(number as u8);
+                            if ENDS.contains(&number) {
+                                leave_later(number);
+                            }
                         }
+                        (_, Some(number)) => leave(number),
                         (_, None) => {}
                     }
                 }
@@ -174,6 +189,49 @@ impl Early {
     }
 
     fn pass_on(&self, control: Control, terminal: bool) {
-        *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some((control, terminal));
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((control, terminal));
+    }
+}
+
+/// Tells a signal that is sent again because the one before did nothing.
+#[derive(Debug, Default)]
+struct Repeated(Option<Instant>);
+
+impl Repeated {
+    /// A signal has come: whether one came less than [`GRACE`] before.
+    fn take(&mut self, now: Instant) -> bool {
+        self.0.replace(now).is_some_and(|before| now.saturating_duration_since(before) < GRACE)
+    }
+}
+
+/// End this process, in the middle of whatever it does; the agent hangs up on the command.
+fn leave(signal: i32) {
+    host_sys::restore_terminal();
+    std::process::exit(128 + signal);
+}
+
+/// The same, if the command has not ended by itself in time.
+fn leave_later(signal: i32) {
+    let later = move || {
+        std::thread::sleep(GRACE);
+        eprint!("strata: the command has not ended within {GRACE:?} after the signal; left\r\n");
+        leave(signal);
+    };
+    // Without a thread it is as if no time was given.
+    if std::thread::Builder::new().name("grace".to_string()).spawn(later).is_err() {
+        leave(signal);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_soon_after_another_is_a_repeated_one() {
+        let (start, second) = (Instant::now(), Duration::from_secs(1));
+        let mut repeated = Repeated::default();
+        let seen = [0, 60, 60 + 9, 60 + 9 + 10].map(|at| repeated.take(start + second * at));
+        assert_eq!(seen, [false, false, true, false]);
     }
 }

@@ -39,6 +39,8 @@ impl Guest {
         progress: &mut dyn FnMut(u64),
     ) -> Result<Copied, GuestError> {
         let mut channel = self.connect()?;
+        // Of any length, and a paused guest goes on with it.
+        channel.stream_mut().for_ever()?;
         channel.send(&ToGuest::CopyIn { path: to.to_vec() })?;
         let (mut copied, mut lost) = (Copied::default(), false);
         let result = send_tree(from, &mut |item| {
@@ -81,6 +83,8 @@ impl Guest {
         let name = TreeName::asked_for(Path::new(OsStr::from_bytes(from)), otherwise);
         let mut receiver = Receiver::new(to, name).map_err(GuestError::Host)?;
         let mut channel = self.connect()?;
+        // Of any length, and a paused guest goes on with it.
+        channel.stream_mut().for_ever()?;
         channel.send(&ToGuest::CopyOut { path: from.to_vec() })?;
         let (mut copied, mut total) = (Copied::default(), None);
         loop {

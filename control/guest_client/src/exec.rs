@@ -1,12 +1,14 @@
 //! A command in the guest, with its streams here.
 
 use std::io::{self, ErrorKind, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use agent_protocol::{Ending, Exec, Frames, STDIN_WINDOW, Size, ToGuest, ToHost};
+use agent_protocol::{ChannelError, Ending, Exec, Frames, STDIN_WINDOW, Size, ToGuest, ToHost};
 
 use crate::dial::out_of_order;
+use crate::outbox::{NotTaken, Outbox};
 use crate::{Guest, GuestError};
 
 /// How much of standard input is sent at once.
@@ -25,30 +27,31 @@ pub struct Streams<'a> {
 
 /// Speaks to a command that runs. Clones are the same.
 #[derive(Clone)]
-pub struct Control(Arc<Mutex<UnixStream>>);
+pub struct Control(Arc<Outbox>);
 
 impl Control {
-    fn send(&self, message: &ToGuest) -> Result<(), GuestError> {
-        let bytes = Frames::encode(message)?;
-        // Held over the whole message: they must not mix.
-        let mut stream = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        stream.write_all(&bytes).map_err(|e| GuestError::Channel(e.into()))
-    }
-
-    /// Send the command's process group a signal, by its Linux number.
+    /// Send the command's process group a signal, by its Linux number. Does not wait
+    /// for the guest.
     ///
     /// # Errors
-    /// When the connection is gone.
+    /// When the connection is gone, or the guest has not taken those before.
     pub fn signal(&self, number: u8) -> Result<(), GuestError> {
         self.send(&ToGuest::Signal(number))
     }
 
-    /// Give its terminal another size.
+    /// Give its terminal another size. Does not wait for the guest.
     ///
     /// # Errors
-    /// When the connection is gone.
+    /// As [`Control::signal`].
     pub fn resize(&self, size: Size) -> Result<(), GuestError> {
         self.send(&ToGuest::Resize(size))
+    }
+
+    fn send(&self, message: &ToGuest) -> Result<(), GuestError> {
+        self.0.signal(Frames::encode(message)?).map_err(|e| match e {
+            NotTaken::Full => GuestError::Full,
+            NotTaken::Closed => ChannelError::Closed.into(),
+        })
     }
 }
 
@@ -86,7 +89,8 @@ impl Window {
 }
 
 /// Carry standard input to the agent until it ends or nobody reads it.
-fn feed(mut from: Box<dyn Read + Send>, control: &Control, window: &Window) {
+fn feed(mut from: Box<dyn Read + Send>, outbox: &Outbox, window: &Window) {
+    let send = |message| Frames::encode(&message).is_ok_and(|frame| outbox.input(frame).is_ok());
     let mut buffer = vec![0; CHUNK];
     while let Some(room) = window.room() {
         let most = room.min(CHUNK);
@@ -94,28 +98,40 @@ fn feed(mut from: Box<dyn Read + Send>, control: &Control, window: &Window) {
             Err(e) if e.kind() == ErrorKind::Interrupted => continue,
             // What cannot be read is as if it had ended.
             Ok(0) | Err(_) => {
-                let _ = control.send(&ToGuest::StdinEnd);
+                send(ToGuest::StdinEnd);
                 return;
             }
             Ok(n) => {
                 window.take(n);
-                control.send(&ToGuest::Stdin(buffer[..n].to_vec()))
+                send(ToGuest::Stdin(buffer[..n].to_vec()))
             }
         };
         // The thread that receives tells why.
-        if sent.is_err() {
+        if !sent {
             return;
         }
     }
 }
 
-/// Ends the feeding thread's waiting, however a call ends.
-struct Closing(Arc<Window>);
+/// Ends the other threads' waiting, and hangs up, however a call ends.
+struct Closing {
+    window: Arc<Window>,
+    outbox: Arc<Outbox>,
+    stream: UnixStream,
+}
 
 impl Drop for Closing {
     fn drop(&mut self) {
-        self.0.close();
+        self.window.close();
+        self.outbox.close();
+        // A thread may be in the middle of a write, or hold the connection open.
+        let _ = self.stream.shutdown(Shutdown::Both);
     }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), GuestError> {
+    let thread = std::thread::Builder::new().name(name.to_string()).spawn(work);
+    thread.map(drop).map_err(GuestError::Host)
 }
 
 impl Guest {
@@ -134,26 +150,27 @@ impl Guest {
         let Streams { stdin, stdout, stderr } = streams;
         command.stdin = stdin.is_some();
         let mut channel = self.connect()?;
-        channel.send(&ToGuest::Exec(command))?;
-        match channel.receive()? {
+        // Starting it takes no longer than the agent may.
+        channel.stream_mut().until(self.patience_from_now());
+        let answer = channel.send(&ToGuest::Exec(command)).and_then(|()| channel.receive());
+        match answer.map_err(|e| self.stalled(e))? {
             ToHost::Started(_) => {}
             ToHost::Failed(failure) => return Err(GuestError::Failed(failure)),
             _ => return Err(out_of_order("the answer to a command")),
         }
-        let stream = channel.stream().try_clone().map_err(GuestError::Host)?;
-        let control = Control(Arc::new(Mutex::new(stream)));
-        let window = Arc::new(Window::default());
+        channel.stream_mut().for_ever()?;
+        let clone = || channel.stream().stream().try_clone().map_err(GuestError::Host);
+        let (window, outbox) = (Arc::new(Window::default()), Arc::new(Outbox::default()));
         window.grant(STDIN_WINDOW);
-        let _closing = Closing(window.clone());
+        let _closing = Closing { window: window.clone(), outbox: outbox.clone(), stream: clone()? };
+        let (own, stream) = (outbox.clone(), clone()?);
+        spawn("exec-send", move || own.carry(stream))?;
         if let Some(stdin) = stdin {
-            let (control, window) = (control.clone(), window.clone());
+            let (outbox, window) = (outbox.clone(), window.clone());
             // Not joined: a read of standard input cannot be called back.
-            std::thread::Builder::new()
-                .name("stdin".to_string())
-                .spawn(move || feed(stdin, &control, &window))
-                .map_err(GuestError::Host)?;
+            spawn("stdin", move || feed(stdin, &outbox, &window))?;
         }
-        started(control);
+        started(Control(outbox));
         loop {
             match channel.receive()? {
                 ToHost::Stdout(bytes) => put(stdout, &bytes)?,

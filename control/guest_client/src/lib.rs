@@ -12,6 +12,7 @@
 mod copy;
 mod dial;
 mod exec;
+mod outbox;
 
 pub use agent_protocol::{Ending, Exec, FailureKind, GuestFacts, Power, Size, tree_size};
 pub use copy::Copied;

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::time::Duration;
 
+use agent_protocol::{Frames, Hello, ToHost};
 use guest_client::{Ending, Exec, FailureKind, Guest, GuestError, Streams};
 
 struct Machine {
@@ -183,4 +184,67 @@ fn a_guest_tells_its_facts() {
     let (_machine, guest) = Machine::start("facts");
     let facts = guest.facts().unwrap();
     assert!(facts.memory > 0 && !facts.kernel.is_empty());
+}
+
+/// An agent that greets, byte by byte at this pace, says `then`, and then nothing.
+fn silent_agent(name: &str, pace: Duration, then: &[ToHost]) -> (PathBuf, Guest) {
+    let folder = std::env::temp_dir().join(format!("strata-client-{name}-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    let listener = UnixListener::bind(folder.join("v")).unwrap();
+    let hello = Frames::encode(&Hello::ours()).unwrap();
+    let then: Vec<u8> = then.iter().flat_map(|m| Frames::encode(m).unwrap()).collect();
+    std::thread::spawn(move || {
+        let mut held = Vec::new();
+        for mut stream in listener.incoming().flatten() {
+            let mut line = [0; "CONNECT 1020\n".len()];
+            stream.read_exact(&mut line).unwrap();
+            stream.write_all(b"OK 1\n").unwrap();
+            // The host may have given up.
+            for byte in &hello {
+                let _ = stream.write_all(&[*byte]);
+                std::thread::sleep(pace);
+            }
+            let _ = stream.write_all(&then);
+            held.push(stream);
+        }
+    });
+    let guest = Guest::new(&folder.join("v"), Duration::from_millis(400));
+    (folder, guest)
+}
+
+#[test]
+fn an_agent_that_falls_silent_is_not_waited_for() {
+    let limit = Duration::from_secs(20);
+    for (name, pace) in [("mute", Duration::ZERO), ("drip", Duration::from_millis(300))] {
+        let (folder, guest) = silent_agent(name, pace, &[]);
+        let (done, wait) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let failed = |e: GuestError| matches!(e, GuestError::Stalled(_) | GuestError::Silent(_));
+            let facts = guest.facts().map_err(failed).map(drop);
+            let exec = run(&guest, shell("true"), None).2.map_err(failed).map(drop);
+            done.send([facts, exec]).unwrap();
+        });
+        assert_eq!(wait.recv_timeout(limit).expect("it gives up"), [Err(true); 2], "{name}");
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}
+
+#[test]
+fn signals_do_not_wait_for_an_agent_that_does_not_read() {
+    let (folder, guest) = silent_agent("deaf", Duration::ZERO, &[ToHost::Started(1)]);
+    let (done, wait) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        // More input than the connection holds.
+        let stdin = Some(Box::new(std::io::repeat(7)) as Box<dyn Read + Send>);
+        let streams = Streams { stdin, stdout: &mut stdout, stderr: &mut stderr };
+        let started = |control: guest_client::Control| {
+            let refused = (0..100_000).any(|_| matches!(control.signal(15), Err(GuestError::Full)));
+            done.send(refused).unwrap();
+        };
+        drop(guest.exec(shell("sleep 60"), streams, started));
+    });
+    assert!(wait.recv_timeout(Duration::from_secs(20)).expect("no signal waits"));
+    std::fs::remove_dir_all(folder).unwrap();
 }

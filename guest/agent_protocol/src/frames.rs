@@ -185,6 +185,11 @@ impl<S: Read + Write> Channel<S> {
     pub fn stream(&self) -> &S {
         &self.stream
     }
+
+    /// The stream, to change how it waits.
+    pub fn stream_mut(&mut self) -> &mut S {
+        &mut self.stream
+    }
 }
 
 #[cfg(test)]
