@@ -97,6 +97,8 @@ pub fn tell_size(board: &Board) {
 pub fn carry_input(board: &Weak<Board>, to: Keyboard, terminal: bool) {
     let mut keys = Keys::default();
     let mut buffer = [0; 256];
+    // It holds up nobody but this thread.
+    let always = || true;
     loop {
         let n = match std::io::stdin().read(&mut buffer) {
             Ok(0) => return,
@@ -105,7 +107,7 @@ pub fn carry_input(board: &Weak<Board>, to: Keyboard, terminal: bool) {
             Err(_) => return,
         };
         if !terminal {
-            send(board, to, &buffer[..n]);
+            send(board, to, &buffer[..n], &always);
             continue;
         }
         let Some(machine) = board.upgrade() else { return };
@@ -120,20 +122,21 @@ pub fn carry_input(board: &Weak<Board>, to: Keyboard, terminal: bool) {
             }
         }
         drop(machine);
-        send(board, to, &typed);
+        send(board, to, &typed, &always);
     }
 }
 
-/// Offer bytes until all are taken: a guest that does not read holds
-/// back its own input, nothing else. The machine may end meanwhile.
-pub fn send(board: &Weak<Board>, to: Keyboard, mut bytes: &[u8]) {
-    while !bytes.is_empty() {
+/// Offer bytes until all are taken or `goes_on` says no: a guest that does not read
+/// holds back its own input, nothing else. The machine may end meanwhile.
+pub fn send(board: &Weak<Board>, to: Keyboard, mut bytes: &[u8], goes_on: &dyn Fn() -> bool) {
+    loop {
         let Some(machine) = board.upgrade() else { return };
         bytes = &bytes[to.offer(&machine, bytes).min(bytes.len())..];
         drop(machine);
-        if !bytes.is_empty() {
-            std::thread::sleep(RETRY);
+        if bytes.is_empty() || !goes_on() {
+            return;
         }
+        std::thread::sleep(RETRY);
     }
 }
 

@@ -251,7 +251,8 @@ fn open_door(
     if let Some(to) = Keyboard::of(board) {
         // What outlasts the machine does not hold it: its disks are closed at its end.
         let board = Arc::downgrade(board);
-        desk = desk.with_console(Console::new(hub, move |bytes| console::send(&board, to, bytes)));
+        desk = desk
+            .with_console(Console::new(hub, move |bytes, goes_on| console::send(&board, to, bytes, goes_on)));
     }
     owner.serve(Identity { id: registration.id().clone(), name: registration.name().cloned() }, requests);
     let server = vm_api::serve(listener, Arc::new(desk)).context("cannot start the control thread")?;

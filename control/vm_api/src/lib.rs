@@ -34,5 +34,5 @@ pub use protocol::{
     VERSION, VcpuFigures,
 };
 pub use registry::{Found, Registration, Registry, RegistryError};
-pub use server::{Handler, MAX_CONNECTIONS, Server, serve};
+pub use server::{Handler, MAX_CONNECTIONS, MAX_CONSOLES, Server, serve};
 pub use wire::{MAX_FILES, MAX_REQUEST};

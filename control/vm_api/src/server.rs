@@ -15,6 +15,8 @@ use crate::wire::{self, LineError, Lines, MAX_REQUEST};
 /// Connections served at once, each by a thread: clients send one request and
 /// leave, so more are a client's defect.
 pub const MAX_CONNECTIONS: usize = 16;
+/// Of those, consoles at most: they stay, and a machine has to be ended all the same.
+pub const MAX_CONSOLES: usize = 12;
 /// How long a request may take to arrive, and a silent connection is kept.
 const REQUEST_TIME: Duration = Duration::from_secs(10);
 /// How long one write of a response may take.
@@ -77,7 +79,7 @@ pub fn serve(listener: UnixListener, handler: Arc<dyn Handler>) -> io::Result<Se
 }
 
 fn accept(listener: &UnixListener, handler: &Arc<dyn Handler>, in_hand: &Arc<InHand>) {
-    let open = Arc::new(AtomicUsize::new(0));
+    let (open, consoles) = (Arc::default(), Arc::default());
     loop {
         let stream = match listener.accept() {
             Ok((stream, _)) => stream,
@@ -86,28 +88,28 @@ fn accept(listener: &UnixListener, handler: &Arc<dyn Handler>, in_hand: &Arc<InH
                 continue;
             }
         };
-        let Some(place) = Place::take(&open) else {
+        let Some(place) = Place::take(&open, MAX_CONNECTIONS) else {
             let message = format!("{MAX_CONNECTIONS} connections are open; close one and ask again");
             refuse(&stream, Refusal::new(RefusalKind::Busy, message));
             continue;
         };
-        let (handler, in_hand) = (handler.clone(), in_hand.clone());
+        let (handler, in_hand, consoles) = (handler.clone(), in_hand.clone(), Arc::clone(&consoles));
         // A host that refuses the thread drops the connection, which its client sees.
         let _ = std::thread::Builder::new().name("control-client".to_string()).spawn(move || {
             let _place = place;
-            connection(&Arc::new(stream), handler.as_ref(), &in_hand);
+            connection(&Arc::new(stream), handler.as_ref(), &in_hand, &consoles);
         });
     }
 }
 
-/// One of the [`MAX_CONNECTIONS`].
+/// One of the [`MAX_CONNECTIONS`], or of the [`MAX_CONSOLES`].
 struct Place(Arc<AtomicUsize>);
 
 impl Place {
-    fn take(open: &Arc<AtomicUsize>) -> Option<Place> {
-        let place = Place(open.clone());
+    fn take(taken: &Arc<AtomicUsize>, most: usize) -> Option<Place> {
+        let place = Place(taken.clone());
         // Dropping the place gives it back.
-        (open.fetch_add(1, Ordering::SeqCst) < MAX_CONNECTIONS).then_some(place)
+        (taken.fetch_add(1, Ordering::SeqCst) < most).then_some(place)
     }
 }
 
@@ -123,7 +125,12 @@ fn may_command(peer: u32, own: u32) -> bool {
     peer == own || peer == 0
 }
 
-fn connection(stream: &Arc<UnixStream>, handler: &dyn Handler, in_hand: &InHand) {
+fn connection(
+    stream: &Arc<UnixStream>,
+    handler: &dyn Handler,
+    in_hand: &InHand,
+    consoles: &Arc<AtomicUsize>,
+) {
     let own = rustix::process::geteuid().as_raw();
     match socket_peercred(stream) {
         Ok(peer) if may_command(peer.uid.as_raw(), own) => {}
@@ -151,7 +158,16 @@ fn connection(stream: &Arc<UnixStream>, handler: &dyn Handler, in_hand: &InHand)
         };
         in_hand.change(|count| *count += 1);
         let files = lines.take_files();
-        let result = Request::parse(&line).and_then(|request| handler.handle(request.action, files));
+        let mut place = None;
+        let result = Request::parse(&line).and_then(|request| {
+            if request.action == Action::Console {
+                place = Some(Place::take(consoles, MAX_CONSOLES).ok_or_else(|| {
+                    let message = format!("{MAX_CONSOLES} consoles are open; leave one and ask again");
+                    Refusal::new(RefusalKind::Busy, message)
+                })?);
+            }
+            handler.handle(request.action, files)
+        });
         let attached = matches!(result, Ok(Reply::Attached));
         let sent = wire::send(stream, &Response::new(result), RESPONSE_TIME);
         in_hand.change(|count| *count -= 1);
@@ -159,7 +175,8 @@ fn connection(stream: &Arc<UnixStream>, handler: &dyn Handler, in_hand: &InHand)
             return;
         }
         if attached {
-            return handler.attach(stream.clone(), lines.rest());
+            handler.attach(stream.clone(), lines.rest());
+            return drop(place);
         }
     }
 }
@@ -334,6 +351,22 @@ mod tests {
         assert!(finished(Duration::from_millis(50), LIMIT));
         assert!(!finished(Duration::from_secs(1), Duration::from_millis(1)));
         let _ = std::fs::remove_file(&path);
+    }
+
+    #[test]
+    fn consoles_leave_places_for_other_requests() {
+        let socket = Socket::new();
+        let attach = || Client::connect(&socket.0).unwrap().attach(LIMIT);
+        let held: Vec<_> = (0..MAX_CONSOLES).map(|_| attach().unwrap()).collect();
+        let refused = attach().unwrap_err();
+        assert!(matches!(&refused, CallError::Refused(r) if r.kind == RefusalKind::Busy), "{refused}");
+        assert_eq!(Client::connect(&socket.0).unwrap().call(Action::Info, LIMIT).unwrap(), Reply::Done);
+        drop(held);
+        let start = std::time::Instant::now();
+        while attach().is_err() {
+            assert!(start.elapsed() < LIMIT, "no console came back");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     #[test]

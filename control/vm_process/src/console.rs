@@ -1,16 +1,21 @@
 //! A machine's console for those who come to its control socket.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use chipset::{BufferedOutput, SerialOutput};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// Bytes of output kept for who comes later: a few screens.
 const RECENT: usize = 16 << 10;
 /// Bytes of input taken at once.
 const TYPED: usize = 256;
+/// How long a client that left is served on: what it typed goes to a guest that reads.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// What a console shows, for any number of clients.
 #[derive(Default)]
@@ -60,13 +65,40 @@ impl ConsoleHub {
     }
 }
 
-/// Takes what was typed, waiting until the guest receives it.
-type Input = Box<dyn Fn(&[u8]) + Send + Sync>;
+/// Takes what was typed, waiting until the guest receives it, but only as long as the
+/// function it is given says so.
+type Input = Box<dyn Fn(&[u8], &dyn Fn() -> bool) + Send + Sync>;
+
+/// Says how long a guest that does not read may hold a client's thread: as long as the
+/// client is there, and a little longer, for what it typed last.
+struct Attention {
+    stream: Arc<UnixStream>,
+    linger: Duration,
+    /// When the client was first seen to be gone.
+    gone: Cell<Option<Instant>>,
+}
+
+impl Attention {
+    fn goes_on(&self) -> bool {
+        if self.gone.get().is_none() && hung_up(&self.stream) {
+            self.gone.set(Some(Instant::now()));
+        }
+        self.gone.get().is_none_or(|since| since.elapsed() < self.linger)
+    }
+}
+
+/// Whether the other end is closed, both ways.
+fn hung_up(stream: &UnixStream) -> bool {
+    let mut poll_fd = [PollFd::new(stream, PollFlags::empty())];
+    poll(&mut poll_fd, Some(&Timespec::default())).is_ok()
+        && poll_fd[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
+}
 
 /// A console both ways.
 pub struct Console {
     hub: Arc<ConsoleHub>,
     input: Input,
+    linger: Duration,
 }
 
 /// A socket that several threads write to.
@@ -82,9 +114,13 @@ impl Write for Shared {
 }
 
 impl Console {
-    /// A console that shows what goes to `hub`; `input` takes what is typed.
-    pub fn new(hub: Arc<ConsoleHub>, input: impl Fn(&[u8]) + Send + Sync + 'static) -> Self {
-        Console { hub, input: Box::new(input) }
+    /// A console that shows what goes to `hub`; `input` takes what is typed, and may
+    /// wait with it as long as the function it is given answers true.
+    pub fn new(
+        hub: Arc<ConsoleHub>,
+        input: impl Fn(&[u8], &dyn Fn() -> bool) + Send + Sync + 'static,
+    ) -> Self {
+        Console { hub, input: Box::new(input), linger: LINGER }
     }
 
     /// Serve a client until it leaves. `typed`: what it sent already.
@@ -94,12 +130,14 @@ impl Console {
             return;
         }
         let Ok(number) = self.hub.add(Box::new(Shared(stream.clone()))) else { return };
-        (self.input)(typed);
+        let attention = Attention { stream: stream.clone(), linger: self.linger, gone: Cell::new(None) };
+        let goes_on = || attention.goes_on();
+        (self.input)(typed, &goes_on);
         let mut buffer = [0; TYPED];
-        loop {
+        while goes_on() {
             match (&*stream).read(&mut buffer) {
                 Ok(0) => break,
-                Ok(n) => (self.input)(&buffer[..n]),
+                Ok(n) => (self.input)(&buffer[..n], &goes_on),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => break,
             }
@@ -113,7 +151,6 @@ impl Console {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::{Duration, Instant};
 
     #[test]
     fn clients_see_what_was_and_what_comes_and_type() {
@@ -122,7 +159,7 @@ mod tests {
         hub.put(b"before ");
         let typed = Arc::new(Mutex::new(Vec::new()));
         let to = typed.clone();
-        let console = Arc::new(Console::new(hub.clone(), move |bytes| to.lock().unwrap().extend(bytes)));
+        let console = Arc::new(Console::new(hub.clone(), move |bytes, _| to.lock().unwrap().extend(bytes)));
         let serve = |console: &Arc<Console>| {
             let (ours, theirs) = UnixStream::pair().unwrap();
             let console = console.clone();
@@ -148,5 +185,32 @@ mod tests {
         drop(two);
         let typed = String::from_utf8(typed.lock().unwrap().clone()).unwrap();
         assert!(typed.contains("late") && typed.matches("early ").count() == 2, "{typed}");
+    }
+    #[test]
+    fn a_guest_that_reads_nothing_keeps_no_client_that_left() {
+        let deaf = |_: &[u8], goes_on: &dyn Fn() -> bool| {
+            while goes_on() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        let mut console = Console::new(Arc::default(), deaf);
+        console.linger = Duration::from_millis(20);
+        let console = Arc::new(console);
+        // What came with the request, what is typed, and much more of it.
+        for (early, late) in [(1, 0), (0, 1), (0, 100_000)] {
+            let (mut ours, theirs) = UnixStream::pair().unwrap();
+            let own = console.clone();
+            let served = std::thread::spawn(move || own.serve(Arc::new(theirs), &vec![7; early]));
+            ours.write_all(&vec![7; late]).unwrap();
+            std::thread::sleep(Duration::from_millis(50));
+            assert!(!served.is_finished(), "a client that stays is served");
+            drop(ours);
+            let start = Instant::now();
+            while !served.is_finished() {
+                assert!(start.elapsed() < Duration::from_secs(20), "{early} {late}: it is served for ever");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            served.join().unwrap();
+        }
     }
 }
