@@ -80,7 +80,7 @@ impl Outbox {
             drop(state);
             self.changed.notify_all();
             // Why it cannot be written, the thread that receives tells.
-            if !next.is_some_and(|frame| to.write_all(&frame).is_ok()) {
+            if next.is_none_or(|frame| to.write_all(&frame).is_err()) {
                 return self.close();
             }
         }
