@@ -292,6 +292,12 @@ fn a_tap_with_two_queues_carries_frames_from_the_sandbox() {
 
 #[test]
 #[ignore = "boots stock kernels"]
+fn a_tap_with_more_queues_than_processors_leaves_no_flow_unread() {
+    in_own_network("wide_tap_inside");
+}
+
+#[test]
+#[ignore = "boots stock kernels"]
 fn a_card_joins_a_bridge_of_the_host() {
     in_own_network("bridge_inside");
 }
@@ -332,6 +338,33 @@ fn tap_inside() {
         ip("link set tap0 up");
         fetches_by_two_queues("tap:tap0,queues=2");
     }
+}
+
+#[test]
+#[ignore = "started by a test above, in a network of its own"]
+fn wide_tap_inside() {
+    if !is_inside() {
+        return;
+    }
+    ip("tuntap add tap0 mode tap vnet_hdr multi_queue");
+    ip("addr add 192.0.2.1/24 dev tap0");
+    ip("link set tap0 up");
+    let command = "ip link set eth0 up; ip a add 192.0.2.2/24 dev eth0; ping -c 1 192.0.2.1; echo up and ready; \
+        nc -lp 7000";
+    let arguments = ["--network", "tap:tap0,queues=4", "--cpus", "2"];
+    let Some(guest) = guest("jit", &arguments, command) else { return };
+    let mut running = guest.start().expect("the guest starts");
+    running.wait_for("\nup and ready").expect("the card is up");
+    // The interface chooses a queue for each: a guest that sees the connection refuses it.
+    let closed = SocketAddr::from(([192, 0, 2, 2], 9));
+    let refused = (0..32).filter(|_| {
+        let result = TcpStream::connect_timeout(&closed, Duration::from_secs(3));
+        result.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
+    });
+    assert_eq!(refused.count(), 32);
+    let end = Instant::now();
+    while TcpStream::connect("192.0.2.2:7000").is_err() && end.elapsed() < LIMIT {}
+    judge(running.finish().expect("the guest ends"), &["up and ready"]);
 }
 
 #[test]
