@@ -251,7 +251,8 @@ fn moving_elsewhere(moves: u64, a: &mut CodeAssembler) -> Done {
 #[test]
 fn numbers_that_are_used_again_mean_nothing_old() {
     for last in [WithNumbers::FEWEST, WithNumbers::FEWEST + 1] {
-        let few = WithNumbers { first: 1, last };
+        // Not the first ones, which contexts get when numbers are used again.
+        let few = WithNumbers { first: WithNumbers::FEWEST - 3, last };
         for moves in 0..20 {
             check(&format!("{moves} moves of {last}"), &few, &|a| moving(moves, a));
             check(&format!("{moves} moves elsewhere of {last}"), &few, &|a| moving_elsewhere(moves, a));
