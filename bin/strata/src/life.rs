@@ -4,18 +4,34 @@ use std::io::Write;
 
 use anyhow::Context;
 use machine_store::{Kept, MachineStore};
-use vm_api::{Found, Registry};
+use vm_api::{Found, Registry, State};
 
 use crate::cli::{MachinesArgs, RmArgs, StopArgs};
 use crate::{kept, machines};
 
-/// The word for a machine whose process is not there.
+/// The word for a machine whose process is not there, or not to be found.
 pub fn ended_word(kept: &Kept) -> String {
     match &kept.end {
+        _ if kept.runs => UNREACHABLE.to_string(),
         _ if kept.damaged => "damaged; remove it".to_string(),
         Some(end) => format!("{} ({})", end.outcome, end.status),
         None => "lost".to_string(),
     }
+}
+
+/// A machine whose process lives, and has no place in a runtime directory any more, or
+/// none yet.
+const UNREACHABLE: &str = "unreachable";
+
+/// The state of a machine that no process answers for.
+pub fn ended_state(kept: &Kept) -> &'static str {
+    if kept.runs { UNREACHABLE } else { State::Stopped.word() }
+}
+
+/// End a machine that runs without a place in a runtime directory; false if that is none.
+pub fn end_unreachable(wanted: &str) -> anyhow::Result<bool> {
+    let kept = MachineStore::open().and_then(|store| store.find(wanted)).ok().filter(|kept| kept.runs);
+    kept.map_or(Ok(false), |kept| Ok(kept.kill().map(|()| true)?))
 }
 
 fn each(wanted: &[String], mut act: impl FnMut(&str) -> anyhow::Result<u8>) -> anyhow::Result<u8> {
@@ -65,8 +81,9 @@ pub fn remove(args: &RmArgs) -> anyhow::Result<u8> {
         let kept = store.find(name)?;
         if kept.runs && args.force {
             kept::mean_to_stop(name);
-            if let Ok(found) = Found::pick(Registry::all()?, kept.record.id.as_str()) {
-                machines::end(&found, std::time::Duration::ZERO)?;
+            match Found::pick(Registry::all()?, kept.record.id.as_str()) {
+                Ok(found) => drop(machines::end(&found, std::time::Duration::ZERO)?),
+                Err(_) => kept.kill()?,
             }
         }
         // One that goes when it ends has gone.

@@ -89,7 +89,7 @@ fn ended(running: &[MachineInfo]) -> anyhow::Result<Vec<Kept>> {
 fn ended_json(kept: &Kept) -> serde_json::Value {
     let record = &kept.record;
     json!({
-        "id": record.id, "name": record.name, "state": State::Stopped, "image": record.image,
+        "id": record.id, "name": record.name, "state": life::ended_state(kept), "image": record.image,
         "created": record.created, "end": kept.end, "directory": kept.directory(),
     })
 }
@@ -204,14 +204,27 @@ pub fn resume(args: &MachinesArgs) -> anyhow::Result<u8> {
 
 /// `strata stop`.
 pub fn stop(args: &StopArgs) -> anyhow::Result<u8> {
-    args.machines.iter().for_each(|name| kept::mean_to_stop(name));
-    each(&args.machines, |found| end(found, args.timeout))
+    end_all(&args.machines, args.timeout)
 }
 
 /// `strata kill`.
 pub fn kill(args: &MachinesArgs) -> anyhow::Result<u8> {
-    args.machines.iter().for_each(|name| kept::mean_to_stop(name));
-    each(&args.machines, |found| end(found, Duration::ZERO))
+    end_all(&args.machines, Duration::ZERO)
+}
+
+fn end_all(wanted: &[String], grace: Duration) -> anyhow::Result<u8> {
+    wanted.iter().for_each(|name| kept::mean_to_stop(name));
+    let (mut reachable, mut worst) = (Vec::new(), 0);
+    for name in wanted {
+        // One whose runtime directory is gone can be killed all the same.
+        let killed = if find(name).is_err() { life::end_unreachable(name) } else { Ok(false) };
+        match killed {
+            Ok(true) => writeln!(std::io::stdout(), "{name}: could not be reached and was killed")?,
+            Ok(false) => reachable.push(name.clone()),
+            Err(error) => worst = worst.max(crate::failure::print(&error)),
+        }
+    }
+    Ok(worst.max(each(&reachable, |found| end(found, grace))?))
 }
 
 /// End a machine, by its power button if it is given time.

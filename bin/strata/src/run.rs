@@ -194,7 +194,9 @@ fn announce(args: &RunArgs, plan: &EnginePlan, registration: Option<&Registratio
 /// possible still runs it, unless it was given a name to be found by.
 fn register(args: &RunArgs, held: Option<&Held>) -> anyhow::Result<Option<(Registration, UnixListener)>> {
     let id = held.map(|held| &held.kept.record.id);
-    let place = RuntimeDir::make().map_err(RegistryError::from);
+    // A detached machine outlasts the user's session.
+    let place = if args.keep.detach { RuntimeDir::make_lasting() } else { RuntimeDir::make() };
+    let place = place.map_err(RegistryError::from);
     match place.and_then(|place| Registry::new(place).register_as(id, args.name.clone())) {
         Ok(socket) => Ok(Some(socket)),
         Err(e) if args.name.is_some() || args.keep.detach => Err(e.into()),

@@ -207,6 +207,41 @@ fn a_conversion_that_is_interrupted_leaves_nothing() {
 }
 
 #[test]
+fn a_machine_whose_runtime_directory_went_can_be_seen_ended_and_removed() {
+    let host = host("unreachable");
+    host.detach("polite", &["--name", "web"]);
+    let lose = || std::fs::remove_dir_all(host.0.join("run")).expect("it is there");
+    lose();
+    assert_eq!(host.all()[0]["state"], "unreachable");
+    assert!(host.check(&["ps", "-a"], 0).contains("unreachable"));
+    assert!(host.check(&["stop", "web"], 0).contains("killed"));
+    assert_eq!(host.all()[0]["state"], "stopped");
+    host.check(&["start", "web"], 0);
+    lose();
+    host.check(&["rm", "-f", "web"], 0);
+    assert!(host.all().is_empty());
+}
+
+#[test]
+fn a_detached_machine_outlasts_the_session() {
+    let host = host("session");
+    let session = host.0.join("session");
+    let run = |arguments: &[&str]| {
+        let mut command = host.command(arguments);
+        command.env_remove("STRATA_RUNTIME_DIR").env("XDG_RUNTIME_DIR", &session);
+        let out = command.output().expect("the built command starts");
+        assert!(out.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    };
+    std::fs::create_dir(&session).expect("writable");
+    run(&["run", "-d", "--engine", "interp", "--memory", "2M", "--name", "late", "--firmware", "polite"]);
+    std::fs::remove_dir_all(&session).expect("it is there");
+    assert!(run(&["ps"]).contains("late"));
+    assert!(run(&["stop", "late"]).contains("powered off"));
+    run(&["rm", "late"]);
+}
+
+#[test]
 fn a_machine_whose_record_is_lost_is_listed_and_can_be_removed() {
     let host = host("damaged");
     let id = host.detach("polite", &[]);

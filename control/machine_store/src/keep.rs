@@ -2,17 +2,16 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
-use vm_api::{MachineId, MachineName};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use vm_api::{MachineId, MachineName, STATE_VARIABLE};
 
 use crate::record::{End, Record, VERSION, fresh_id};
-
-/// Names a directory for machines of one's own.
-pub const STATE_VARIABLE: &str = "STRATA_STATE";
 
 const LOCK: &str = "lock";
 const RECORD: &str = "machine.json";
@@ -57,6 +56,12 @@ pub enum KeepError {
     /// Its record cannot be read.
     #[error("machine {0} is damaged: its {RECORD} is not a record of this version; remove it: strata rm {0}")]
     Damaged(MachineId),
+    /// It runs, and the process cannot be told.
+    #[error(
+        "machine {0} runs, but its runtime directory is gone and its process is not known or does not end; \
+         find it with `ps -ef | grep kept`, and kill it"
+    )]
+    Unreachable(String),
     /// It runs.
     #[error("machine {0} runs; stop it first: strata stop {0}")]
     Runs(String),
@@ -102,11 +107,7 @@ impl MachineStore {
     /// # Errors
     /// When none of the three is set, or it cannot be made.
     pub fn open() -> Result<Self, KeepError> {
-        let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-        let place = set(STATE_VARIABLE)
-            .or_else(|| set("XDG_STATE_HOME").map(|d| d.join("strata")))
-            .or_else(|| set("HOME").map(|d| d.join(".local/state/strata")));
-        Self::at(&place.ok_or(KeepError::NoPlace)?.join("machines"))
+        Self::at(&vm_api::state_directory().ok_or(KeepError::NoPlace)?.join("machines"))
     }
 
     /// The machines in a directory, which is made if need be.
@@ -253,10 +254,46 @@ impl Kept {
     fn lock(&self) -> Result<Held, KeepError> {
         let path = self.directory.join(LOCK);
         match locked(&path, FlockOperation::NonBlockingLockExclusive) {
-            Ok(lock) => Ok(Held { kept: self.clone(), _lock: lock }),
+            Ok(lock) => {
+                // For `kill`; a full disk keeps nobody from removing a machine.
+                let ours = std::process::id();
+                let holder = format!("{ours} {}\n", process_start(ours).unwrap_or(0));
+                let _ = lock.set_len(0).and_then(|()| lock.write_all_at(holder.as_bytes(), 0));
+                Ok(Held { kept: self.clone(), _lock: lock })
+            }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(KeepError::Runs(self.label())),
             Err(e) => Err(failed("lock", &path)(e)),
         }
+    }
+
+    /// Kill the process that runs it, whom no socket reaches, and wait until it has gone.
+    ///
+    /// # Errors
+    /// When it is not known for sure, or survives.
+    pub fn kill(&self) -> Result<(), KeepError> {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        let unreachable = || KeepError::Unreachable(self.label());
+        let holder = fs::read_to_string(self.directory.join(LOCK)).ok();
+        let holder = holder.as_deref().and_then(|h| h.strip_suffix('\n')?.split_once(' '));
+        let (pid, started) = holder.ok_or_else(unreachable)?;
+        let pid = pid.parse::<i32>().ok().filter(|p| *p > 0).ok_or_else(unreachable)?;
+        let process = Pid::from_raw(pid).and_then(|p| pidfd_open(p, PidfdFlags::empty()).ok());
+        let process = process.ok_or_else(unreachable)?;
+        // Looked at with the process in hand: it is the one that wrote this, and none that
+        // got its number later.
+        let start = process_start(pid.unsigned_abs());
+        if !is_locked(&self.directory) || start.is_none() || started.parse().ok() != start {
+            return Err(unreachable());
+        }
+        pidfd_send_signal(&process, Signal::KILL).map_err(|_| unreachable())?;
+        let since = Instant::now();
+        while is_locked(&self.directory) {
+            if since.elapsed() > PATIENCE {
+                return Err(unreachable());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
     }
 
     /// Where its end is written, open before the sandbox closes.
@@ -292,6 +329,13 @@ pub(crate) fn locked(path: &Path, operation: FlockOperation) -> io::Result<File>
             result => return Ok(result.map(|()| file)?),
         }
     }
+}
+
+/// When a process started, in the host's ticks since it did (`starttime` of proc(5)).
+fn process_start(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The 22nd field; the second, a name in parentheses, may hold anything.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
 fn is_locked(directory: &Path) -> bool {
@@ -357,6 +401,35 @@ mod tests {
         assert!(matches!(store.find("web"), Err(KeepError::Unknown(_))));
         assert_eq!(store.list().unwrap().len(), 1);
         drop(other);
+    }
+
+    #[test]
+    fn the_process_that_holds_a_machine_is_killed_and_none_that_got_its_number() {
+        let scratch = Scratch::new();
+        let held = scratch.store().create(record(None)).unwrap();
+        let kept = held.kept.clone();
+        let lock = kept.directory().join(LOCK);
+        let own = fs::read_to_string(&lock).unwrap();
+        assert!(own.starts_with(&format!("{} ", std::process::id())), "{own}");
+        let mut other = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let start = process_start(other.id()).unwrap();
+        for text in ["", "x y\n", "0 0\n", "-1 0\n", &format!("{} {}\n", other.id(), start + 1)] {
+            fs::write(&lock, text).unwrap();
+            assert!(matches!(kept.kill(), Err(KeepError::Unreachable(_))), "{text}");
+        }
+        assert!(other.try_wait().unwrap().is_none());
+        fs::write(&lock, format!("{} {start}\n", other.id())).unwrap();
+        let killed = std::thread::scope(|scope| {
+            let end = scope.spawn(move || {
+                let status = other.wait().unwrap();
+                drop(held);
+                status
+            });
+            kept.kill().unwrap();
+            end.join().unwrap()
+        });
+        assert!(!killed.success());
+        assert!(matches!(kept.kill(), Err(KeepError::Unreachable(_))), "nobody holds it");
     }
 
     #[test]

@@ -23,6 +23,6 @@ mod log;
 mod record;
 
 pub use bases::{BASE, Bases};
-pub use keep::{Held, KeepError, Kept, MachineStore, STATE_VARIABLE};
+pub use keep::{Held, KeepError, Kept, MachineStore};
 pub use log::{ConsoleLog, LogReader};
 pub use record::{End, Record, Restart};

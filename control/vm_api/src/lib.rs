@@ -28,7 +28,7 @@ mod wire;
 pub use client::{CallError, Client};
 pub use ending::{EndError, Ending};
 pub use identity::{MachineId, MachineName, NameError};
-pub use place::{PlaceError, RUNTIME_DIR_VARIABLE, RuntimeDir};
+pub use place::{PlaceError, RUNTIME_DIR_VARIABLE, RuntimeDir, STATE_VARIABLE, state_directory};
 pub use protocol::{
     Action, Answer, MachineInfo, MachineStats, Refusal, RefusalKind, Reply, Request, Response, State,
     VERSION, VcpuFigures,

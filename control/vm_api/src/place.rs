@@ -7,6 +7,10 @@
 //! | root without one | `/run/strata` |
 //! | anyone else | `/tmp/strata-UID` |
 //!
+//! A session's directory goes when the user logs out, and detached machines do not. They
+//! are in `run` beside the machines that are kept ([`RuntimeDir::make_lasting`]), unless
+//! `STRATA_RUNTIME_DIR` names a directory for all.
+//!
 //! The directory is the user's own, mode 0700 and no symbolic link: in `/tmp`
 //! anyone may have made one of that name.
 
@@ -17,6 +21,9 @@ use std::path::{Path, PathBuf};
 
 /// Names a runtime directory of one's own.
 pub const RUNTIME_DIR_VARIABLE: &str = "STRATA_RUNTIME_DIR";
+
+/// Names a directory for machines of one's own.
+pub const STATE_VARIABLE: &str = "STRATA_STATE";
 
 /// A directory that was found safe.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,9 +58,22 @@ impl RuntimeDir {
     /// # Errors
     /// When no place can be made, or what is there is not safe.
     pub fn make() -> Result<Self, PlaceError> {
+        Self::make_first(places(&environment, rustix::process::geteuid().as_raw()))
+    }
+
+    /// As [`RuntimeDir::make`], but one that outlasts the user's session if there is any.
+    ///
+    /// # Errors
+    /// As [`RuntimeDir::make`].
+    pub fn make_lasting() -> Result<Self, PlaceError> {
+        let others = places(&environment, rustix::process::geteuid().as_raw());
+        Self::make_first(lasting(&environment).into_iter().chain(others))
+    }
+
+    fn make_first(list: impl IntoIterator<Item = PathBuf>) -> Result<Self, PlaceError> {
         let uid = rustix::process::geteuid().as_raw();
         let mut first = None;
-        for place in places(&|name| std::env::var_os(name), uid) {
+        for place in list {
             match Self::make_at(&place, uid) {
                 Ok(dir) => return Ok(dir),
                 Err(e) => drop(first.get_or_insert(e)),
@@ -66,7 +86,7 @@ impl RuntimeDir {
     pub fn existing() -> Vec<Self> {
         let uid = rustix::process::geteuid().as_raw();
         let safe = |place: PathBuf| judge(&place, uid).is_ok().then_some(RuntimeDir(place));
-        places(&|name| std::env::var_os(name), uid).into_iter().filter_map(safe).collect()
+        places(&environment, uid).into_iter().chain(lasting(&environment)).filter_map(safe).collect()
     }
 
     /// Make `place` for user `uid`.
@@ -88,6 +108,33 @@ impl RuntimeDir {
     pub fn path(&self) -> &Path {
         &self.0
     }
+}
+
+fn environment(name: &str) -> Option<OsString> {
+    std::env::var_os(name)
+}
+
+/// Where a user's state is: `$STRATA_STATE`, else `$XDG_STATE_HOME/strata`, else
+/// `$HOME/.local/state/strata`.
+pub fn state_directory() -> Option<PathBuf> {
+    state_of(&environment)
+}
+
+fn state_of(variable: &dyn Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let set = |name| variable(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    set(STATE_VARIABLE)
+        .or_else(|| set("XDG_STATE_HOME").map(|d| d.join("strata")))
+        .or_else(|| set("HOME").map(|d| d.join(".local/state/strata")))
+}
+
+/// The place that outlasts a session. The path of a socket has 107 bytes, of which
+/// `/3f9a1c2b/control.sock` takes 22: below a longer one no machine can listen.
+fn lasting(variable: &dyn Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    const MAX_PLACE: usize = 80;
+    if variable(RUNTIME_DIR_VARIABLE).is_some_and(|v| !v.is_empty()) {
+        return None;
+    }
+    state_of(variable).map(|d| d.join("run")).filter(|d| d.is_absolute() && d.as_os_str().len() <= MAX_PLACE)
 }
 
 /// Where to look, best first.
@@ -142,6 +189,23 @@ mod tests {
         check(&[("XDG_RUNTIME_DIR", "here")], 7, &["/tmp/strata-7"]);
         check(&[xdg, (RUNTIME_DIR_VARIABLE, "/x")], 0, &["/x"]);
         check(&[(RUNTIME_DIR_VARIABLE, "")], 7, &["/tmp/strata-7"]);
+    }
+
+    #[test]
+    fn what_outlasts_a_session_is_beside_the_machines_that_are_kept() {
+        fn check(variables: &[(&str, &str)], expect: Option<&str>) {
+            let variable = |name: &str| variables.iter().find(|v| v.0 == name).map(|v| OsString::from(v.1));
+            assert_eq!(lasting(&variable), expect.map(PathBuf::from), "{variables:?}");
+        }
+        let (home, xdg) = (("HOME", "/home/a"), ("XDG_STATE_HOME", "/x"));
+        check(&[], None);
+        check(&[home], Some("/home/a/.local/state/strata/run"));
+        check(&[home, xdg], Some("/x/strata/run"));
+        check(&[home, xdg, (STATE_VARIABLE, "/s")], Some("/s/run"));
+        check(&[home, (RUNTIME_DIR_VARIABLE, "/r")], None);
+        check(&[home, (RUNTIME_DIR_VARIABLE, "")], Some("/home/a/.local/state/strata/run"));
+        check(&[(STATE_VARIABLE, "s")], None);
+        check(&[(STATE_VARIABLE, &format!("/{}", "s".repeat(80)))], None);
     }
 
     #[test]
