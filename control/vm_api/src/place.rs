@@ -197,13 +197,13 @@ mod tests {
             let variable = |name: &str| variables.iter().find(|v| v.0 == name).map(|v| OsString::from(v.1));
             assert_eq!(lasting(&variable), expect.map(PathBuf::from), "{variables:?}");
         }
-        let (home, xdg) = (("HOME", "/home/a"), ("XDG_STATE_HOME", "/x"));
+        let (home, xdg) = (("HOME", "/h"), ("XDG_STATE_HOME", "/x"));
         check(&[], None);
-        check(&[home], Some("/home/a/.local/state/strata/run"));
+        check(&[home], Some("/h/.local/state/strata/run"));
         check(&[home, xdg], Some("/x/strata/run"));
         check(&[home, xdg, (STATE_VARIABLE, "/s")], Some("/s/run"));
         check(&[home, (RUNTIME_DIR_VARIABLE, "/r")], None);
-        check(&[home, (RUNTIME_DIR_VARIABLE, "")], Some("/home/a/.local/state/strata/run"));
+        check(&[home, (RUNTIME_DIR_VARIABLE, "")], Some("/h/.local/state/strata/run"));
         check(&[(STATE_VARIABLE, "s")], None);
         check(&[(STATE_VARIABLE, &format!("/{}", "s".repeat(80)))], None);
     }
