@@ -60,6 +60,9 @@ fn a_detached_machine_is_logged_stopped_started_and_removed() {
     let host = host("detach");
     let id = host.detach("polite", &["--name", "web"]);
     host.wait_for("it speaks", || host.check(&["logs", "web"], 0).contains("hi"));
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("every Linux has it");
+    let lost = host.command(&["logs", "web"]).stdout(full).output().expect("the built command starts");
+    assert_eq!(lost.status.code(), Some(1), "a log that is not written");
     assert!(host.check(&["rm", "web"], 2).contains("strata stop web"));
     assert!(host.check(&["run", "-d", "--name", "web", "--firmware", "polite"], 2).contains("\"web\""));
     assert!(host.check(&["stop", "web"], 0).contains("powered off"));
