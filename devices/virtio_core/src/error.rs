@@ -60,6 +60,9 @@ pub enum RingError {
         /// Bytes.
         len: u32,
     },
+    /// Buffers offered again that the device still has.
+    #[error("more than {0} buffers at a time, all there are in the ring: some are with the device already")]
+    Taken(u16),
     /// A saved position that this queue could not have had.
     #[error("a queue position of {0} outside the ring")]
     Position(u16),

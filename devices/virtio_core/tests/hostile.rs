@@ -142,6 +142,31 @@ fn an_impossible_available_index_needs_a_reset() {
     assert!(q.pop().is_none() && seen.needs_reset());
 }
 
+/// A device may hold what it has taken; buffers it holds are not offered again.
+#[test]
+fn no_more_is_taken_than_there_are_buffers() {
+    for features in [0, RING_PACKED] {
+        let packed = features != 0;
+        let m = memory();
+        let seen = Arc::new(SeenInterrupts::default());
+        let mut q =
+            Queue::new(m.clone(), config(features), Interrupt::new("hostile", seen.clone()), None).unwrap();
+        store(&m, RING, packed, &[d(0, 4, 0, 0); SIZE as usize]);
+        m.write(RamOffset(DRIVER + 2), if packed { 0 } else { SIZE });
+        let held: Vec<_> = (0..SIZE).map(|_| q.pop().expect("a buffer")).collect();
+        assert!(q.pop().is_none() && !seen.needs_reset(), "there are no more");
+        // The first again, as of the next round.
+        match packed {
+            true => m.write(RamOffset(RING + 14), 1u16 << 15),
+            false => m.write(RamOffset(DRIVER + 2), SIZE + 1),
+        };
+        assert!(q.pop().is_none() && seen.needs_reset(), "packed: {packed}");
+        let interrupt = Interrupt::new("hostile", Arc::new(SeenInterrupts::default()));
+        Queue::new(m, config(features), interrupt, Some(&q.position())).expect("its own position");
+        drop(held);
+    }
+}
+
 #[test]
 fn misplaced_queues_and_impossible_positions_are_refused() {
     let make = |c: QueueConfig, position: Option<Position>| {

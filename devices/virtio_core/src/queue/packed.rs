@@ -102,6 +102,14 @@ impl Packed {
         })
     }
 
+    /// Descriptors taken and not yet used.
+    fn taken(&self) -> u16 {
+        match self.available.wrap == self.used.wrap {
+            true => self.available.index - self.used.index,
+            false => self.size - self.used.index + self.available.index,
+        }
+    }
+
     fn flags_at(&self, memory: &GuestMemory, place: Place) -> u16 {
         memory.read(RamOffset(self.ring.0 + DESCRIPTOR * u64::from(place.index) + FLAGS))
     }
@@ -117,9 +125,13 @@ impl Packed {
     pub fn pop(&mut self, memory: &GuestMemory, pieces: Vec<Piece>) -> Result<Chain, RingError> {
         let mut builder = Builder::new(memory, pieces);
         let (mut at, mut slots) = (self.available, 0);
+        let taken = self.taken();
         loop {
             if slots == self.size {
                 return Err(RingError::TooLong(self.size.into()));
+            }
+            if slots + taken == self.size {
+                return Err(RingError::Taken(self.size));
             }
             let d = Raw::read(memory, self.ring, at.index);
             let (id, flags) = (d.a, d.b);

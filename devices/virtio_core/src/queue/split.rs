@@ -70,6 +70,9 @@ impl Split {
     }
 
     pub fn pop(&mut self, memory: &GuestMemory, pieces: Vec<Piece>) -> Result<Chain, RingError> {
+        if self.next_available.wrapping_sub(self.next_used) >= self.size {
+            return Err(RingError::Taken(self.size));
+        }
         let slot = u64::from(self.next_available % self.size);
         let head: u16 = memory.read(RamOffset(self.available.0 + 4 + 2 * slot));
         let chain = self.walk(memory, head, pieces)?;
