@@ -62,9 +62,11 @@ impl ImageLock {
     pub fn on(path: &Path, file: File, access: Access) -> Result<Self, OpenError> {
         let used: &[u64] = if access == Access::Write { &[READ, WRITE, RESIZE] } else { &[READ] };
         let bytes = used.iter().map(|n| USED + n).chain(NEVER_SHARED.iter().map(|n| UNSHARED + n));
+        let lock = ImageLock(file);
+        let file = &lock.0;
         for byte in bytes {
             if file_lock::share(file.as_fd(), byte).is_err() {
-                return Ok(ImageLock(file));
+                return Ok(lock);
             }
         }
         // First one's own locks, then the look at others': of two at once at least
@@ -78,7 +80,14 @@ impl ImageLock {
             let use_ = if access == Access::Write { "used" } else { "written" };
             return Err(OpenError::Locked { path: path.to_path_buf(), use_ });
         }
-        Ok(ImageLock(file))
+        Ok(lock)
+    }
+}
+
+impl Drop for ImageLock {
+    fn drop(&mut self) {
+        // Where that fails there are no locks.
+        let _ = file_lock::release(self.0.as_fd());
     }
 }
 
@@ -97,8 +106,11 @@ mod tests {
         {
             let first = take(held).expect("nobody else");
             assert_eq!(take(wanted).is_ok(), granted, "{held:?} then {wanted:?}");
+            // As a process that was forked and has not executed yet has one.
+            let copy = first.0.try_clone().expect("a descriptor");
             drop(first);
             take(wanted).expect("released with its holder");
+            drop(copy);
         }
     }
 }

@@ -34,6 +34,17 @@ pub fn share(file: BorrowedFd<'_>, byte: u64) -> io::Result<()> {
     fcntl(file, libc::F_OFD_SETLK, &mut lock_of(libc::F_RDLCK, byte)?)
 }
 
+/// Let go of all locks of a file's open description, though another process may still have
+/// a descriptor of it: one that was forked and has not executed its program yet.
+///
+/// # Errors
+/// When the file system has no locks.
+pub fn release(file: BorrowedFd<'_>) -> io::Result<()> {
+    let mut all = lock_of(libc::F_UNLCK, 0)?;
+    all.l_len = 0;
+    fcntl(file, libc::F_OFD_SETLK, &mut all)
+}
+
 /// Whether another open file description holds any lock on the byte.
 ///
 /// # Errors
