@@ -45,8 +45,7 @@ pub(crate) struct Refcounts<'a> {
     at: u64,
     part: [u8; PART],
     changed: bool,
-    /// Refcounts that were set, and the file to write them to, once there are any.
-    mended: u64,
+    /// The file to write refcounts to, once any was set.
     written: Option<File>,
 }
 
@@ -63,17 +62,7 @@ impl<'a> Refcounts<'a> {
         let table = entries(file, at, (clusters << cluster_bits) / 8)?;
         let blocks = table.into_iter().map(|entry| entry & BLOCK_OFFSET).collect();
         let (at, part) = (u64::MAX, [0; PART]);
-        Ok(Refcounts {
-            file,
-            blocks,
-            cluster_bits,
-            order,
-            at,
-            part,
-            changed: false,
-            mended: 0,
-            written: None,
-        })
+        Ok(Refcounts { file, blocks, cluster_bits, order, at, part, changed: false, written: None })
     }
 
     /// Where the blocks are that there are.
@@ -116,7 +105,7 @@ impl<'a> Refcounts<'a> {
         }
         let last = byte + (1 << self.order.saturating_sub(3)) - 1;
         self.part[last] |= 1 << bit;
-        (self.changed, self.mended) = (true, self.mended + 1);
+        self.changed = true;
         Ok(())
     }
 
@@ -128,12 +117,12 @@ impl<'a> Refcounts<'a> {
         Ok(())
     }
 
-    /// Write what was counted; how many there were.
-    pub fn finish(mut self) -> io::Result<u64> {
+    /// Write what was counted, durably.
+    pub fn finish(mut self) -> io::Result<()> {
         self.write_back()?;
         if let Some(file) = &self.written {
             file.sync_data()?;
         }
-        Ok(self.mended)
+        Ok(())
     }
 }

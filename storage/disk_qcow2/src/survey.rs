@@ -54,14 +54,11 @@ pub(crate) enum SurveyError {
 }
 
 /// What an image is like.
-#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Survey {
     /// Some clusters are compressed, or in use by snapshots too: writing to them frees.
     pub shares: bool,
     /// Which second-level tables there are.
     pub l2: Vec<bool>,
-    /// Refcounts that were mended.
-    pub mended: u64,
 }
 
 /// A bit for each cluster.
@@ -211,5 +208,6 @@ pub(crate) fn survey(
         }
     }
     let l2 = l1.iter().map(|entry| entry & OFFSET != 0).collect();
-    Ok(Survey { shares, l2, mended: refcounts.finish()? })
+    refcounts.finish()?;
+    Ok(Survey { shares, l2 })
 }
