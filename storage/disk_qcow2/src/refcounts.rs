@@ -37,6 +37,10 @@ pub(crate) fn entries(file: &File, at: u64, count: u64) -> io::Result<Vec<u64>> 
 /// The refcounts of a file, a part of a block at a time.
 pub(crate) struct Refcounts<'a> {
     file: &'a File,
+    /// Opens the file to be written.
+    writable: &'a dyn Fn() -> io::Result<File>,
+    /// Where the table is, and the blocks that it names.
+    table: u64,
     blocks: Vec<u64>,
     /// Bits of a cluster's size and of a refcount, as powers of two.
     cluster_bits: u32,
@@ -45,7 +49,7 @@ pub(crate) struct Refcounts<'a> {
     at: u64,
     part: [u8; PART],
     changed: bool,
-    /// The file to write refcounts to, once any was set.
+    /// The file to write refcounts to, once any was changed.
     written: Option<File>,
 }
 
@@ -56,13 +60,18 @@ struct Place {
 }
 
 impl<'a> Refcounts<'a> {
-    pub fn of(file: &'a File, header: &Header) -> io::Result<Self> {
-        let RefcountTable { at, clusters, order } = header.refcounts;
+    /// `writable` opens the file to be written, where anything is to be mended.
+    pub fn of(
+        file: &'a File,
+        header: &Header,
+        writable: &'a dyn Fn() -> io::Result<File>,
+    ) -> io::Result<Self> {
+        let RefcountTable { at: table, clusters, order } = header.refcounts;
         let cluster_bits = header.layout.cluster_bits;
-        let table = entries(file, at, (clusters << cluster_bits) / 8)?;
-        let blocks = table.into_iter().map(|entry| entry & BLOCK_OFFSET).collect();
-        let (at, part) = (u64::MAX, [0; PART]);
-        Ok(Refcounts { file, blocks, cluster_bits, order, at, part, changed: false, written: None })
+        let blocks = entries(file, table, (clusters << cluster_bits) / 8)?;
+        let blocks = blocks.into_iter().map(|entry| entry & BLOCK_OFFSET).collect();
+        let (at, part, changed, written) = (u64::MAX, [0; PART], false, None);
+        Ok(Refcounts { file, writable, table, blocks, cluster_bits, order, at, part, changed, written })
     }
 
     /// Where the blocks are that there are.
@@ -70,12 +79,45 @@ impl<'a> Refcounts<'a> {
         self.blocks.iter().copied().filter(|at| *at != 0)
     }
 
+    /// Refcounts of a block, as a power of two.
+    fn block_bits(&self) -> u32 {
+        self.cluster_bits + 3 - self.order
+    }
+
+    /// Where the block for a cluster is named, and the place it names.
+    fn block(&self, cluster: u64) -> Option<(usize, u64)> {
+        let n = usize::try_from(cluster >> self.block_bits()).ok()?;
+        self.blocks.get(n).map(|at| (n, *at))
+    }
+
+    /// Whether the table has a place for a cluster's block, and names none.
+    pub fn lacks_block(&self, cluster: u64) -> bool {
+        self.block(cluster).is_some_and(|(_, at)| at == 0)
+    }
+
+    /// Take what is at an offset, where the file has nothing, for the block of a cluster that
+    /// lacks it.
+    pub fn add_block(&mut self, cluster: u64, at: u64) -> io::Result<()> {
+        let Some((n, 0)) = self.block(cluster) else { return Ok(()) };
+        let entry = self.table + 8 * n as u64;
+        self.opened()?.write_all_at(&at.to_be_bytes(), entry)?;
+        self.blocks[n] = at;
+        Ok(())
+    }
+
+    fn opened(&mut self) -> io::Result<&File> {
+        let file = match self.written.take() {
+            Some(file) => file,
+            None => (self.writable)()?,
+        };
+        Ok(self.written.insert(file))
+    }
+
     /// Read the part with a cluster's refcount; `None`: there is no block for it.
     fn place(&mut self, cluster: u64) -> io::Result<Option<Place>> {
-        let block_bits = self.cluster_bits + 3 - self.order;
-        let block = usize::try_from(cluster >> block_bits).ok().and_then(|n| self.blocks.get(n).copied());
+        let block = self.block(cluster).map(|(_, at)| at);
         let Some(block) = block.filter(|at| (1..END).contains(at)) else { return Ok(None) };
-        let bit = (cluster & ((1 << block_bits) - 1)) << self.order;
+        let bit = (cluster & ((1 << self.block_bits()) - 1)) << self.order;
         let at = block + bit / 8 / PART as u64 * PART as u64;
         if self.at != at {
             self.write_back()?;
@@ -96,13 +138,10 @@ impl<'a> Refcounts<'a> {
         Ok(Some(self.part[byte..byte + bytes].iter().any(|b| *b != 0)))
     }
 
-    /// Count one use of a cluster that has a block and is not counted. `writable` opens the
-    /// file to write it.
-    pub fn count(&mut self, cluster: u64, writable: impl Fn() -> io::Result<File>) -> io::Result<()> {
+    /// Count one use of a cluster that has a block and is not counted.
+    pub fn count(&mut self, cluster: u64) -> io::Result<()> {
         let Some(Place { byte, bit }) = self.place(cluster)? else { return Ok(()) };
-        if self.written.is_none() {
-            self.written = Some(writable()?);
-        }
+        self.opened()?;
         let last = byte + (1 << self.order.saturating_sub(3)) - 1;
         self.part[last] |= 1 << bit;
         self.changed = true;
@@ -117,9 +156,12 @@ impl<'a> Refcounts<'a> {
         Ok(())
     }
 
-    /// Write what was counted, durably.
-    pub fn finish(mut self) -> io::Result<()> {
+    /// Write what was counted, and make the file longer if it is to be, durably.
+    pub fn finish(mut self, len: Option<u64>) -> io::Result<()> {
         self.write_back()?;
+        if let Some(len) = len {
+            self.opened()?.set_len(len)?;
+        }
         if let Some(file) = &self.written {
             file.sync_data()?;
         }

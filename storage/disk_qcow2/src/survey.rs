@@ -6,7 +6,9 @@
 //! own cluster it even looks for room until its stack is full.
 //!
 //! Second-level tables and data can be uncounted after a process or a host ended at the
-//! wrong moment: they are counted here. Everything else that is wrong is refused.
+//! wrong moment: they are counted here. When a host ends while it writes, tables can be there
+//! whose data are not, and the file ends before what they name: it is made that long, and what
+//! was not written reads as zeroes. Everything else that is wrong is refused.
 
 use std::fs::File;
 use std::io;
@@ -19,7 +21,8 @@ use crate::refcounts::{Refcounts, entries, read};
 
 /// Most clusters of a file: what is noted of them takes two bits each.
 const MAX_CLUSTERS: u64 = 1 << 30;
-/// Clusters that may be named behind the file's end, where an allocation was not written yet.
+/// Clusters besides the disk's, with one table for 32 of them, that may be named behind the
+/// file's end.
 const BEHIND: u64 = 1024;
 
 /// In entries of first- and second-level tables.
@@ -49,7 +52,7 @@ pub(crate) enum SurveyError {
         "has {0} clusters, up to 2^30 are written; convert it to larger ones with: qemu-img convert -o cluster_size=2M"
     )]
     Many(u64),
-    #[error("cannot be read: {0}; check the disk it is on")]
+    #[error("cannot be read, or mended: {0}; check the disk it is on, and its free space")]
     Io(#[from] io::Error),
 }
 
@@ -61,35 +64,49 @@ pub(crate) struct Survey {
     pub l2: Vec<bool>,
 }
 
-/// A bit for each cluster.
+/// A bit for each cluster, up to the last that is set.
 struct Bits(Vec<u64>);
 
 impl Bits {
+    fn word(&self, n: u64) -> u64 {
+        self.0.get(n as usize).copied().unwrap_or(0)
+    }
     fn get(&self, n: u64) -> bool {
-        self.0[(n / 64) as usize] >> (n % 64) & 1 != 0
+        self.word(n / 64) >> (n % 64) & 1 != 0
     }
     fn set(&mut self, n: u64) {
-        self.0[(n / 64) as usize] |= 1 << (n % 64);
+        let word = (n / 64) as usize;
+        if word >= self.0.len() {
+            self.0.resize(word + 1, 0);
+        }
+        self.0[word] |= 1 << (n % 64);
     }
 }
 
 /// Clusters in use.
 struct Uses {
     cluster_bits: u32,
-    clusters: u64,
+    /// Which may be named: those below.
+    limit: u64,
+    /// Behind the file's clusters, and behind all that are named.
+    end: u64,
     /// By one alone, and by any number.
     alone: Bits,
     shared: Bits,
 }
 
 impl Uses {
-    fn new(file_len: u64, cluster_bits: u32) -> Result<Self, SurveyError> {
-        let clusters = (file_len >> cluster_bits) + BEHIND;
-        if clusters > MAX_CLUSTERS {
-            return Err(SurveyError::Many(clusters));
+    fn new(file_len: u64, header: &Header) -> Result<Self, SurveyError> {
+        let (cluster_bits, cluster) = (header.layout.cluster_bits, header.layout.cluster());
+        let end = file_len.div_ceil(cluster);
+        if end > MAX_CLUSTERS {
+            return Err(SurveyError::Many(end));
         }
-        let bits = || Bits(vec![0; clusters.div_ceil(64) as usize]);
-        Ok(Uses { cluster_bits, clusters, alone: bits(), shared: bits() })
+        // The smallest clusters have room for 64 entries of a table, or refcounts.
+        let disk = header.size.div_ceil(cluster);
+        let limit = (end + disk + disk / 32 + BEHIND).min(MAX_CLUSTERS);
+        let bits = || Bits(vec![0; end.div_ceil(64) as usize]);
+        Ok(Uses { cluster_bits, limit, end, alone: bits(), shared: bits() })
     }
 
     /// The cluster at an offset is used by one alone.
@@ -111,9 +128,19 @@ impl Uses {
         Ok(())
     }
 
-    fn cluster(&self, at: u64) -> Result<u64, SurveyError> {
+    fn cluster(&mut self, at: u64) -> Result<u64, SurveyError> {
         let cluster = at >> self.cluster_bits;
-        if cluster < self.clusters { Ok(cluster) } else { Err(SurveyError::Behind(cluster)) }
+        if cluster >= self.limit {
+            return Err(SurveyError::Behind(cluster));
+        }
+        self.end = self.end.max(cluster + 1);
+        Ok(cluster)
+    }
+
+    /// Use a cluster behind all others, where the file has nothing; its offset.
+    fn fresh(&mut self) -> Result<u64, SurveyError> {
+        let at = self.end << self.cluster_bits;
+        self.alone(at).map(|()| at)
     }
 
     /// All of a table from an offset on.
@@ -142,13 +169,14 @@ impl Uses {
         }
     }
 
-    /// Clusters in use, in order.
-    fn all(&self) -> impl Iterator<Item = u64> + '_ {
-        let words = self.alone.0.iter().zip(&self.shared.0).enumerate();
-        words.filter(|(_, (a, b))| **a | **b != 0).flat_map(|(n, (a, b))| {
-            let word = a | b;
-            (0..64).filter(move |bit| word >> bit & 1 != 0).map(move |bit| n as u64 * 64 + bit)
-        })
+    /// The first cluster in use from one on.
+    fn next(&self, from: u64) -> Option<u64> {
+        let words = self.alone.0.len().max(self.shared.0.len()) as u64;
+        let word = |n| self.alone.word(n) | self.shared.word(n);
+        let rest = word(from / 64) & (!0 << (from % 64));
+        let at = if rest != 0 { from / 64 } else { (from / 64 + 1..words).find(|n| word(*n) != 0)? };
+        let bits = if rest != 0 { rest } else { word(at) };
+        Some(at * 64 + u64::from(bits.trailing_zeros()))
     }
 }
 
@@ -174,16 +202,19 @@ pub(crate) fn survey(
 ) -> Result<Survey, SurveyError> {
     let cluster_bits = header.layout.cluster_bits;
     let cluster = header.layout.cluster();
-    let mut refcounts = Refcounts::of(file, header)?;
-    let mut uses = Uses::new(file.metadata()?.len(), cluster_bits)?;
+    let mut refcounts = Refcounts::of(file, header, &writable)?;
+    let mut uses = Uses::new(file.metadata()?.len(), header)?;
+    let in_file = uses.end;
     // Only these must be counted already: nothing that ends at the wrong moment leaves them so.
     uses.table(0, 1)?;
     uses.table(header.refcounts.at, header.refcounts.clusters << cluster_bits)?;
     uses.table(header.l1.at, header.l1.entries * 8)?;
-    for cluster in uses.all() {
+    let mut from = 0;
+    while let Some(cluster) = uses.next(from) {
         if refcounts.is_counted(cluster)? != Some(true) {
             return Err(SurveyError::Free(cluster));
         }
+        from = cluster + 1;
     }
     refcounts.blocks().try_for_each(|at| uses.alone(at))?;
     let l1 = entries(file, header.l1.at, header.l1.entries)?;
@@ -200,14 +231,26 @@ pub(crate) fn survey(
     }
     // A snapshot's use of a second-level table is told in the first level.
     shares |= l1.iter().any(|entry| entry & OFFSET != 0 && entry & COPIED == 0);
-    for cluster in uses.all() {
+    count_all(&mut uses, &mut refcounts)?;
+    let l2 = l1.iter().map(|entry| entry & OFFSET != 0).collect();
+    refcounts.finish((uses.end > in_file).then_some(uses.end << cluster_bits))?;
+    Ok(Survey { shares, l2 })
+}
+
+/// Count what is used by one alone and is not counted, new refcount blocks too.
+fn count_all(uses: &mut Uses, refcounts: &mut Refcounts<'_>) -> Result<(), SurveyError> {
+    let mut from = 0;
+    while let Some(cluster) = uses.next(from) {
+        let alone = uses.alone.get(cluster);
+        if alone && refcounts.lacks_block(cluster) {
+            refcounts.add_block(cluster, uses.fresh()?)?;
+        }
         match refcounts.is_counted(cluster)? {
             Some(true) => {}
-            Some(false) if uses.alone.get(cluster) => refcounts.count(cluster, &writable)?,
+            Some(false) if alone => refcounts.count(cluster)?,
             _ => return Err(SurveyError::Free(cluster)),
         }
+        from = cluster + 1;
     }
-    let l2 = l1.iter().map(|entry| entry & OFFSET != 0).collect();
-    refcounts.finish()?;
-    Ok(Survey { shares, l2 })
+    Ok(())
 }

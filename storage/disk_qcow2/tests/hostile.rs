@@ -216,6 +216,47 @@ fn an_image_that_uses_a_cluster_twice_is_only_read() {
     }
 }
 
+/// A host that ends while it writes may leave tables without what they name, the refcounts of
+/// that, and the file's length.
+#[test]
+fn what_a_host_did_not_write_reads_as_zeroes() {
+    const COPIED: u64 = 1 << 63;
+    // A disk of 1 MiB has 2048 clusters; a refcount block counts 256.
+    for first in [7, 8, 200, 250, 256, 300, 1000, 2000] {
+        let mut image = images::small();
+        image[24..32].copy_from_slice(&(1u64 << 20).to_be_bytes());
+        image[36..40].copy_from_slice(&32u32.to_be_bytes());
+        // The other second-level tables, and data of the first.
+        for (n, at) in (0x608..0x700).step_by(8).chain((0x820..0xa00).step_by(8)).enumerate() {
+            let entry = (first + n as u64) << 9 | COPIED;
+            image[at..at + 8].copy_from_slice(&entry.to_be_bytes());
+        }
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::fs::write(file.path(), &image).expect("its bytes");
+        let mut expected = vec![0; 1 << 20];
+        expected[..512].fill(0xaa);
+        expected[3 * 512..4 * 512].fill(0xaa);
+        let open = |read_only, expected: &[u8]| {
+            let options = Qcow2Options { read_only, ..Qcow2Options::default() };
+            let disk = Qcow2Disk::open(file.path(), options).unwrap_or_else(|e| panic!("{first}: {e}"));
+            let mut contents = vec![1; 1 << 20];
+            disk.read(0, &mut contents).expect("it is whole");
+            assert!(contents == expected, "{first}");
+            disk
+        };
+        drop(open(true, &expected));
+        assert!(std::fs::read(file.path()).expect("its bytes") == image, "{first}: it was only read");
+        drop(open(false, &expected));
+        let mended = std::fs::read(file.path()).expect("its bytes");
+        assert!(mended.len() as u64 >= (first + 91) << 9, "{first}: {}", mended.len());
+        drop(open(false, &expected));
+        assert!(std::fs::read(file.path()).expect("its bytes") == mended, "{first}: it was whole");
+        open(false, &expected).write(0, &vec![0xbb; 1 << 20]).expect("there is room");
+        expected.fill(0xbb);
+        drop(open(false, &expected));
+    }
+}
+
 /// What may be read where after a process has ended, by sector.
 struct Promise(Vec<Vec<u8>>);
 

@@ -13,6 +13,8 @@ use proptest::test_runner::{Config, TestRunner};
 use tempfile::TempDir;
 
 const SIZE: u64 = 4 << 20;
+/// In entries of tables: nobody else uses it.
+const COPIED: u64 = 1 << 63;
 
 /// Run one of QEMU's tools; false if it refuses. None: it is not installed.
 fn qemu(program: &str, args: &[&str]) -> Option<bool> {
@@ -287,6 +289,49 @@ fn snapshots_survive_what_is_written_after_them() {
     images.is_clean(&path);
     images.run("qemu-img", &["snapshot", "-a", "before"], &[&path]);
     assert!(images.contents(&path) == data, "the snapshot's bytes");
+}
+
+/// As what a host leaves that ends while it writes: the table, without what it names.
+#[test]
+fn what_was_not_written_is_made_whole() {
+    let Some(images) = Images::new() else { return };
+    let at = |bytes: &[u8], at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
+    // More than 64 MiB that the file has not; for small clusters several refcount blocks.
+    for (options, size) in [("cluster_size=65536", 512 << 20), ("cluster_size=512", 4 << 20)] {
+        let path = images.path("unwritten.qcow2");
+        let (name, size_text) = (path.to_string_lossy(), u64::to_string(&size));
+        let args = ["create", "-q", "-f", "qcow2", "-o", options, &name, &size_text];
+        assert_eq!(qemu("qemu-img", &args), Some(true));
+        let disk = open(&path, Qcow2Options::default());
+        let span = if size > 4 << 20 { size } else { 32 << 10 };
+        (0..size / span).for_each(|n| disk.write(n * span, &[7; 512]).expect("a write"));
+        drop(disk);
+        let mut bytes = std::fs::read(&path).expect("it is there");
+        let cluster = 1u64 << bytes[23];
+        let first = (bytes.len() as u64).div_ceil(cluster);
+        let mut next = first;
+        for l1 in (at(&bytes, 40)..).step_by(8).take((size / span) as usize) {
+            let l2 = (at(&bytes, l1 as usize) & 0x00ff_ffff_ffff_fe00) as usize;
+            for entry in (l2..l2 + cluster as usize).step_by(8).skip(1) {
+                bytes[entry..entry + 8].copy_from_slice(&(COPIED | (next * cluster)).to_be_bytes());
+                next += 1;
+            }
+        }
+        std::fs::write(&path, &bytes).expect("room");
+        let disk = open(&path, Qcow2Options::default());
+        let told = std::fs::metadata(&path).expect("it is there").len();
+        assert!(told >= next * cluster, "{options}: {told} {next}");
+        disk.write(size - cluster, &[8; 512]).expect("a write");
+        drop(disk);
+        images.is_clean(&path);
+        let seen = images.contents(&path);
+        let expected = |n: usize| match n as u64 {
+            n if n % span < 512 => 7,
+            n if (size - cluster..size - cluster + 512).contains(&n) => 8,
+            _ => 0,
+        };
+        assert!((0..seen.len()).step_by(256).all(|n| seen[n] == expected(n)), "{options}");
+    }
 }
 
 /// A source with data, holes and zeroes, and an image of it that QEMU makes with
