@@ -347,7 +347,7 @@ impl Cpu {
         self.pending_debug = 0;
         self.injected = None;
         match s.pending_exception {
-            Some(e) if e.vector == vector::DB => self.pending_debug = e.payload,
+            Some(e) if e.vector == vector::DB && e.payload != 0 => self.pending_debug = e.payload,
             other => self.injected = other,
         }
         // CR8 is the local APIC's and travels with its state.
@@ -493,7 +493,7 @@ impl Cpu {
         if (self.cpl == 3 && ac && self.cr0 & cr0::AM != 0) != self.alignment_checks {
             self.mode_changed();
         }
-        self.tlb.select(self.cpl == 3, ac);
+        self.select_translations();
         self.set_code_key();
         self.leave_at = 0;
     }
@@ -524,7 +524,7 @@ impl Cpu {
             self.paging_controls = controls;
             self.flush_tlb_all();
         }
-        self.tlb.select(self.cpl == 3, self.system_flags & rflags::AC != 0);
+        self.select_translations();
         let window = if self.code_bits == 64 { (0, u32::MAX) } else { (cs.base, cs.limit) };
         if window != self.code_window {
             self.code_window = window;
@@ -532,6 +532,15 @@ impl Cpu {
         }
         self.set_code_key();
         self.leave_at = 0;
+    }
+
+    /// Choose the translations that need no further check: none while alignment is checked.
+    fn select_translations(&mut self) {
+        if self.alignment_checks {
+            self.tlb.select_none();
+        } else {
+            self.tlb.select(self.cpl == 3, self.system_flags & rflags::AC != 0);
+        }
     }
 
     /// Derive the key of virtual code look-ups.

@@ -256,17 +256,21 @@ fn memory_operand(instruction: &Instruction, insn: &mut Insn, code_bits: u8) {
         (b, _) => b.size(),
     };
     insn.address_shift = 64 - 8 * address_bytes.clamp(1, 8) as u8;
-    insn.seg = segment_number(instruction.memory_segment(), code_bits);
+    let stack = matches!(base, Register::RSP | Register::RBP | Register::ESP | Register::EBP);
+    insn.seg = match segment_number(instruction.memory_segment(), code_bits) {
+        SEG_FLAT if stack => 2,
+        n => n,
+    };
 }
 
-/// In 64-bit mode only FS and GS have a base; SS stays known because its
-/// violations are #SS.
+/// In 64-bit mode only FS and GS have a base, and prefixes of the others are ignored. SS stays
+/// known where it is the default, because its violations are #SS.
 fn segment_number(r: Register, code_bits: u8) -> u8 {
     match r {
         Register::FS => 4,
         Register::GS => 5,
-        Register::SS => 2,
         _ if code_bits == 64 => SEG_FLAT,
+        Register::SS => 2,
         Register::ES => 0,
         Register::CS => 1,
         _ => 3,

@@ -33,6 +33,15 @@ pub(crate) enum Intent {
     Fetch,
 }
 
+/// Where an operand lies in RAM if it is in one piece there.
+pub(crate) fn adjacent(place: (Place, Option<Place>)) -> Option<u64> {
+    match place {
+        (Place::Ram(at), None) => Some(at),
+        (Place::Ram(at), Some(Place::Ram(next))) if (at | PAGE_MASK) + 1 == next => Some(at),
+        _ => None,
+    }
+}
+
 impl Cpu {
     /// Load the instruction's memory operand.
     #[inline(always)]
@@ -175,13 +184,26 @@ impl Cpu {
         self.write_checked(linear, value, Privilege::Current)
     }
 
-    /// #AC, which comes after the page faults of the same access.
+    /// #AC, which comes after the page faults of the same access. For the 16-byte accesses
+    /// of MOVUPS and its kin, which a processor may leave unchecked, as AMD's do it.
     pub(crate) fn check_alignment(&mut self, linear: u64, size: u64, intent: Intent) -> Step {
-        if size > 8 || linear % size == 0 {
+        if linear % size == 0 {
             return Ok(());
         }
         self.locate(linear, size, intent, Privilege::Current)?;
         Err(self.raise(vector::AC, Some(0)))
+    }
+
+    /// Run accesses that alignment checks leave alone: the pieces of an operand whose
+    /// own rule has been applied, or that has none.
+    pub(crate) fn in_pieces<T>(
+        &mut self,
+        access: impl FnOnce(&mut Self) -> Result<T, Stop>,
+    ) -> Result<T, Stop> {
+        let checks = std::mem::replace(&mut self.alignment_checks, false);
+        let result = access(self);
+        self.alignment_checks = checks;
+        result
     }
 
     /// The linear address of `len` bytes at `seg:offset`, after the segment's

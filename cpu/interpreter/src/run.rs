@@ -1,7 +1,7 @@
 //! The loop: blocks, events at instruction boundaries, limits.
 
 use engine::{EngineError, Halt, Vcpu, VcpuConfig, attention_bits};
-use x86_state::{Activity, CpuState, Exception, InterruptShadow, dr6, rflags, vector};
+use x86_state::{Activity, CpuState, Exception, InterruptShadow, debugctl, dr6, rflags, vector};
 
 use crate::blocks::Blocks;
 use crate::cpu::{Cpu, Stop};
@@ -51,7 +51,7 @@ impl InterpreterVcpu {
         let end = match self.boundary() {
             Some(Halt::Limit) => StepEnd::Done,
             Some(halt) => StepEnd::Halted(halt),
-            None if fpu_elsewhere && self.next_uses_fpu() => StepEnd::NeedsFpu,
+            None if fpu_elsewhere => self.step_without_fpu(),
             None => {
                 self.advance();
                 StepEnd::Done
@@ -62,9 +62,20 @@ impl InterpreterVcpu {
         end
     }
 
-    fn next_uses_fpu(&mut self) -> bool {
-        let insns = self.blocks.find(&mut self.cpu);
-        insns.is_ok_and(|i| i.first().is_some_and(|i| i.has(Insn::FPU)))
+    /// Execute the next instruction if it leaves the x87 and vector registers alone: the
+    /// very one that was looked at, since another processor may rewrite or map it.
+    fn step_without_fpu(&mut self) -> StepEnd {
+        let next = self.blocks.find(&mut self.cpu).ok().and_then(|i| i.first().copied());
+        match next {
+            Some(i) if !i.has(Insn::FPU) => {
+                let single = self.watched();
+                let outcome = if single { self.run_one(Some(i)) } else { self.run_found(&i) };
+                self.ended(outcome);
+                StepEnd::Done
+            }
+            // One that cannot be fetched may be there the next time.
+            _ => StepEnd::NeedsFpu,
+        }
     }
 
     fn run_to_halt(&mut self) -> Halt {
@@ -78,8 +89,16 @@ impl InterpreterVcpu {
 
     /// Execute blocks, or one instruction where each must be watched.
     fn advance(&mut self) {
-        let single = self.cpu.system_flags & rflags::TF != 0 || self.cpu.code_breakpoints;
-        let outcome = if single { self.run_one() } else { self.run_blocks() };
+        let outcome = if self.watched() { self.run_one(None) } else { self.run_blocks() };
+        self.ended(outcome);
+    }
+
+    /// Whether each instruction must be watched.
+    fn watched(&self) -> bool {
+        self.cpu.system_flags & rflags::TF != 0 || self.cpu.code_breakpoints
+    }
+
+    fn ended(&mut self, outcome: Result<(), Stop>) {
         // A fault has been delivered; only its failure ends the machine.
         if outcome == Err(Stop::Shutdown) {
             self.cpu.activity = Activity::Shutdown;
@@ -122,6 +141,15 @@ impl InterpreterVcpu {
         }
     }
 
+    /// Execute `i`, found at RIP.
+    fn run_found(&mut self, i: &Insn) -> Result<(), Stop> {
+        let cpu = &mut self.cpu;
+        cpu.shadow = InterruptShadow::None;
+        cpu.system_flags &= !rflags::RF;
+        cpu.leave_at = cpu.limit_at;
+        execute(cpu, std::slice::from_ref(i))
+    }
+
     /// Execute blocks until something needs the boundary's attention.
     fn run_blocks(&mut self) -> Result<(), Stop> {
         let InterpreterVcpu { cpu, blocks } = self;
@@ -145,8 +173,9 @@ impl InterpreterVcpu {
         }
     }
 
-    /// Execute one instruction under TF or with instruction breakpoints.
-    fn run_one(&mut self) -> Result<(), Stop> {
+    /// Execute one instruction under TF or with instruction breakpoints: `found`, or the
+    /// one at RIP.
+    fn run_one(&mut self, found: Option<Insn>) -> Result<(), Stop> {
         let InterpreterVcpu { cpu, blocks } = self;
         let before = cpu.system_flags;
         let blocked = cpu.shadow == InterruptShadow::MovSs;
@@ -161,13 +190,28 @@ impl InterpreterVcpu {
         cpu.shadow = InterruptShadow::None;
         cpu.system_flags &= !rflags::RF;
         let retired = cpu.retired;
+        let branches_only = before & rflags::TF != 0 && cpu.msrs.debugctl & debugctl::BTF != 0;
+        let found = match found {
+            None if branches_only => blocks.find(cpu).ok().and_then(|i| i.first().copied()),
+            found => found,
+        };
+        let behind = found.map(|i| cpu.rip().wrapping_add(u64::from(i.len)));
         // A trap is due for a completed instruction (or iteration) that began with
         // TF set; not after a fault or INT n, whose delivery has saved TF.
         cpu.step_trap = before & rflags::TF != 0;
-        let outcome = run_block(cpu, blocks, retired.wrapping_add(1));
+        let limit = retired.wrapping_add(1);
+        let outcome = match &found {
+            Some(i) => {
+                cpu.leave_at = limit;
+                execute(cpu, std::slice::from_ref(i))
+            }
+            None => run_block(cpu, blocks, limit),
+        };
         // That of MOV SS and POP SS is lost, not held off.
         let lost = cpu.shadow == InterruptShadow::MovSs;
-        if outcome != Err(Stop::Fault) && cpu.step_trap && !lost {
+        // A repeated instruction that has not ended is no branch either.
+        let due = !branches_only || cpu.retired != retired && behind.is_some_and(|b| b != cpu.rip());
+        if outcome != Err(Stop::Fault) && cpu.step_trap && !lost && due {
             cpu.pending_debug |= dr6::BS;
         }
         outcome.or_else(|stop| if stop == Stop::Fault { Ok(()) } else { Err(stop) })
@@ -218,10 +262,15 @@ fn deliver_pending(cpu: &mut Cpu, bits: u32) -> Result<bool, Stop> {
 #[inline(always)]
 fn run_block(cpu: &mut Cpu, blocks: &mut Blocks, limit: u64) -> Result<(), Stop> {
     cpu.leave_at = limit;
-    let insns = match blocks.find(cpu) {
-        Ok(insns) => insns,
-        Err(_) => return fault(cpu),
-    };
+    match blocks.find(cpu) {
+        Ok(insns) => execute(cpu, insns),
+        Err(_) => fault(cpu),
+    }
+}
+
+/// Execute `insns`, which lie at RIP, until `retired` reaches `leave_at`; as [`run_block`].
+#[inline(always)]
+fn execute(cpu: &mut Cpu, insns: &[Insn]) -> Result<(), Stop> {
     let mut rip = cpu.regs[REG_RIP as usize];
     for i in insns {
         rip = rip.wrapping_add(u64::from(i.len));

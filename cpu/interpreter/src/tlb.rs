@@ -7,6 +7,8 @@
 
 /// Entries of one set.
 const SET: usize = 1024;
+/// First entry of a set without translations.
+const NONE: usize = 3 * SET;
 /// Bytes of page offset and tag.
 pub(crate) const PAGE_MASK: u64 = 0xfff;
 /// Tag bit of a page that must take the slow path: device memory, or a page
@@ -87,6 +89,11 @@ impl Tlb {
     /// Choose the set of the program's own accesses.
     pub fn select(&mut self, user: bool, ac: bool) {
         self.base = Self::set_of(user, ac) as usize * SET;
+    }
+
+    /// Choose the set that stays empty.
+    pub fn select_none(&mut self) {
+        self.base = NONE;
     }
 
     fn set_of(user: bool, ac: bool) -> Set {

@@ -5,8 +5,9 @@ mod machine;
 use engine::{Halt, Vcpu, attention_bits};
 use guest_memory::{GuestMemory, MemoryMap, RamOffset, Region};
 use iced_x86::code_asm::*;
+use interpreter::StepEnd;
 use machine::{FREE, HANDLERS, Machine};
-use x86_state::{Activity, CpuState, InterruptShadow, TableRegister, reg, rflags, vector};
+use x86_state::{Activity, CpuState, InterruptShadow, TableRegister, cr0, reg, rflags, vector};
 
 type Assembly = Result<(), iced_x86::IcedError>;
 
@@ -594,4 +595,68 @@ fn a_refused_state_changes_nothing() {
     let error = m.vcpu.set_state(&bad).unwrap_err().to_string();
     assert!(error.contains("PG without PE"), "{error}");
     assert_eq!(m.vcpu.state().unwrap(), s);
+}
+
+/// In 64-bit code prefixes of CS, DS, ES and SS do nothing: which base an address has tells
+/// whether a violation is #SS.
+#[test]
+fn ignored_prefixes_do_not_choose_the_fault() {
+    let (general, stack) = (vector::GP, vector::SS);
+    // (MOV RAX, [RAX] or [RBP] behind a prefix, expected)
+    let table: [(&[u8], u8); 6] = [
+        (&[0x48, 0x8b, 0x00], general),
+        (&[0x36, 0x48, 0x8b, 0x00], general),
+        (&[0x48, 0x8b, 0x45, 0x00], stack),
+        (&[0x2e, 0x48, 0x8b, 0x45, 0x00], stack),
+        (&[0x3e, 0x48, 0x8b, 0x45, 0x00], stack),
+        (&[0x64, 0x48, 0x8b, 0x45, 0x00], general),
+    ];
+    for (code, expected) in table {
+        let (mut m, mut s) = long(|a| a.nop());
+        m.write(FREE, code);
+        (s.gpr[reg::RAX], s.gpr[reg::RBP]) = (1 << 63, 1 << 63);
+        let (after, halt) = m.run(&s, 100);
+        expect_vector(&m, &after, &halt, expected);
+    }
+}
+
+/// An instruction that cannot be fetched may be one that needs registers which are elsewhere.
+#[test]
+fn a_step_without_registers_leaves_what_may_need_them() {
+    let step = |m: &mut Machine, s: &CpuState| {
+        m.vcpu.set_state(s).unwrap();
+        let end = m.vcpu.step(true);
+        (end, m.vcpu.state().unwrap().rip)
+    };
+    let (mut m, s) = long(|a| a.movups(xmm0, xmmword_ptr(rsi)));
+    let (end, rip) = step(&mut m, &s);
+    assert!(matches!(end, StepEnd::NeedsFpu), "{end:?}");
+    assert_eq!(rip, FREE);
+    let (mut m, s) = long(|a| a.inc(rax));
+    let (end, rip) = step(&mut m, &s);
+    assert!(matches!(end, StepEnd::Done), "{end:?}");
+    assert_eq!(rip, FREE + 3);
+    let (mut m, mut s) = long(|a| a.nop());
+    unmap(&m, 0x40_0000, None);
+    s.rip = 0x40_0000;
+    let (end, rip) = step(&mut m, &s);
+    assert!(matches!(end, StepEnd::NeedsFpu), "{end:?}");
+    assert_eq!(rip, 0x40_0000, "the fault is not delivered yet");
+    assert!(matches!(m.vcpu.step(false), StepEnd::Done));
+    assert_eq!(m.vcpu.state().unwrap().rip, HANDLERS + u64::from(vector::PF));
+}
+
+/// What a port gave would be lost with the fault of its store.
+#[test]
+fn a_port_is_not_read_for_a_misaligned_store() {
+    for (offset, reads) in [(2, 0), (4, 1)] {
+        let (mut m, mut s) = long(|a| a.insd());
+        s.cr0 |= cr0::AM;
+        s.rflags |= rflags::AC | rflags::IOPL;
+        s.segments[1].access |= 0x60;
+        s.segments[2].access |= 0x60;
+        s.gpr[reg::RDI] = FREE + 0x1000 + offset;
+        m.run(&s, 1);
+        assert_eq!(m.bus.log.lock().unwrap().len(), reads, "at {offset}");
+    }
 }

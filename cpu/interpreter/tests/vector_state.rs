@@ -343,3 +343,61 @@ fn outside_64_bit_mode() {
         assert!(after.rip.wrapping_sub(low).abs_diff(want) <= 1, "{code:x?}: RIP {:#x}", after.rip);
     }
 }
+
+/// Linear addresses count, not offsets, wherever a segment has a base.
+#[test]
+fn alignment_counts_the_segment_base() {
+    let gs = |n: u64| {
+        move |s: &mut CpuState| {
+            s.segments[5].base = AREA + 8;
+            s.gpr[6] = n;
+        }
+    };
+    // GS: CVTPD2PI MM0, [RSI]; GS: CVTTPD2PI MM0, [RSI]
+    for code in [[0x65, 0x66, 0x0f, 0x2d, 0x06], [0x65, 0x66, 0x0f, 0x2c, 0x06]] {
+        check("linear address at 16", gs(8), &code, None);
+        check("linear address at 8", gs(0), &code, Some(vector::GP));
+    }
+}
+
+/// VMOVUPS of 32 bytes by GS, the offset aligned and the linear address across a page's end.
+#[test]
+fn a_wide_store_that_faults_leaves_memory_as_it_was() {
+    let (mut m, mut s) = machine();
+    s.segments[5].base = 0x1f_fff0 - 0xfe0;
+    s.gpr[6] = 0xfe0;
+    s.fpu.ymm[0] = [u64::MAX; 4];
+    // The 2 MiB behind are not mapped.
+    m.write(0x3008, &[0; 8]);
+    let (after, fault) = step(&mut m, &s, &[0x65, 0xc5, 0xfc, 0x11, 0x06]);
+    assert_eq!((fault, after.cr2), (Some(vector::PF), 0x20_0000));
+    assert_eq!((m.read_u64(0x1f_fff0), m.read_u64(0x1f_fff8)), (0, 0));
+}
+
+/// ANDN, PEXT, RORX, SHLX, MULX, BLSR: VEX-encoded, though of general registers.
+#[test]
+fn vex_is_undefined_in_real_mode() {
+    let table: [(&str, &[u8]); 6] = [
+        ("ANDN EAX, ECX, EDX", &[0xc4, 0xe2, 0x70, 0xf2, 0xc2]),
+        ("PEXT EAX, ECX, EDX", &[0xc4, 0xe2, 0x72, 0xf5, 0xc2]),
+        ("RORX EAX, EDX, 1", &[0xc4, 0xe3, 0x7b, 0xf0, 0xc2, 1]),
+        ("SHLX EAX, EDX, ECX", &[0xc4, 0xe2, 0x71, 0xf7, 0xc2]),
+        ("MULX EAX, ECX, EDX", &[0xc4, 0xe2, 0x73, 0xf6, 0xc2]),
+        ("BLSR EAX, EDX", &[0xc4, 0xe2, 0x78, 0xf3, 0xca]),
+    ];
+    for (name, code) in table {
+        let mut m = Machine::new(0x20_0000, "x86-64-v3");
+        let mut s = m.real_mode();
+        s.gpr = [0x55; 16];
+        s.gpr[4] = 0x800;
+        s.rip = 0x1000;
+        m.write(0x1000, code);
+        let (after, _) = m.run(&s, 1);
+        assert_eq!(after.rip, machine::HANDLERS + u64::from(vector::UD), "{name} in real mode");
+        assert_eq!(after.gpr[..4], s.gpr[..4], "{name} in real mode");
+        let mut s = m.protected_mode();
+        s.rip = 0x1000;
+        let (after, _) = m.run(&s, 1);
+        assert_eq!(after.rip, 0x1000 + code.len() as u64, "{name} in protected mode");
+    }
+}

@@ -25,7 +25,7 @@ mod zeroed;
 use std::sync::Arc;
 
 pub use access::Scalar;
-pub use atomic::Lockable;
+pub use atomic::{Lockable, split_lock};
 pub use map::{MemoryError, MemoryMap, Region, RegionKind};
 pub use marks::{CodeEvent, PageMarks};
 pub use writers::DirectWriter;

@@ -95,6 +95,13 @@ pub mod dr6 {
     pub const FIXED: u64 = 0xffff_0ff0;
 }
 
+/// IA32_DEBUGCTL bits (SDM volume 3, 18.4.1).
+pub mod debugctl {
+    #![allow(missing_docs, reason = "the names are the manual's")]
+    pub const LBR: u64 = 1 << 0;
+    pub const BTF: u64 = 1 << 1;
+}
+
 /// DR7 bits.
 pub mod dr7 {
     #![allow(missing_docs, reason = "the names are the manual's")]

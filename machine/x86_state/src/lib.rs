@@ -15,7 +15,7 @@ mod segment;
 mod state;
 
 pub use apic::ApicState;
-pub use bits::{cr0, cr4, dr6, dr7, efer, rflags, vector, xcr0};
+pub use bits::{cr0, cr4, debugctl, dr6, dr7, efer, rflags, vector, xcr0};
 pub use cpuid::{CpuidResult, Topology};
 pub use fpu::{F80, FpuState, MXCSR_MASK, MXCSR_RESET};
 pub use model::{CpuModel, CpuModelError, Feature, PhysicalBits};

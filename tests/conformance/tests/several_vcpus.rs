@@ -337,6 +337,38 @@ fn locked_instructions_count_exactly() {
     }
 }
 
+/// The bus is locked for an operand on two pages, too, whether they lie one behind the other
+/// in memory or not (SDM volume 3, 9.1.2.2).
+#[test]
+fn locked_instructions_across_pages_count_exactly() {
+    const TIMES: u32 = 50_000;
+    for engine in software_engines() {
+        for (frames, adjacent) in [([FRAMES, FRAMES + 0x1000], true), ([FRAMES + 0x3000, FRAMES], false)] {
+            let program = |a: &mut CodeAssembler| {
+                let mut again = a.create_label();
+                for (n, frame) in frames.into_iter().enumerate() {
+                    a.mov(rax, frame | 7)?;
+                    a.mov(qword_ptr(PAGE_ENTRIES + 8 * n as u64), rax)?;
+                    a.mov(rax, REMAPPED + 0x1000 * n as u64)?;
+                    a.invlpg(byte_ptr(rax))?;
+                }
+                a.mov(rdi, REMAPPED + 0x1000)?;
+                a.mov(r12d, TIMES)?;
+                a.set_label(&mut again)?;
+                a.lock().inc(dword_ptr(rdi - 2))?;
+                a.dec(r12d)?;
+                a.jne(again)?;
+                stop(a)
+            };
+            let memory = several::run(&*engine, &no_interrupt, &[&program, &program]);
+            let low = word(&memory, frames[0] + 0xff8) >> 48;
+            let high = word(&memory, frames[1]) & 0xffff;
+            let count = low | high << 16;
+            assert_eq!(count, u64::from(2 * TIMES), "{}, adjacent: {adjacent}", engine.name());
+        }
+    }
+}
+
 /// Where the changed function is, and the word that says which version it is.
 fn cross_modify(engine: &dyn engine::Engine, function: u64, told: u64, readers: u64, rounds: u32) {
     let acknowledged = SHARED + 0x800;

@@ -6,6 +6,7 @@ use x86_semantics::x87::{self, F80, exception, status};
 
 use crate::cpu::{Cpu, Privilege, Step, Stop};
 use crate::insn::{Handler, Insn};
+use crate::memory::Intent;
 
 /// Bytes of the eight registers in FNSAVE's image.
 const REGISTERS: usize = 80;
@@ -92,6 +93,7 @@ fn store_environment<const W: usize>(cpu: &mut Cpu, i: &Insn) -> Step {
     cpu.fpu_available()?;
     let mut image = [0; MAX];
     write_fields::<W>(cpu, &mut image);
+    cpu.image_aligned::<W>(i, 7 * W, Intent::Write)?;
     cpu.store_image(i, &image[..7 * W])?;
     // All exceptions are masked afterwards.
     cpu.fpu.fcw |= u16::from(exception::ALL);
@@ -101,7 +103,8 @@ fn store_environment<const W: usize>(cpu: &mut Cpu, i: &Insn) -> Step {
 
 fn load_environment<const W: usize>(cpu: &mut Cpu, i: &Insn) -> Step {
     cpu.fpu_wait()?;
-    let v = read_fields::<W>(cpu, i)?;
+    cpu.image_aligned::<W>(i, 7 * W, Intent::Read)?;
+    let v = cpu.in_pieces(|cpu| read_fields::<W>(cpu, i))?;
     set_fields::<W>(cpu, v);
     Ok(())
 }
@@ -116,6 +119,7 @@ fn save<const W: usize>(cpu: &mut Cpu, i: &Insn) -> Step {
         to[..8].copy_from_slice(&v.significand.to_le_bytes());
         to[8..].copy_from_slice(&v.sign_exponent.to_le_bytes());
     }
+    cpu.image_aligned::<W>(i, length, Intent::Write)?;
     cpu.store_image(i, &image[..length])?;
     cpu.initialize_fpu();
     Ok(())
@@ -123,12 +127,16 @@ fn save<const W: usize>(cpu: &mut Cpu, i: &Insn) -> Step {
 
 fn restore<const W: usize>(cpu: &mut Cpu, i: &Insn) -> Step {
     cpu.fpu_wait()?;
-    let v = read_fields::<W>(cpu, i)?;
+    cpu.image_aligned::<W>(i, 7 * W + REGISTERS, Intent::Read)?;
     let mut registers = [F80::default(); 8];
-    for (n, r) in registers.iter_mut().enumerate() {
-        let at = (7 * W + 10 * n) as u64;
-        *r = F80 { significand: cpu.load_at(i, at)?, sign_exponent: cpu.load_at(i, at + 8)? };
-    }
+    let v = cpu.in_pieces(|cpu| {
+        let v = read_fields::<W>(cpu, i)?;
+        for (n, r) in registers.iter_mut().enumerate() {
+            let at = (7 * W + 10 * n) as u64;
+            *r = F80 { significand: cpu.load_at(i, at)?, sign_exponent: cpu.load_at(i, at + 8)? };
+        }
+        Ok(v)
+    })?;
     set_fields::<W>(cpu, v);
     for (n, r) in registers.into_iter().enumerate() {
         let physical = cpu.st_number(n as u8);
@@ -138,6 +146,17 @@ fn restore<const W: usize>(cpu: &mut Cpu, i: &Insn) -> Step {
 }
 
 impl Cpu {
+    /// #AC unless an image of `length` bytes starts at a multiple of `W` (its fields' width),
+    /// where alignment is checked (SDM volume 3, 6.15, "Alignment Check Exception").
+    pub(super) fn image_aligned<const W: usize>(&mut self, i: &Insn, length: usize, intent: Intent) -> Step {
+        if !self.alignment_checks {
+            return Ok(());
+        }
+        let offset = self.effective_address(i);
+        let linear = self.segment_address(i.seg, offset, length as u64, intent == Intent::Write)?;
+        self.check_alignment(linear, W as u64, intent)
+    }
+
     /// Store `bytes` (at most one page) at the memory operand: all or, on a
     /// fault, nothing.
     pub(super) fn store_image(&mut self, i: &Insn, bytes: &[u8]) -> Step {
@@ -145,18 +164,20 @@ impl Cpu {
         let length = bytes.len() as u64;
         let linear = self.segment_address(i.seg, offset, length, true)?;
         self.probe_write(linear, length, Privilege::Current)?;
-        let mut at = 0;
-        for chunk in bytes.chunks(8) {
-            match <[u8; 8]>::try_from(chunk) {
-                Ok(v) => self.store_at(i, at, u64::from_le_bytes(v))?,
-                Err(_) => {
-                    for (n, &b) in chunk.iter().enumerate() {
-                        self.store_at(i, at + n as u64, b)?;
+        self.in_pieces(|cpu| {
+            let mut at = 0;
+            for chunk in bytes.chunks(8) {
+                match <[u8; 8]>::try_from(chunk) {
+                    Ok(v) => cpu.store_at(i, at, u64::from_le_bytes(v))?,
+                    Err(_) => {
+                        for (n, &b) in chunk.iter().enumerate() {
+                            cpu.store_at(i, at + n as u64, b)?;
+                        }
                     }
                 }
+                at += chunk.len() as u64;
             }
-            at += chunk.len() as u64;
-        }
-        Ok(())
+            Ok(())
+        })
     }
 }

@@ -338,9 +338,7 @@ fn cvt_to_mmx<const SOURCE: usize>(cpu: &mut Cpu, i: &Insn) -> Step {
         (false, _) => xmm(cpu, i.ops[1]),
         (true, 8) => u128::from(cpu.load::<u64>(i)?),
         (true, _) => {
-            if cpu.effective_address(i) & 15 != 0 {
-                return Err(cpu.gp(0));
-            }
+            cpu.aligned(i, 16)?;
             cpu.load::<u128>(i)?
         }
     };

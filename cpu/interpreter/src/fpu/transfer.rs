@@ -7,6 +7,7 @@ use x86_state::rflags;
 use super::{compare, operation};
 use crate::cpu::{Cpu, Step};
 use crate::insn::{Handler, Insn};
+use crate::memory::Intent;
 
 /// Operation number of stores: pop afterwards.
 const POP: u16 = 1;
@@ -220,13 +221,18 @@ fn store_extended(cpu: &mut Cpu, i: &Insn) -> Step {
             let mut bytes = [0; 10];
             bytes[..8].copy_from_slice(&v.significand.to_le_bytes());
             bytes[8..].copy_from_slice(&v.sign_exponent.to_le_bytes());
-            cpu.store_image(i, &bytes)
+            store_10_bytes(cpu, i, &bytes)
         },
     )
 }
 
 fn store_bcd(cpu: &mut Cpu, i: &Insn) -> Step {
-    store(cpu, i, x87::store_bcd, |cpu, i, v| cpu.store_image(i, &v))
+    store(cpu, i, x87::store_bcd, |cpu, i, v| store_10_bytes(cpu, i, &v))
+}
+
+fn store_10_bytes(cpu: &mut Cpu, i: &Insn, bytes: &[u8; 10]) -> Step {
+    cpu.image_aligned::<8>(i, bytes.len(), Intent::Write)?;
+    cpu.store_image(i, bytes)
 }
 
 fn store_integer<const BITS: u32>(cpu: &mut Cpu, i: &Insn) -> Step {

@@ -189,6 +189,7 @@ fn to_second<O: Unary>(insn: &Insn) -> Handler {
 }
 
 fn unary_any<O: Unary, T: Width>(cpu: &mut Cpu, i: &Insn) -> Step {
+    cpu.vex_defined(i)?;
     let a = second::<T>(cpu, i)?;
     let (r, f) = O::apply(a, cpu.flags);
     T::set_reg(cpu, i.ops[0], r);
@@ -206,6 +207,7 @@ fn vex_last<O: Binary>(insn: &Insn) -> Handler {
 
 /// The first source is operand 1, the second register or memory.
 fn binary_middle<O: Binary, T: Width>(cpu: &mut Cpu, i: &Insn) -> Step {
+    cpu.vex_defined(i)?;
     let b = if i.has(Insn::MEM) { cpu.load::<T>(i)? } else { T::reg(cpu, i.ops[2]) };
     let (r, f) = O::apply(T::reg(cpu, i.ops[1]), b, cpu.flags);
     T::set_reg(cpu, i.ops[0], r);
@@ -215,6 +217,7 @@ fn binary_middle<O: Binary, T: Width>(cpu: &mut Cpu, i: &Insn) -> Step {
 
 /// The first source is register or memory, the second operand 2.
 fn binary_last<O: Binary, T: Width>(cpu: &mut Cpu, i: &Insn) -> Step {
+    cpu.vex_defined(i)?;
     let a = second::<T>(cpu, i)?;
     let (r, f) = O::apply(a, T::reg(cpu, i.ops[2]), cpu.flags);
     T::set_reg(cpu, i.ops[0], r);

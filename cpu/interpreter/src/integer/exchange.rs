@@ -8,7 +8,7 @@ use x86_state::rflags;
 use super::{Shape, Width, sized};
 use crate::cpu::{Cpu, Privilege, Step};
 use crate::insn::{Handler, Insn};
-use crate::memory::{Intent, Place};
+use crate::memory::{Intent, Place, adjacent};
 
 const RAX: u8 = 0;
 
@@ -115,18 +115,23 @@ fn compare_pair<T: Width, P: Lockable>(cpu: &mut Cpu, i: &Insn, narrow: fn(u128)
     let (wanted, new) = pairs::<T>(cpu);
     let offset = cpu.effective_address(i);
     let linear = cpu.segment_address(i.seg, offset, P::SIZE as u64, true)?;
+    if cpu.alignment_checks {
+        cpu.check_alignment(linear, P::SIZE as u64, Intent::Write)?;
+    }
     let place = cpu.locate(linear, P::SIZE as u64, Intent::Write, Privilege::Current)?;
-    let found: u128 = match place {
-        (Place::Ram(at), None) => {
+    let found: u128 = match (adjacent(place), place) {
+        (Some(at), _) => {
             let at = RamOffset(at);
             let generation = cpu.memory.marks().code_generation(at);
             let found = cpu.memory.compare_exchange(at, narrow(wanted), narrow(new));
-            if cpu.memory.marks().code_generation(at) != generation {
+            if cpu.memory.marks().code_generation(at) != generation || place.1.is_some() {
                 cpu.leave_at = 0;
             }
             found.into()
         }
-        (first, second) => {
+        (None, (first, second)) => {
+            let pages_of_ram = matches!(place, (Place::Ram(_), Some(Place::Ram(_))));
+            let _alone = pages_of_ram.then(guest_memory::split_lock);
             let mut bytes = [0; 16];
             cpu.read_places(linear, &mut bytes[..P::SIZE], first, second);
             let found = u128::from_le_bytes(bytes);

@@ -22,6 +22,16 @@ use crate::insn::{Handler, Insn};
 
 pub(crate) use width::Width;
 
+impl Cpu {
+    /// #UD for a VEX prefix in real-address and virtual-8086 mode (SDM volume 2, 2.6,
+    /// exception class 13 and table 2-29).
+    #[inline(always)]
+    fn vex_defined(&mut self, i: &Insn) -> Step {
+        let long_or_legacy = i.has(Insn::LONG) || !i.has(Insn::VEX);
+        if long_or_legacy || self.protected() && !self.v86() { Ok(()) } else { Err(self.ud()) }
+    }
+}
+
 /// A generic handler at the width of `size` bytes.
 macro_rules! sized {
     ($size:expr, $f:ident) => {

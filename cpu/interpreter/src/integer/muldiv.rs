@@ -108,6 +108,7 @@ fn quotient<T: Width>(cpu: &mut Cpu, result: Option<(T, T)>) -> Step {
 /// The high half goes to operand 0, the low to operand 1; if they are the same
 /// register, the high half stays.
 fn mulx<T: Width>(cpu: &mut Cpu, i: &Insn) -> Step {
+    cpu.vex_defined(i)?;
     let b = if i.has(Insn::MEM) { cpu.load::<T>(i)? } else { T::reg(cpu, i.ops[2]) };
     let (lo, hi) = muldiv::mulx(T::reg(cpu, RDX), b);
     T::set_reg(cpu, i.ops[1], lo);

@@ -149,6 +149,7 @@ fn by_register<O: Flagless>(insn: &Insn) -> Handler {
 }
 
 fn shift_by_register<O: Flagless, T: Width>(cpu: &mut Cpu, i: &Insn) -> Step {
+    cpu.vex_defined(i)?;
     let a = if i.has(Insn::MEM) { cpu.load::<T>(i)? } else { T::reg(cpu, i.ops[1]) };
     let r = O::apply(a, T::reg(cpu, i.ops[2]));
     T::set_reg(cpu, i.ops[0], r);
@@ -156,6 +157,7 @@ fn shift_by_register<O: Flagless, T: Width>(cpu: &mut Cpu, i: &Insn) -> Step {
 }
 
 fn rorx<T: Width>(cpu: &mut Cpu, i: &Insn) -> Step {
+    cpu.vex_defined(i)?;
     let a = if i.has(Insn::MEM) { cpu.load::<T>(i)? } else { T::reg(cpu, i.ops[1]) };
     T::set_reg(cpu, i.ops[0], bits::rorx(a, i.imm as u8));
     Ok(())

@@ -6,7 +6,7 @@ use x86_semantics::int::Int;
 
 use crate::cpu::{Cpu, Privilege, Stop};
 use crate::insn::Insn;
-use crate::memory::{Intent, Place, ram};
+use crate::memory::{Intent, Place, adjacent, ram};
 
 /// A general-register width.
 pub(crate) trait Width: Int + Scalar + Lockable {
@@ -105,13 +105,7 @@ impl Cpu {
         } else {
             match self.modify_target(seg, offset, T::SIZE as u64)? {
                 Target::Ram(at) => at,
-                Target::Pieces(linear) => {
-                    let old = T::from_u64(self.modify_read(linear, T::SIZE)?);
-                    let (new, flags) = f(old, self.flags);
-                    self.modify_write(linear, T::SIZE, new.to_u64())?;
-                    self.flags = flags;
-                    return Ok(old);
-                }
+                Target::Pieces(linear) => return self.modify_pieces::<T, LOCK>(linear, f),
             }
         };
         if LOCK && self.smp {
@@ -143,6 +137,33 @@ impl Cpu {
             self.leave_at = 0;
         }
         old
+    }
+
+    /// As [`Cpu::modify`], in device memory or two pages. A locked one is a single access
+    /// where the pages follow each other in RAM; elsewhere only locked accesses of its
+    /// kind are kept out.
+    #[cold]
+    #[inline(never)]
+    fn modify_pieces<T: Width, const LOCK: bool>(
+        &mut self,
+        linear: u64,
+        f: impl Fn(T, Flags) -> (T, Flags),
+    ) -> Result<T, Stop> {
+        let place = self.locate(linear, T::SIZE as u64, Intent::Write, Privilege::Current)?;
+        let locked = LOCK && self.smp;
+        if let (true, Some(at)) = (locked, adjacent(place)) {
+            let old = self.modify_locked(RamOffset(at), f);
+            // The look at code generations was at the first page's alone.
+            self.leave_at = 0;
+            return Ok(old);
+        }
+        let pages_of_ram = matches!(place, (Place::Ram(_), Some(Place::Ram(_))));
+        let _alone = (locked && pages_of_ram).then(guest_memory::split_lock);
+        let old = T::from_u64(self.modify_read(linear, T::SIZE)?);
+        let (new, flags) = f(old, self.flags);
+        self.modify_write(linear, T::SIZE, new.to_u64())?;
+        self.flags = flags;
+        Ok(old)
     }
 
     #[cold]

@@ -28,6 +28,12 @@ pub(super) fn read_control(cpu: &mut Cpu, i: &Insn) -> Step {
     Ok(())
 }
 
+/// Bytes of a general register in MOV to and from control and debug registers, which
+/// know no other operand size (SDM volume 2, MOV).
+pub(super) fn whole_register(cpu: &Cpu) -> u8 {
+    if cpu.long64() { 8 } else { 4 }
+}
+
 /// MOV CRn, r.
 pub(super) fn write_control(cpu: &mut Cpu, i: &Insn) -> Step {
     let register = i.ops[0];
@@ -35,7 +41,7 @@ pub(super) fn write_control(cpu: &mut Cpu, i: &Insn) -> Step {
         return Err(cpu.ud());
     }
     cpu.require_cpl0()?;
-    let value = cpu.register(i.ops[1], i.size);
+    let value = cpu.register(i.ops[1], whole_register(cpu));
     match register {
         0 => write_cr0(cpu, value)?,
         2 => cpu.cr2 = value,

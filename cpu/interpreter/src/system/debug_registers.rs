@@ -2,6 +2,7 @@
 
 use x86_state::{Exception, cr4, dr6, dr7, vector};
 
+use super::control::whole_register;
 use crate::cpu::{Cpu, Step, Stop};
 use crate::insn::Insn;
 
@@ -39,7 +40,7 @@ pub(super) fn read_debug(cpu: &mut Cpu, i: &Insn) -> Step {
 /// MOV DRn, r.
 pub(super) fn write_debug(cpu: &mut Cpu, i: &Insn) -> Step {
     let n = debug_register(cpu, i.ops[0])?;
-    let value = cpu.register(i.ops[1], i.size);
+    let value = cpu.register(i.ops[1], whole_register(cpu));
     if n >= 6 && value >> 32 != 0 {
         return Err(cpu.gp(0));
     }

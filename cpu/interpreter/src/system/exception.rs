@@ -2,7 +2,7 @@
 //! (SDM volume 3, chapter 7; volume 2, INT n).
 
 use x86_mmu::{Descriptor, Gate, system_type};
-use x86_state::{Activity, Exception, Segment, cr0, cr4, dr6, dr7, reg, rflags, vector};
+use x86_state::{Activity, Exception, Segment, cr0, cr4, debugctl, dr6, dr7, reg, rflags, vector};
 
 use super::selector::{CS, DS, ES, EXT, FS, GS, SS, is_null, null_segment};
 use super::stack::{Stack, Width};
@@ -109,6 +109,8 @@ pub(super) fn deliver_icebp(cpu: &mut Cpu) -> Step {
 fn record_debug(cpu: &mut Cpu, bits: u64) {
     cpu.dr6 = cpu.dr6 & !0xf | bits & (0xf | dr6::BD | dr6::BS | dr6::BT) | dr6::FIXED;
     cpu.dr7 &= !dr7::GD;
+    // Branch trapping and recording end with a debug exception (SDM volume 3, 18.4).
+    cpu.msrs.debugctl &= !(debugctl::LBR | debugctl::BTF);
     cpu.debug_registers_changed();
 }
 
@@ -117,14 +119,16 @@ fn event_of(cpu: &mut Cpu, e: Exception) -> Event {
     let mut source = Source::Fault;
     match e.vector {
         vector::PF => cpu.cr2 = e.payload,
+        // One whose delivery another engine has begun: DR6 has it already.
+        vector::DB if e.payload == 0 => source = Source::External,
         vector::DB => {
             record_debug(cpu, e.payload);
             if e.payload & dr6::BD == 0 {
                 source = Source::Breakpoint;
             }
         }
-        // Aborts and traps that come this way keep RF.
-        vector::DF | vector::MC | vector::NMI | vector::BP | vector::OF => source = Source::External,
+        // Aborts, traps and acknowledged interrupts that come this way keep RF.
+        vector::DF | vector::MC | vector::NMI | vector::BP | vector::OF | 32.. => source = Source::External,
         _ => {}
     }
     Event { vector: e.vector, error_code: e.error_code, source }

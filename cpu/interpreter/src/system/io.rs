@@ -6,6 +6,7 @@ use x86_state::{cr4, reg, rflags};
 use super::selector::ES;
 use crate::cpu::{Cpu, Privilege, Step, Stop};
 use crate::insn::Insn;
+use crate::memory::Intent;
 
 /// Where a 32-bit or 64-bit TSS holds the offset of its I/O permission bitmap.
 const IO_MAP_BASE: u64 = 0x66;
@@ -118,6 +119,9 @@ fn input_once(cpu: &mut Cpu, i: &Insn) -> Step {
     let seg = if cpu.long64() { crate::insn::SEG_FLAT } else { ES };
     let at = cpu.segment_address(seg, offset, i.size.into(), true)?;
     cpu.probe_write(at, i.size.into(), Privilege::Current)?;
+    if cpu.alignment_checks {
+        cpu.check_alignment(at, i.size.into(), Intent::Write)?;
+    }
     let value = cpu.port_in(port, i.size);
     match i.size {
         1 => cpu.write_seg::<u8>(seg, offset, value as u8)?,

@@ -1,6 +1,6 @@
 //! RDMSR and WRMSR (SDM volume 4).
 
-use x86_state::{Feature, Msrs, PhysicalBits, cr0, efer, msr_index as index, reg};
+use x86_state::{Feature, Msrs, PhysicalBits, cr0, debugctl, efer, msr_index as index, reg};
 
 use crate::cpu::{Cpu, Step, Stop};
 use crate::insn::Insn;
@@ -212,9 +212,9 @@ fn write(cpu: &mut Cpu, number: u32, value: u64) -> Option<()> {
             cpu.msrs.misc_enable = value & MISC_ENABLE_WRITABLE;
         }
         index::DEBUGCTL => {
-            // Neither branch records nor branch trapping exist.
-            only(value & !3 == 0)?;
-            cpu.msrs.debugctl = value & 3;
+            // There are no branch records: LBR is kept, and nothing comes of it.
+            only(value & !(debugctl::LBR | debugctl::BTF) == 0)?;
+            cpu.msrs.debugctl = value;
         }
         index::EFER => write_efer(cpu, value)?,
         index::STAR => cpu.msrs.star = value,

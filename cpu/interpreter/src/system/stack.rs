@@ -5,6 +5,7 @@ use x86_state::{Segment, reg, vector};
 
 use super::selector::SS;
 use crate::cpu::{Cpu, Privilege, Step, Stop};
+use crate::memory::Intent;
 
 /// How wide the stack pointer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,14 +68,18 @@ impl Stack {
     /// Linear address of `size` bytes at an offset, after the segment's checks.
     fn linear(&self, cpu: &mut Cpu, offset: u64, size: u8, write: bool) -> Result<u64, Stop> {
         let last = offset.wrapping_add(u64::from(size) - 1);
-        if self.width == Width::Rsp {
-            if cpu.canonical(offset) && cpu.canonical(last) {
-                return Ok(offset);
-            }
-        } else if segment_allows(cpu, &self.segment, offset, last, write) {
-            return Ok(self.segment.base.wrapping_add(offset) & 0xffff_ffff);
+        let linear = if self.width == Width::Rsp {
+            (cpu.canonical(offset) && cpu.canonical(last)).then_some(offset)
+        } else {
+            segment_allows(cpu, &self.segment, offset, last, write)
+                .then(|| self.segment.base.wrapping_add(offset) & 0xffff_ffff)
+        };
+        let linear = linear.ok_or_else(|| cpu.raise(vector::SS, Some(self.error)))?;
+        if cpu.alignment_checks && self.privilege == Privilege::Current {
+            let intent = if write { Intent::Write } else { Intent::Read };
+            cpu.check_alignment(linear, size.into(), intent)?;
         }
-        Err(cpu.raise(vector::SS, Some(self.error)))
+        Ok(linear)
     }
 
     fn moved(&self, by: u64) -> u64 {

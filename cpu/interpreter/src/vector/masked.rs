@@ -35,8 +35,13 @@ const fn count<const E: u8, const WIDTH: u32>() -> u32 {
     (if E == VEX256 { 32 } else { 16 }) / WIDTH
 }
 
+/// No mask makes #AC (SDM volume 2, VMASKMOV).
 fn masked_load<const E: u8, const WIDTH: u32>(cpu: &mut Cpu, i: &Insn) -> Step {
     cpu.ready::<E>()?;
+    cpu.in_pieces(|cpu| load_selected::<E, WIDTH>(cpu, i))
+}
+
+fn load_selected<const E: u8, const WIDTH: u32>(cpu: &mut Cpu, i: &Insn) -> Step {
     let mask = cpu.read_ymm(i.ops[1]);
     let mut v = [0u128; 2];
     for n in 0..count::<E, WIDTH>() {
@@ -53,6 +58,10 @@ fn masked_load<const E: u8, const WIDTH: u32>(cpu: &mut Cpu, i: &Insn) -> Step {
 
 fn masked_store<const E: u8, const WIDTH: u32>(cpu: &mut Cpu, i: &Insn) -> Step {
     cpu.ready::<E>()?;
+    cpu.in_pieces(|cpu| store_selected::<E, WIDTH>(cpu, i))
+}
+
+fn store_selected<const E: u8, const WIDTH: u32>(cpu: &mut Cpu, i: &Insn) -> Step {
     let (mask, v) = (cpu.read_ymm(i.ops[1]), cpu.read_ymm(i.ops[2]));
     let elements = 0..count::<E, WIDTH>();
     // Every element must be storable before the first is stored.

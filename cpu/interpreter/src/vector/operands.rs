@@ -70,16 +70,22 @@ impl Cpu {
 
     /// #GP(0) unless the memory operand is aligned to `bytes` (a power of two).
     #[inline(always)]
-    pub(super) fn aligned(&mut self, i: &Insn, bytes: u64) -> Step {
+    pub(crate) fn aligned(&mut self, i: &Insn, bytes: u64) -> Step {
+        if self.misaligned(i, bytes) {
+            return Err(self.gp(0));
+        }
+        Ok(())
+    }
+
+    /// Whether the memory operand's linear address is no multiple of `bytes` (a power of two).
+    #[inline(always)]
+    fn misaligned(&self, i: &Insn, bytes: u64) -> bool {
         let base = match i.seg {
             SEG_FLAT.. => 0,
             0..=3 if i.has(Insn::LONG) => 0,
             n => self.segments[usize::from(n)].base,
         };
-        if base.wrapping_add(self.effective_address(i)) & (bytes - 1) != 0 {
-            return Err(self.gp(0));
-        }
-        Ok(())
+        base.wrapping_add(self.effective_address(i)) & (bytes - 1) != 0
     }
 
     /// Operand `n` as encoding `E` reads it: a register, or the whole vector from
@@ -111,7 +117,7 @@ impl Cpu {
     #[inline(always)]
     pub(super) fn store_vector<const E: u8>(&mut self, i: &Insn, v: [u128; 2]) -> Step {
         if E == VEX256 {
-            if self.effective_address(i) & 31 != 0 {
+            if self.misaligned(i, 32) {
                 self.probe_operand(i, 32)?;
             }
             self.store(i, v[0])?;

@@ -224,7 +224,11 @@ pub struct Machine {
 
 impl Machine {
     pub fn new() -> Self {
-        let model = Arc::new(CpuModel::default_model());
+        Self::of(CpuModel::default_model())
+    }
+
+    pub fn of(model: CpuModel) -> Self {
+        let model = Arc::new(model);
         let memory = GuestMemory::flat(0x20_0000).unwrap();
         let vcpu = InterpreterVcpu::new(VcpuConfig {
             index: 0,

@@ -127,6 +127,50 @@ fn debug_traps() {
     assert_eq!(machine.peek(s.gpr[reg::RSP], 8), CODE, "before the next instruction");
 }
 
+/// With DEBUGCTL.BTF set TF traps behind taken branches only, and the trap clears it.
+#[test]
+fn single_stepping_on_branches() {
+    const BTF: u64 = 2;
+    // XOR EAX, EAX; JNE +0x10 (not taken); STOSB by REP; JMP +2; two NOP; NOP.
+    let code = [0x31, 0xc0, 0x75, 0x10, 0xf3, 0xaa, 0xeb, 0x02, 0x90, 0x90, 0x90];
+    let run = |debugctl: u64, limit: u64| {
+        let mut machine = Machine::new();
+        let mut state = machine.prepare(&long(0), &code);
+        state.rflags |= rflags::TF;
+        state.msrs.debugctl = debugctl;
+        (state.gpr[reg::RDI], state.gpr[reg::RCX]) = (super::machine::DATA, 3);
+        let (outcome, s) = machine.run(&state, limit);
+        let behind = machine.peek(s.gpr[reg::RSP], 8);
+        (outcome, behind, s)
+    };
+    let (outcome, behind, _) = run(0, 2);
+    assert_eq!((outcome, behind), (Outcome::Fault(vector::DB, 0), CODE + 2), "without BTF");
+    // XOR, JNE, three elements, JMP: nothing traps before the last.
+    assert_eq!(run(BTF, 4).0, Outcome::Done);
+    let (outcome, behind, s) = run(BTF, 20);
+    assert_eq!((outcome, behind), (Outcome::Fault(vector::DB, 0), CODE + 10));
+    assert_eq!((s.dr6 & 0xf00f, s.msrs.debugctl), (dr6::BS, 0), "the trap ends branch trapping");
+}
+
+/// Events whose delivery another engine had begun.
+#[test]
+fn events_that_come_with_the_state() {
+    let mut machine = Machine::new();
+    let mut state = machine.prepare(&long(0), &[0x90]);
+    let event = |vector, payload| Some(Exception { vector, error_code: None, payload });
+    // An acknowledged interrupt is no fault: its image has RF clear.
+    state.pending_exception = event(0x50, 0);
+    let (_, s) = machine.run(&state, 1);
+    assert_eq!(machine.peek(s.gpr[reg::RSP], 8), CODE);
+    assert_eq!(machine.peek(s.gpr[reg::RSP] + 16, 8) & rflags::RF, 0);
+    // DR6 has a debug exception's conditions already.
+    state.pending_exception = event(vector::DB, 0);
+    state.dr6 = dr6::FIXED | dr6::BS;
+    let (outcome, s) = machine.run(&state, 1);
+    assert_eq!((outcome, s.dr6 & 0xf00f), (Outcome::Fault(vector::DB, 0), dr6::BS));
+    assert_eq!(machine.peek(s.gpr[reg::RSP] + 16, 8) & rflags::RF, 0);
+}
+
 fn task_env(cpl: u8) -> Env {
     Env { cpl, ..protected() }
 }

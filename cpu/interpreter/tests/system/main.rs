@@ -4,6 +4,7 @@
 #[path = "../sensitive/machine.rs"]
 mod machine;
 
+mod alignment;
 mod delivery;
 mod registers;
 mod survival;

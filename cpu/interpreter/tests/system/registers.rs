@@ -303,3 +303,26 @@ fn fast_system_calls_and_bases() {
     assert_eq!(s.segments[4].base, 0x3333, "WRFSBASE");
     assert_eq!(step(&long(3), &[0xf3, 0x48, 0x0f, 0xae, 0xd0], |_, _| ()).0, UD, "CR4.FSGSBASE clear");
 }
+
+/// Outside 64-bit code a general register's upper half is no part of the operand.
+#[test]
+fn moves_to_control_and_debug_registers_are_of_32_bits_outside_64_bit_code() {
+    let compatibility = Env { mode: Mode::Compatibility32, ..long(0) };
+    let upper = 0xffff_8000_0000_0000;
+    let (outcome, after) = write_control(&compatibility, 3, upper | 0x1_0000, |_, _| ());
+    assert_eq!((outcome, after.cr3), (Outcome::Done, 0x1_0000));
+    let (outcome, after) = write_control(&compatibility, 2, upper | 5, |_, _| ());
+    assert_eq!((outcome, after.cr2), (Outcome::Done, 5));
+    let (outcome, after) = write_control(&compatibility, 4, upper | cr4::PAE, |_, _| ());
+    assert_eq!((outcome, after.cr4), (Outcome::Done, cr4::PAE));
+    for (n, value) in [(0u8, 0x1234), (6, dr6::FIXED), (7, dr7::FIXED)] {
+        let code = [0x0f, 0x23, 0xc0 | n << 3];
+        let (outcome, after, _) = step(&compatibility, &code, |_, s| s.gpr[reg::RAX] = upper | value);
+        let got = match n {
+            6 => after.dr6,
+            7 => after.dr7,
+            _ => after.dr[0],
+        };
+        assert_eq!((outcome, got), (Outcome::Done, value), "DR{n}");
+    }
+}
