@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use disk::{Access, CacheMode, Disk, DiskError, Geometry, ImageFormat, ImageLock, OpenError};
@@ -10,14 +11,15 @@ use imago::file::File;
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
 use imago::{
-    DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, ShallowMapping, Storage, StorageOpenOptions,
+    DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, ShallowMapping, Storage, StorageExt,
+    StorageOpenOptions,
 };
 
 use crate::chain::{Backing, Files, OpenLink, open_chain};
 use crate::header::HeaderError;
 use crate::reader::read_chain;
 use crate::survey::survey;
-use crate::tables::Tables;
+use crate::tables::{Tables, pieces};
 
 /// The unit guests know.
 const SECTOR: u32 = 512;
@@ -43,6 +45,8 @@ pub struct Qcow2Disk {
     geometry: Geometry,
     /// Writing to some clusters frees them: they are compressed, or a snapshot's too.
     shares: bool,
+    /// Writing to zeroes may free clusters: some have room kept for them.
+    spares: bool,
     // Runtime glue.
     /// Shared by accesses; alone for what frees clusters, until the file says so too: the
     /// library may make a freed cluster a table, which it writes before the file has
@@ -50,6 +54,9 @@ pub struct Qcow2Disk {
     image: RwLock<Format>,
     /// Of an image that is written to.
     tables: Option<Tables>,
+    /// Clusters were freed since the file was synced: what named them may still be on the
+    /// medium. Set by who has the image alone.
+    freed: AtomicBool,
     /// One a file, the image's own last.
     locks: Vec<ImageLock>,
 }
@@ -150,7 +157,7 @@ impl Qcow2Disk {
         let header = chain.first().and_then(|open| open.link.header.clone());
         let mut locks = Vec::new();
         let mut below = None;
-        let (mut shares, mut tables) = (false, None);
+        let (mut shares, mut spares, mut tables) = (false, false, None);
         for (depth, open) in chain.into_iter().enumerate().rev() {
             let write = depth == 0 && !read_only;
             let access = if write { Access::Write } else { Access::Read };
@@ -164,7 +171,8 @@ impl Qcow2Disk {
                 let found = survey(&open.file, header, writable)
                     .map_err(|e| OpenError::refused(&open.link.path, e.to_string()))?;
                 let file = open.file.try_clone().map_err(|e| OpenError::open(&open.link.path, e))?;
-                (shares, tables) = (found.shares, Some(Tables::new(file, header.layout, found.l2)));
+                (shares, spares) = (found.shares, found.spares);
+                tables = Some(Tables::new(file, header.layout, found.l2));
             }
             let file = storage(&open, given, write, cache == CacheMode::Direct)?;
             below = Some(Arc::new(open_link(&open, file, below.take(), write)?));
@@ -183,7 +191,8 @@ impl Qcow2Disk {
             physical_block: 4096.min(cluster),
             discard_unit: cluster,
         };
-        Ok(Qcow2Disk { read_only, cache, geometry, shares, image: RwLock::new(image), tables, locks })
+        let (image, freed) = (RwLock::new(image), AtomicBool::new(false));
+        Ok(Qcow2Disk { read_only, cache, geometry, shares, spares, image, tables, freed, locks })
     }
 
     fn shared(&self) -> RwLockReadGuard<'_, Format> {
@@ -237,7 +246,7 @@ impl Disk for Qcow2Disk {
         image.flush().map_err(disk_error)?;
         match self.cache {
             CacheMode::Unsafe => Ok(()),
-            _ => image.sync().map_err(disk_error),
+            _ => self.sync(&image).map_err(disk_error),
         }
     }
 
@@ -247,7 +256,7 @@ impl Disk for Qcow2Disk {
 
     fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
         self.check_change(offset, len)?;
-        match self.by_table(offset, len, Format::discard_to_any) {
+        match self.by_table(offset, len, false, Format::discard_to_any) {
             // Version 2 cannot tell a hole from what is below.
             Err(e) if e.kind() == io::ErrorKind::Unsupported => Ok(()),
             other => other.map_err(disk_error),
@@ -256,12 +265,7 @@ impl Disk for Qcow2Disk {
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<(), DiskError> {
         self.check_change(offset, len)?;
-        let done = if unmap {
-            self.by_table(offset, len, Format::discard_to_zero)
-        } else {
-            // Not beside writes: it looks at the rest of a cluster before it zeroes all of it.
-            self.by_table(offset, len, |image, offset, len| image.write_zeroes(offset, len))
-        };
+        let done = if unmap { self.zero(offset, len) } else { self.zero_in_place(offset, len) };
         match done {
             Err(e) if e.kind() == io::ErrorKind::Unsupported => self.zero_by_writing(offset, len),
             other => other.map_err(disk_error),
@@ -295,12 +299,17 @@ impl Qcow2Disk {
         Ok(false)
     }
 
-    /// Whether writing there frees clusters.
-    fn frees(image: &Format, offset: u64, len: u64) -> io::Result<bool> {
-        let freed = |mapping: &ShallowMapping<'_, File>| {
-            matches!(mapping, ShallowMapping::Special { .. } | ShallowMapping::Raw { writable: false, .. })
+    /// Whether writing there may free clusters.
+    fn frees(&self, offset: u64, len: u64) -> io::Result<bool> {
+        if !self.shares && !self.spares {
+            return Ok(false);
+        }
+        let freed = |mapping: &ShallowMapping<'_, File>| match mapping {
+            ShallowMapping::Special { .. } | ShallowMapping::Raw { writable: false, .. } => self.shares,
+            ShallowMapping::Zero { explicit: true, .. } => self.spares,
+            _ => false,
         };
-        Self::any(image, offset, len, freed)
+        Self::any(&self.shared(), offset, len, freed)
     }
 
     /// Whether the image itself says anything of what is there: its tables do.
@@ -311,34 +320,126 @@ impl Qcow2Disk {
         Self::any(image, offset, len, mapped)
     }
 
+    /// Whether all of it is data that are written over where they are.
+    fn is_in_place(image: &Format, offset: u64, len: u64) -> io::Result<bool> {
+        let elsewhere = |mapping: &ShallowMapping<'_, File>| {
+            !matches!(mapping, ShallowMapping::Raw { writable: true, .. })
+        };
+        Ok(!Self::any(image, offset, len, elsewhere)?)
+    }
+
+    fn sync(&self, image: &Format) -> io::Result<()> {
+        image.sync()?;
+        self.freed.store(false, Ordering::Relaxed);
+        #[cfg(test)]
+        tests::synced();
+        Ok(())
+    }
+
+    /// Before clusters are freed, with the image alone.
+    fn frees_now(&self) {
+        self.freed.store(self.cache != CacheMode::Unsafe, Ordering::Relaxed);
+    }
+
+    /// Before clusters are taken: those that were freed are so on the medium too. A host that
+    /// ended between would else leave both what named one of them and what names it now.
+    fn settle(&self, image: &Format) -> io::Result<()> {
+        if self.freed.load(Ordering::Relaxed) {
+            image.flush()?;
+            self.sync(image)?;
+        }
+        Ok(())
+    }
+
     fn write_to(&self, offset: u64, from: &[u8]) -> io::Result<()> {
         let len = from.len() as u64;
-        if self.shares && Self::frees(&self.shared(), offset, len)? {
-            let image = self.alone();
-            image.write(from, offset)?;
-            image.flush()?;
+        if self.frees(offset, len)? {
+            // The medium gets each sector of a table as a whole, whatever is freed and taken
+            // within.
+            let sector = u64::from(SECTOR / 8) * u64::from(self.geometry.discard_unit);
+            let mut rest = from;
+            for (at, len) in pieces(offset, len, sector) {
+                let image = self.alone();
+                self.settle(&image)?;
+                self.frees_now();
+                let piece;
+                (piece, rest) = rest.split_at(len as usize);
+                image.write(piece, at)?;
+                image.flush()?;
+            }
         } else {
-            self.shared().write(from, offset)?;
+            let image = self.shared();
+            if self.freed.load(Ordering::Relaxed) && !Self::is_in_place(&image, offset, len)? {
+                self.settle(&image)?;
+            }
+            image.write(from, offset)?;
         }
         self.check_tables(offset, len)
     }
 
     /// Do what may free clusters, one second-level table after the other: what the file
     /// still says of a freed one is corrected before the next table may be made of it.
+    /// `writes`: also parts of clusters, to clusters that are taken for them.
     fn by_table(
         &self,
         offset: u64,
         len: u64,
+        writes: bool,
         act: impl Fn(&mut Format, u64, u64) -> io::Result<()>,
     ) -> io::Result<()> {
         let Some(tables) = &self.tables else { return Err(io::ErrorKind::Unsupported.into()) };
+        let cluster = u64::from(self.geometry.discard_unit);
         for (at, len) in tables.pieces(offset, len) {
             let mut image = self.alone();
+            let part = writes && (at % cluster, len % cluster) != (0, 0);
+            if self.shares || part || !tables.is_named(at) {
+                self.settle(&image)?;
+            }
+            if Self::is_mapped(&image, at, len)? {
+                self.frees_now();
+            }
             act(&mut image, at, len)?;
             image.flush()?;
             if Self::is_mapped(&image, at, len)? {
                 tables.check(at, len)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Make a part of the disk zeroes, and free what it had.
+    fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
+        // Whole clusters are freed, parts of others may be written: not at once.
+        let cluster = u64::from(self.geometry.discard_unit);
+        let end = offset + len;
+        let first = offset.next_multiple_of(cluster).min(end);
+        let last = (end / cluster * cluster).max(first);
+        let mut parts =
+            [(offset, first), (first, last), (last, end)].into_iter().filter(|(at, end)| at < end);
+        parts.try_for_each(|(at, end)| self.by_table(at, end - at, true, Format::discard_to_zero))
+    }
+
+    /// Make a part of the disk zeroes, where data are by zeroes in their place. The library
+    /// would note that they are zeroes and keep their room, which a later write may free.
+    fn zero_in_place(&self, offset: u64, len: u64) -> io::Result<()> {
+        let (mut at, end) = (offset, offset + len);
+        while at < end {
+            let image = self.shared();
+            let (mapping, n) = image.get_shallow_mapping(at, end - at)?;
+            match mapping {
+                ShallowMapping::Raw { storage, offset, writable: true, .. } => {
+                    storage.write_allocated_zeroes(offset, n)?;
+                }
+                ShallowMapping::Zero { .. } => {}
+                _ => {
+                    drop(image);
+                    self.zero(at, n)?;
+                }
+            }
+            if n == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            at += n;
         }
         Ok(())
     }
@@ -361,3 +462,7 @@ impl Drop for Qcow2Disk {
         let _ = self.flush();
     }
 }
+
+#[cfg(test)]
+#[path = "power_loss.rs"]
+mod tests;

@@ -29,6 +29,8 @@ const BEHIND: u64 = 1024;
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
+/// Reads as zeroes, whatever is there; in version 3.
+const ZERO: u64 = 1;
 const SECTOR_BITS: u32 = 9;
 
 /// Why an image is not written to.
@@ -60,6 +62,8 @@ pub(crate) enum SurveyError {
 pub(crate) struct Survey {
     /// Some clusters are compressed, or in use by snapshots too: writing to them frees.
     pub shares: bool,
+    /// Some clusters read as zeroes and have room kept for them: writing to them may free it.
+    pub spares: bool,
     /// Which second-level tables there are.
     pub l2: Vec<bool>,
 }
@@ -218,14 +222,16 @@ pub(crate) fn survey(
     }
     refcounts.blocks().try_for_each(|at| uses.alone(at))?;
     let l1 = entries(file, header.l1.at, header.l1.entries)?;
-    let mut shares = false;
+    let (mut shares, mut spares) = (false, false);
     let mut table = vec![0; cluster as usize];
     for at in l1.iter().map(|entry| entry & OFFSET).filter(|at| *at != 0) {
         uses.alone(at)?;
         if has_data(file, at, cluster) {
             read(file, at, &mut table)?;
             for entry in table.as_chunks().0 {
-                shares |= uses.entry(u64::from_be_bytes(*entry))?;
+                let entry = u64::from_be_bytes(*entry);
+                shares |= uses.entry(entry)?;
+                spares |= entry & (ZERO | COMPRESSED) == ZERO && entry & OFFSET != 0;
             }
         }
     }
@@ -234,7 +240,7 @@ pub(crate) fn survey(
     count_all(&mut uses, &mut refcounts)?;
     let l2 = l1.iter().map(|entry| entry & OFFSET != 0).collect();
     refcounts.finish((uses.end > in_file).then_some(uses.end << cluster_bits))?;
-    Ok(Survey { shares, l2 })
+    Ok(Survey { shares, spares, l2 })
 }
 
 /// Count what is used by one alone and is not counted, new refcount blocks too.

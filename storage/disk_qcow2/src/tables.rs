@@ -14,6 +14,15 @@ use crate::refcounts::read;
 /// The header's field of the first level's offset.
 const L1_AT: u64 = 40;
 
+/// A part of the disk, cut at multiples of a span.
+pub(crate) fn pieces(offset: u64, len: u64, span: u64) -> impl Iterator<Item = (u64, u64)> + use<> {
+    let end = offset + len;
+    let next = move |at: u64| ((at / span + 1) * span).min(end);
+    std::iter::successors(Some(offset), move |at| Some(next(*at)))
+        .take_while(move |at| *at < end)
+        .map(move |at| (at, next(at) - at))
+}
+
 pub(crate) struct Tables {
     file: File,
     /// Bytes of the disk that each tells of.
@@ -29,11 +38,12 @@ impl Tables {
 
     /// A part of the disk, cut where second-level tables end.
     pub fn pieces(&self, offset: u64, len: u64) -> impl Iterator<Item = (u64, u64)> + use<> {
-        let (span, end) = (self.span, offset + len);
-        let next = move |at: u64| ((at / span + 1) * span).min(end);
-        std::iter::successors(Some(offset), move |at| Some(next(*at)))
-            .take_while(move |at| *at < end)
-            .map(move |at| (at, next(at) - at))
+        pieces(offset, len, self.span)
+    }
+
+    /// Whether the file is known to name the table behind which a place of the disk is.
+    pub fn is_named(&self, at: u64) -> bool {
+        self.named.get((at / self.span) as usize).is_some_and(|named| named.load(Ordering::Relaxed))
     }
 
     /// After a write: refuse it when the file does not name a table behind which it is.
