@@ -183,8 +183,10 @@ impl PageMarks {
             let here = len.min(PAGE_SIZE - offset % PAGE_SIZE);
             let marks = self.marks[page].load(Ordering::SeqCst);
             if marks & LOG != 0 {
-                self.dirty[page / 64].fetch_or(1 << (page % 64), Ordering::SeqCst);
+                // In this order: `take_dirty` takes the bit, then sets LOG, so that whatever
+                // comes between leaves the page with one of them.
                 self.marks[page].fetch_and(!LOG, Ordering::SeqCst);
+                self.dirty[page / 64].fetch_or(1 << (page % 64), Ordering::SeqCst);
             }
             if marks & CODE != 0 {
                 fence(Ordering::SeqCst);
@@ -328,6 +330,40 @@ mod tests {
     fn a_second_hit_frees_the_page() {
         check(&[0x80, 0x00], &[4, u64::MAX], true);
         check(&[0x80, 0x00, 0x80], &[4, u64::MAX], true);
+    }
+
+    /// Stores while the dirty pages are being taken: each leaves its page recorded or
+    /// to be recorded.
+    #[test]
+    fn a_page_written_while_dirty_pages_are_taken_is_recorded_or_will_be() {
+        const ROUNDS: u64 = 1_000;
+        let m = GuestMemory::flat(PAGE).unwrap();
+        m.marks().set_dirty_logging(true);
+        let (begun, done) = (AtomicU64::new(0), AtomicU64::new(0));
+        let lost = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in 1..=ROUNDS {
+                    while begun.load(Ordering::SeqCst) < round {
+                        std::thread::yield_now();
+                    }
+                    m.write(RamOffset(0), round);
+                    m.write(RamOffset(0), round);
+                    done.store(round, Ordering::SeqCst);
+                }
+            });
+            let mut lost = 0;
+            for round in 1..=ROUNDS {
+                begun.store(round, Ordering::SeqCst);
+                while done.load(Ordering::SeqCst) < round {
+                    m.marks().take_dirty();
+                }
+                let recorded = m.marks().dirty[0].load(Ordering::SeqCst) != 0;
+                lost += u64::from(!recorded && m.marks().is_plain(RamOffset(0)));
+                m.marks().set_dirty_logging(true);
+            }
+            lost
+        });
+        assert_eq!(lost, 0, "of {ROUNDS} stores");
     }
 
     #[test]
