@@ -78,9 +78,12 @@ impl EventPoster {
     /// Post one event. An owner that is gone no longer cares.
     pub fn post(&self, event: MachineEvent) {
         let holds = event.holds();
+        if holds {
+            // Before the owner can have the event: it may release what it holds at once.
+            self.0.held.store(true, Ordering::SeqCst);
+        }
         let _ = self.0.sender.lock().unwrap_or_else(PoisonError::into_inner).send(event);
         if holds {
-            self.0.held.store(true, Ordering::SeqCst);
             self.0.attentions.get().into_iter().flatten().for_each(|a| a.raise(STOP));
         }
     }
@@ -126,5 +129,45 @@ impl EventQueue {
     /// The next event if one is there.
     pub fn poll(&self) -> Option<MachineEvent> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).try_recv().ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn an_event_holds_until_the_owner_that_has_it_releases() {
+        let (poster, queue) = EventQueue::new();
+        poster.post(MachineEvent::Attend);
+        assert!(!poster.held());
+        poster.post(MachineEvent::Reset);
+        assert!(poster.held());
+        poster.release();
+        assert!(!poster.held());
+        assert_eq!(std::iter::from_fn(|| queue.poll()).count(), 2);
+    }
+
+    /// An owner that has the event at once may release it at once: nothing may hold after that.
+    #[test]
+    fn an_event_holds_before_the_owner_can_have_it() {
+        let (poster, queue) = EventQueue::new();
+        let held = std::thread::scope(|scope| {
+            let on_its_way = poster.0.sender.lock().unwrap();
+            scope.spawn(|| poster.post(MachineEvent::Reset));
+            let start = Instant::now();
+            while !poster.held() && start.elapsed() < Duration::from_secs(5) {
+                std::thread::yield_now();
+            }
+            assert!(queue.poll().is_none());
+            let held = poster.held();
+            drop(on_its_way);
+            held
+        });
+        assert!(held, "the owner could have had the event");
+        poster.release();
+        assert!(matches!(queue.poll(), Some(MachineEvent::Reset)) && !poster.held());
     }
 }
