@@ -17,6 +17,8 @@ pub(crate) enum Order {
 struct State {
     order: Order,
     parked: usize,
+    /// Threads that have ended and will not come any more.
+    ended: usize,
 }
 
 /// A gate that threads pass only while the order is to run.
@@ -29,7 +31,7 @@ pub(crate) struct Gate {
 impl Gate {
     /// A closed gate.
     pub(crate) fn new() -> Self {
-        Gate { state: Mutex::new(State { order: Order::Park, parked: 0 }), changed: Condvar::new() }
+        Gate { state: Mutex::new(State { order: Order::Park, parked: 0, ended: 0 }), changed: Condvar::new() }
     }
 
     /// Called by a vCPU thread between two runs; false means: end.
@@ -58,10 +60,21 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    /// Wait until `threads` threads stand at the gate.
+    /// A thread ends, whatever for: nobody need wait for it.
+    pub(crate) fn thread_ended(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).ended += 1;
+        self.changed.notify_all();
+    }
+
+    /// Whether a thread has ended, which none does before it is told to.
+    pub(crate) fn has_lost_threads(&self) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).ended > 0
+    }
+
+    /// Wait until those of `threads` threads that have not ended stand at the gate.
     pub(crate) fn wait_parked(&self, threads: usize) {
         let mut s = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        while s.parked < threads {
+        while s.parked + s.ended < threads {
             s = self.changed.wait(s).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -102,6 +115,27 @@ mod tests {
         let before = passes.load(Ordering::SeqCst);
         std::thread::sleep(std::time::Duration::from_millis(5));
         assert_eq!(passes.load(Ordering::SeqCst), before);
+        gate.order(Order::Quit);
+        threads.into_iter().for_each(|t| t.join().unwrap());
+    }
+
+    #[test]
+    fn threads_that_have_ended_are_not_waited_for() {
+        let gate = Arc::new(Gate::new());
+        let thread = |ends: bool| {
+            let gate = gate.clone();
+            std::thread::spawn(move || {
+                if ends {
+                    gate.thread_ended();
+                } else {
+                    gate.pass();
+                }
+            })
+        };
+        assert!(!gate.has_lost_threads());
+        let threads = [thread(false), thread(true)];
+        gate.wait_parked(2);
+        assert!(gate.has_lost_threads());
         gate.order(Order::Quit);
         threads.into_iter().for_each(|t| t.join().unwrap());
     }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use board::{Board, BoardError, EventPoster, MachineEvent, TimerQueue};
+use board::{Board, BoardError, MachineEvent, TimerQueue};
 use engine::attention_bits::STOP;
 use engine::{Engine, EngineError, Vcpu};
 use x86_state::{ApicState, CpuState};
@@ -144,14 +144,14 @@ impl Vm {
         if board.clock().is_virtual() {
             let shared = self.shared.clone();
             self.threads.push(spawn("vcpus", move || {
-                let _told = DeathNotice::new(&shared, 0);
+                let _told = DeathNotice { shared: &shared, vcpu: 0 };
                 virtual_time::main(&shared);
             })?);
         } else {
             for index in 0..self.shared.slots.len() {
                 let shared = self.shared.clone();
                 self.threads.push(spawn(&format!("vcpu{index}"), move || {
-                    let _told = DeathNotice::new(&shared, index);
+                    let _told = DeathNotice { shared: &shared, vcpu: index };
                     vcpu_thread::main(&shared, index);
                 })?);
             }
@@ -270,10 +270,20 @@ impl Vm {
     pub fn reset(&mut self) -> Result<(), VmError> {
         self.while_parked(Action::Reset, |vm| {
             let shared = &vm.shared;
-            // What the guest posted before its reset is past; what others want of the owner is not.
-            let wishes: Vec<_> = std::iter::from_fn(|| shared.board.event_queue().poll())
-                .filter(|e| matches!(e, MachineEvent::Stop | MachineEvent::Attend))
-                .collect();
+            // An engine may still have to complete an access to memory or a device: to the old ones.
+            for slot in &shared.slots {
+                slot.lock().unwrap_or_else(PoisonError::into_inner).state()?;
+            }
+            // What the guest posted before its reset is past; what others want of the owner is not,
+            // nor that a vCPU has no thread any more.
+            let lost = shared.gate.has_lost_threads();
+            let stays = |e: &MachineEvent| match e {
+                MachineEvent::Stop | MachineEvent::Attend => true,
+                MachineEvent::Failed { .. } => lost,
+                _ => false,
+            };
+            let wishes: Vec<_> =
+                std::iter::from_fn(|| shared.board.event_queue().poll()).filter(stays).collect();
             wishes.into_iter().for_each(|e| shared.events.post(e));
             for attention in shared.board.attentions() {
                 attention.clear(u32::MAX);
@@ -507,20 +517,14 @@ impl Drop for Vm {
     }
 }
 
-/// Tells the owner when a vCPU thread dies of a defect of ours: nobody would
-/// otherwise end the machine.
-struct DeathNotice {
-    events: EventPoster,
+/// Tells the owner when a vCPU thread ends, and why if it dies of a defect of
+/// ours: nobody would otherwise end the machine.
+struct DeathNotice<'a> {
+    shared: &'a Shared,
     vcpu: usize,
 }
 
-impl DeathNotice {
-    fn new(shared: &Shared, vcpu: usize) -> Self {
-        DeathNotice { events: shared.events.clone(), vcpu }
-    }
-}
-
-impl Drop for DeathNotice {
+impl Drop for DeathNotice<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let error = EngineError::Host {
@@ -528,8 +532,10 @@ impl Drop for DeathNotice {
                 what: "execute the guest".to_string(),
                 source: std::io::Error::other("a defect in Strata; please report the message above"),
             };
-            self.events.post(MachineEvent::Failed { vcpu: self.vcpu, error });
+            self.shared.events.post(MachineEvent::Failed { vcpu: self.vcpu, error });
         }
+        // After the event: who no longer waits for this thread finds it.
+        self.shared.gate.thread_ended();
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use board::{Board, BoardIo, MachineEvent, MachineSpec, SerialSpec, TimeSource};
 use engine::{Engine, EngineError, Halt, LocalInterrupts, Vcpu, VcpuConfig};
+use guest_memory::GuestMemory;
 use iced_x86::code_asm::*;
 use lifecycle::{Outcome, Policy, Stage, Vm, interpreter};
 use x86_state::CpuState;
@@ -365,25 +366,39 @@ fn a_timer_wakes_a_halted_processor() {
     }
 }
 
-/// An engine with a defect: its vCPU panics.
-struct Defective;
+/// The interpreter with vCPUs that this changes.
+struct Changed(fn(&VcpuConfig, Box<dyn Vcpu>) -> Box<dyn Vcpu>);
 
-struct DefectiveVcpu(Box<dyn Vcpu>);
-
-impl Engine for Defective {
+impl Engine for Changed {
     fn name(&self) -> &'static str {
-        "defective"
+        "changed"
     }
     fn create_vcpu(&self, config: VcpuConfig) -> Result<Box<dyn Vcpu>, EngineError> {
-        Ok(Box::new(DefectiveVcpu(interpreter().create_vcpu(config)?)))
+        Ok((self.0)(&config, interpreter().create_vcpu(config.clone())?))
     }
     fn local_interrupts(&self) -> Option<Arc<dyn LocalInterrupts>> {
         None
     }
 }
 
+impl Changed {
+    fn machine(self, firmware: &Firmware, time: TimeSource) -> Vm {
+        let mut spec = MachineSpec { memory: 2 << 20, time, ..MachineSpec::default() };
+        spec.boot.firmware = Some(firmware.0.clone());
+        spec.serial = vec![SerialSpec::Null];
+        let board = Board::build(spec, BoardIo::new()).unwrap();
+        Vm::new(board, Arc::new(self), Policy { reboot: true }).unwrap()
+    }
+}
+
+/// A vCPU with a defect: it sets the counter and panics.
+struct DefectiveVcpu(Box<dyn Vcpu>, GuestMemory);
+
+const DEFECTIVE: Changed = Changed(|c, vcpu| Box::new(DefectiveVcpu(vcpu, c.memory.clone())));
+
 impl Vcpu for DefectiveVcpu {
     fn run(&mut self, _limit: u64) -> Halt {
+        self.1.store(COUNTER, &[1]).unwrap();
         panic!("a defect, for the test");
     }
     fn state(&mut self) -> Result<CpuState, EngineError> {
@@ -403,14 +418,93 @@ impl Vcpu for DefectiveVcpu {
 #[test]
 fn a_vcpu_thread_that_dies_ends_the_machine_with_an_error() {
     for time in [TimeSource::Host, TimeSource::Virtual] {
-        let firmware = Firmware::new(count_for_ever);
-        let mut spec = MachineSpec { memory: 2 << 20, time, ..MachineSpec::default() };
-        spec.boot.firmware = Some(firmware.0.clone());
-        spec.serial = vec![SerialSpec::Null];
-        let board = Board::build(spec, BoardIo::new()).unwrap();
-        let mut vm = Vm::new(board, Arc::new(Defective), Policy { reboot: true }).unwrap();
+        let mut vm = DEFECTIVE.machine(&Firmware::new(count_for_ever), time);
         let outcome = run(&mut vm);
         assert!(matches!(outcome, Outcome::Error { vcpu: 0, .. }), "{outcome:?}");
         assert_eq!(outcome.status(), 1);
     }
+}
+
+#[test]
+fn requests_do_not_wait_for_a_vcpu_thread_that_died() {
+    fn check(time: TimeSource, request: fn(&mut Vm)) {
+        let mut vm = DEFECTIVE.machine(&Firmware::new(count_for_ever), time);
+        let (done, outcome) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            vm.start().unwrap();
+            while counter(vm.board()) == 0 {
+                std::thread::yield_now();
+            }
+            request(&mut vm);
+            let _ = done.send(vm.wait(Some(Instant::now() + PATIENCE)).unwrap());
+        });
+        let outcome = outcome.recv_timeout(PATIENCE).expect("the owner waits for a thread that is gone");
+        assert!(matches!(outcome, Outcome::Error { vcpu: 0, .. }), "{outcome:?}");
+    }
+    for time in [TimeSource::Host, TimeSource::Virtual] {
+        check(time, |vm| vm.pause().unwrap());
+        check(time, |vm| vm.reset().unwrap());
+        check(time, |vm| drop(vm.stats().unwrap()));
+    }
+}
+
+/// A vCPU that completes its last store when it is next asked for something, as
+/// hardware assist does.
+struct LateVcpu {
+    vcpu: Box<dyn Vcpu>,
+    memory: GuestMemory,
+    late: bool,
+}
+
+/// Where the store goes: to the start of the firmware.
+const LATE_STORE: u64 = (1 << 32) - SIZE as u64;
+
+impl LateVcpu {
+    fn finish(&mut self) {
+        if std::mem::take(&mut self.late) {
+            self.memory.store(LATE_STORE, &[0xcc]).unwrap();
+        }
+    }
+}
+
+impl Vcpu for LateVcpu {
+    fn run(&mut self, limit: u64) -> Halt {
+        self.finish();
+        let halt = self.vcpu.run(limit);
+        self.late = true;
+        halt
+    }
+    fn state(&mut self) -> Result<CpuState, EngineError> {
+        self.finish();
+        self.vcpu.state()
+    }
+    fn set_state(&mut self, state: &CpuState) -> Result<(), EngineError> {
+        self.finish();
+        self.vcpu.set_state(state)
+    }
+    fn retired(&self) -> Option<u64> {
+        None
+    }
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+}
+
+#[test]
+fn what_a_vcpu_completes_late_is_complete_before_a_reset_loads_memory() {
+    let late = Changed(|c, vcpu| Box::new(LateVcpu { vcpu, memory: c.memory.clone(), late: false }));
+    let mut vm = late.machine(&Firmware::new(count_for_ever), TimeSource::Host);
+    let board = vm.board().clone();
+    let first = || {
+        let mut byte = [0];
+        board.memory().load(LATE_STORE, &mut byte).unwrap();
+        byte[0]
+    };
+    let loaded = first();
+    vm.start().unwrap();
+    wait_for_count(&board);
+    vm.pause().unwrap();
+    assert_eq!(first(), loaded);
+    vm.reset().unwrap();
+    assert_eq!(first(), loaded, "a store of the old machine's in the new one's memory");
 }
