@@ -9,10 +9,9 @@ use crate::command;
 use crate::report::Report;
 
 /// Layers, top first. Folders in one line are siblings.
-const LAYERS: [&[&str]; 7] = [
+const LAYERS: [&[&str]; 6] = [
     &["bin"],
     &["control"],
-    &["oci"],
     &["vmm"],
     &["cpu", "devices", "storage", "net", "boot"],
     &["machine"],

@@ -317,8 +317,8 @@ pub struct RunArgs {
     pub network: NetworkArgs,
     /// Disk image or block device; repeat for more. Commas in PATH are doubled. Options: ro,
     /// format=raw|qcow2 [default: by its first bytes], serial=TEXT, if=nvme|virtio [default: nvme],
-    /// cache=writeback|direct|unsafe [default: writeback], backing=on (open the files the image
-    /// says it stands on)
+    /// cache=writeback|direct|unsafe [default: writeback], aio=threads|io_uring [default: threads],
+    /// backing=on (open the files the image says it stands on)
     #[arg(long, value_name = "PATH[,OPTION…]", value_parser = crate::disk_option::parse)]
     pub disk: Vec<board::DiskSpec>,
     /// Give the guest no virtio socket device: `strata exec` and `strata cp` do not reach it
@@ -486,7 +486,7 @@ pub struct UpdateArgs {
     /// Make disk N (from 0, as on the command line) larger; units K, M, G, T, a bare number is MiB
     #[arg(short, long, value_name = "N=SIZE", value_parser = quantity::disk_size, group = "what")]
     pub disk: Vec<(usize, u64)>,
-    /// Plug in a disk: a raw image, with the options of `strata run --disk`; repeat for more
+    /// Plug in a disk: a raw or qcow2 image, with the options of `strata run --disk`; repeat for more
     #[arg(long, value_name = "PATH[,OPTION…]", value_parser = crate::disk_option::parse, group = "what")]
     pub add_disk: Vec<board::DiskSpec>,
     /// Plug in a network card: nat, with an Ethernet address if wanted
@@ -555,8 +555,8 @@ pub struct ImageArgs {
 pub enum ImageCommand {
     /// Build an image from a distribution's packages
     ///
-    /// Debian's packages come from its archive by mmdebstrap, as root or, where user namespaces are
-    /// allowed, as any user. Takes about a minute.
+    /// Debian's packages come from its archive by mmdebstrap, as root or as any user (without user
+    /// namespaces by fakechroot). Takes about a minute.
     #[command(after_help = IMAGE_BUILD_HELP)]
     Build(ImageBuildArgs),
     /// List the images

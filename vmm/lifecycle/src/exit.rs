@@ -44,7 +44,7 @@ Exit status:
   4    the guest reset and --no-reboot was given
   5    triple fault and --no-reboot was given
   124  --timeout passed
-  130  ended by the user (Ctrl-A x, a signal, strata kill or stop)
+  130  ended by the user (Ctrl-A x, a signal, strata kill; strata stop, if the guest did not power off)
   N    with --debug-exit, what the guest wrote: (value << 1) | 1";
 
     /// The process's exit status.
