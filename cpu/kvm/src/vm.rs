@@ -15,11 +15,12 @@ use crate::probe::ProbeResult;
 use crate::vcpu::KvmVcpu;
 use crate::{NAME, cpuid, msr, sys, tsc};
 
-/// Where KVM keeps three pages of its own on processors without unrestricted
-/// guest mode: just below the firmware, an area of the memory map no machine uses.
-const TSS_ADDRESS: usize = 0xfffb_d000;
-/// One more such page.
-const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+/// Where KVM keeps a page of its own on processors without unrestricted guest
+/// mode: between the local APIC's page and the 16 MiB that firmware may take, an
+/// area of the memory map no machine uses.
+const IDENTITY_MAP_ADDRESS: u64 = 0xfeff_c000;
+/// Three more such pages.
+const TSS_ADDRESS: u64 = IDENTITY_MAP_ADDRESS + PAGE_SIZE;
 
 /// Where the passing page is: the last page that processors of every model can address.
 const PASSING_ADDRESS: u64 = (1 << PhysicalBits::MAX) - PAGE_SIZE;
@@ -238,7 +239,7 @@ impl KvmEngine {
     /// payloads are kept apart.
     fn configure(vm: &VmFd) -> Result<bool, EngineError> {
         vm.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(kvm_error("KVM_SET_IDENTITY_MAP_ADDR"))?;
-        vm.set_tss_address(TSS_ADDRESS).map_err(kvm_error("KVM_SET_TSS_ADDR"))?;
+        vm.set_tss_address(TSS_ADDRESS as usize).map_err(kvm_error("KVM_SET_TSS_ADDR"))?;
         let reasons = MsrExitReason::Unknown | MsrExitReason::Inval | MsrExitReason::Filter;
         let enable = |cap, argument| {
             let mut request = kvm_enable_cap { cap, ..Default::default() };
@@ -292,5 +293,18 @@ impl Engine for KvmEngine {
 
     fn time_can_stop(&self) -> bool {
         self.shared.tsc_movable.get().copied().unwrap_or(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kvms_own_pages_are_beside_the_local_apics_and_any_firmware() {
+        const APIC_END: u64 = 0xfef0_0000;
+        const FIRMWARE: u64 = (1 << 32) - (16 << 20);
+        let ours = IDENTITY_MAP_ADDRESS..TSS_ADDRESS + 3 * PAGE_SIZE;
+        assert!(ours.start >= APIC_END && ours.end <= FIRMWARE, "{ours:x?}");
     }
 }

@@ -7,6 +7,7 @@
 //! | 0xe000_0000 | PCI configuration space (ECAM) |
 //! | 0xfeb0_0000 | virtio devices on the MMIO transport |
 //! | 0xfec0_0000 | IOAPIC, HPET, local APIC |
+//! | 0xfeff_c000 | four pages that KVM may need for itself |
 //! | 4 GiB − firmware size | firmware, read-only |
 //! | 4 GiB | the rest of RAM, then, from a multiple of 1 GiB, RAM that can be added; at most to 517 GiB |
 //! | behind it, from a multiple of 1 GiB each | files of `--pmem` |
