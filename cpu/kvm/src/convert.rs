@@ -6,7 +6,8 @@ use kvm_bindings::{
     kvm_segment, kvm_sregs2, kvm_vcpu_events, kvm_xsave,
 };
 use x86_state::{
-    CpuState, Exception, F80, FpuState, InterruptShadow, Segment, TableRegister, cr0, cr4, efer, reg, vector,
+    CpuState, Exception, F80, FpuState, InterruptShadow, Segment, TableRegister, cr0, cr4, dr6, efer, reg,
+    vector,
 };
 
 /// A segment register for KVM.
@@ -254,12 +255,17 @@ pub(crate) fn events_to_kvm(s: &CpuState, payload: bool) -> kvm_vcpu_events {
     e
 }
 
-/// Pending events from KVM. CR2 must have been taken over already.
+/// What DR6 says of the last #DB.
+const DEBUG_CONDITIONS: u64 = 0xf | dr6::BD | dr6::BS | dr6::BT;
+
+/// Pending events from KVM. CR2 and DR6 must have been taken over already: an
+/// event without its payload has left it there.
 pub(crate) fn events_from_kvm(e: &kvm_vcpu_events, s: &mut CpuState) {
     s.pending_exception = None;
     if e.exception.injected != 0 || e.exception.pending != 0 {
         let payload = match (e.exception_has_payload, e.exception.nr) {
             (0, vector::PF) => s.cr2,
+            (0, vector::DB) => s.dr6 & DEBUG_CONDITIONS,
             (0, _) => 0,
             _ => e.exception_payload,
         };
@@ -360,5 +366,21 @@ mod tests {
                 assert_eq!(back, s);
             }
         }
+    }
+
+    #[test]
+    fn a_debug_exception_cut_short_has_the_conditions_that_dr6_has() {
+        let check = |has_payload, payload, dr6, want| {
+            let mut e = kvm_vcpu_events::default();
+            (e.exception.injected, e.exception.nr) = (1, vector::DB);
+            (e.exception_has_payload, e.exception_payload) = (has_payload, payload);
+            let mut s = CpuState { dr6, ..CpuState::reset(true, 0) };
+            events_from_kvm(&e, &mut s);
+            let want = Some(Exception { vector: vector::DB, error_code: None, payload: want });
+            assert_eq!(s.pending_exception, want, "DR6 {dr6:#x}, payload {payload:#x}");
+        };
+        check(0, 0, dr6::FIXED | dr6::BS, dr6::BS);
+        check(0, 0, dr6::FIXED | dr6::BD | 5, dr6::BD | 5);
+        check(1, dr6::BS, dr6::FIXED | 2, dr6::BS);
     }
 }

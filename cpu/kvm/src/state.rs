@@ -22,10 +22,13 @@ impl KvmVcpu {
     /// The state as KVM has it. No I/O or MSR access is pending.
     pub(crate) fn export(&mut self) -> Result<CpuState, EngineError> {
         self.finish()?;
+        // First: where KVM cannot keep an exception's payload apart, asking for events puts it into CR2 or DR6.
+        let events = self.fd.get_vcpu_events().map_err(kvm_error("KVM_GET_VCPU_EVENTS"))?;
         let mut s = CpuState::reset(true, 0);
         convert::regs_from_kvm(&self.fd.get_regs().map_err(kvm_error("KVM_GET_REGS"))?, &mut s);
         convert::sregs_from_kvm(&sys::sregs2(&self.fd).map_err(host("KVM_GET_SREGS2"))?, &mut s);
-        let events = self.fd.get_vcpu_events().map_err(kvm_error("KVM_GET_VCPU_EVENTS"))?;
+        let debug = self.fd.get_debug_regs().map_err(kvm_error("KVM_GET_DEBUGREGS"))?;
+        (s.dr, s.dr6, s.dr7) = (debug.db, debug.dr6, debug.dr7);
         convert::events_from_kvm(&events, &mut s);
         if self.confined.is_some() {
             // What was being delivered happens again on the assistant. A breakpoint is a trap:
@@ -35,8 +38,6 @@ impl KvmVcpu {
                 s.rip = s.rip.wrapping_sub(1);
             }
         }
-        let debug = self.fd.get_debug_regs().map_err(kvm_error("KVM_GET_DEBUGREGS"))?;
-        (s.dr, s.dr6, s.dr7) = (debug.db, debug.dr6, debug.dr7);
         let xcrs = self.fd.get_xcrs().map_err(kvm_error("KVM_GET_XCRS"))?;
         s.xcr0 = xcrs.xcrs[0].value;
         let xsave = self.fd.get_xsave().map_err(kvm_error("KVM_GET_XSAVE"))?;
