@@ -16,7 +16,7 @@ use crate::cpuid;
 use crate::vm::{self, HostTsc, KvmEngine, MissingFeatures, Options, host_tsc};
 
 /// What [`probe()`] found.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct ProbeResult {
     /// A VM can be made and executes code.
     pub present: bool,
@@ -221,16 +221,10 @@ fn instruction_time(cpl: u32, exit_cost_ns: u64) -> Result<f64, EngineError> {
 pub fn probe() -> ProbeResult {
     let tsc = host_tsc();
     let mut result = ProbeResult {
-        present: false,
-        usable: false,
-        exit_cost_ns: 0,
-        ring0_native: false,
-        ring3_native: false,
         cpuid_exact: cpuid_is_exact().unwrap_or(false),
-        instruction_ns: [0.0; 2],
         tsc_khz: tsc.map(|t| t.khz),
         tsc,
-        reason: String::new(),
+        ..ProbeResult::default()
     };
     match time_guest(real_mode(), EXIT_LOOP, EXITS) {
         Ok((_, took)) => result.exit_cost_ns = took.as_nanos() as u64 / (EXITS - 1),

@@ -163,6 +163,10 @@ impl KvmVcpu {
         self.step_mode(false)?;
         match pause? {
             Pause::Return(halt) => Ok(halt),
+            Pause::Stuck { reason, .. } if reason == SHUTDOWN => {
+                self.activity = Activity::Shutdown;
+                Ok(Halt::TripleFault)
+            }
             Pause::Stuck { reason, bytes } => Err(self.unsupported(reason, bytes)),
         }
     }
@@ -341,11 +345,11 @@ impl KvmVcpu {
 
     /// KVM is stuck after `ran`: the assistant goes on from the exported state.
     fn hand_over(&mut self, ran: Duration, reason: String, bytes: Vec<u8>) -> Result<(), EngineError> {
+        if reason == SHUTDOWN && !self.shared.options.rechecks_shutdowns() {
+            self.activity = Activity::Shutdown;
+            return Ok(());
+        }
         if self.shared.options.assistant.is_none() {
-            if reason == SHUTDOWN {
-                self.activity = Activity::Shutdown;
-                return Ok(());
-            }
             return Err(self.unsupported(reason, bytes));
         }
         self.policy.kvm_failed(ran);

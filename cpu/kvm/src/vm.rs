@@ -71,6 +71,14 @@ impl Options {
             accept_other_cpuid: false,
         }
     }
+
+    /// Whether a shutdown that KVM reports may be an event that it cannot deliver,
+    /// which the assistant can. Elsewhere it is a triple fault, and there may be no
+    /// state to go on from: AMD's processors leave theirs undefined, so that KVM
+    /// resets the vCPU before it tells.
+    pub(crate) fn rechecks_shutdowns(&self) -> bool {
+        self.assistant.is_some() && self.confine_user
+    }
 }
 
 /// What all vCPUs of a VM share.
@@ -306,5 +314,29 @@ mod tests {
         const FIRMWARE: u64 = (1 << 32) - (16 << 20);
         let ours = IDENTITY_MAP_ADDRESS..TSS_ADDRESS + 3 * PAGE_SIZE;
         assert!(ours.start >= APIC_END && ours.end <= FIRMWARE, "{ours:x?}");
+    }
+
+    /// An engine that is there and no more.
+    struct Nobody;
+
+    impl Engine for Nobody {
+        fn name(&self) -> &'static str {
+            "nobody"
+        }
+        fn create_vcpu(&self, _: VcpuConfig) -> Result<Box<dyn Vcpu>, EngineError> {
+            unreachable!("not in this test")
+        }
+        fn local_interrupts(&self) -> Option<Arc<dyn LocalInterrupts>> {
+            None
+        }
+    }
+
+    #[test]
+    fn a_shutdown_is_final_where_supervisor_code_runs_on_the_processor() {
+        for (ring0_native, rechecks) in [(true, false), (false, true)] {
+            let host = ProbeResult { ring0_native, ..ProbeResult::default() };
+            assert_eq!(Options::for_host(&host, Arc::new(Nobody)).rechecks_shutdowns(), rechecks);
+        }
+        assert!(!Options { confine_user: true, ..Options::default() }.rechecks_shutdowns());
     }
 }

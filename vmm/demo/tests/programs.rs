@@ -7,7 +7,7 @@ use iced_x86::code_asm::*;
 use x86_state::{CpuModel, Topology, reg};
 
 use demo::layout::{self, address};
-use demo::machine::{SCRATCH, port};
+use demo::machine::{MachineError, SCRATCH, port};
 use support::{EXIT_OK, Mode, Program, check, exit, value, wait_for_count};
 
 /// Interrupt and exception handlers count here.
@@ -624,11 +624,10 @@ fn a_triple_fault_ends_the_run() {
         let mut vcpu = machine.vcpu(&*made).unwrap();
         vcpu.set_state(&layout::long_mode(0)).unwrap();
         let error = machine.run(&mut *vcpu, support::PATIENCE).unwrap_err();
-        assert!(
-            matches!(error, demo::machine::MachineError::TripleFault(address::CODE)),
-            "{}: {error}",
-            engine.name
-        );
+        // AMD's processors lose their state in a shutdown.
+        let lost = engine.name.starts_with("kvm") && kvm::probe().ring0_native;
+        let found = matches!(error, MachineError::TripleFault(at) if at == address::CODE || lost);
+        assert!(found, "{}: {error}", engine.name);
     }
 }
 
