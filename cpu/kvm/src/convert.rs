@@ -6,8 +6,8 @@ use kvm_bindings::{
     kvm_segment, kvm_sregs2, kvm_vcpu_events, kvm_xsave,
 };
 use x86_state::{
-    CpuState, Exception, F80, FpuState, InterruptShadow, Segment, TableRegister, cr0, cr4, dr6, efer, reg,
-    vector,
+    Activity, CpuState, Exception, F80, FpuState, InterruptShadow, Segment, TableRegister, cr0, cr4, dr6,
+    efer, reg, vector,
 };
 
 /// A segment register for KVM.
@@ -255,6 +255,13 @@ pub(crate) fn events_to_kvm(s: &CpuState, payload: bool) -> kvm_vcpu_events {
     e
 }
 
+/// What a vCPU does from the moment KVM has its state: an event that KVM was
+/// given ends HLT, and KVM delivers it when it is entered.
+pub(crate) fn activity_to_kvm(s: &CpuState) -> Activity {
+    let due = s.pending_exception.is_some() || s.nmi_pending && !s.nmi_blocked;
+    if s.activity == Activity::Halted && due { Activity::Active } else { s.activity }
+}
+
 /// What DR6 says of the last #DB.
 const DEBUG_CONDITIONS: u64 = 0xf | dr6::BD | dr6::BS | dr6::BT;
 
@@ -382,5 +389,23 @@ mod tests {
         check(0, 0, dr6::FIXED | dr6::BS, dr6::BS);
         check(0, 0, dr6::FIXED | dr6::BD | 5, dr6::BD | 5);
         check(1, dr6::BS, dr6::FIXED | 2, dr6::BS);
+    }
+
+    #[test]
+    fn what_is_due_ends_a_halt() {
+        let exception = Some(Exception { vector: vector::DB, error_code: None, payload: dr6::BS });
+        for (activity, pending_exception, nmi_pending, nmi_blocked, want) in [
+            (Activity::Halted, None, false, false, Activity::Halted),
+            (Activity::Halted, None, true, false, Activity::Active),
+            (Activity::Halted, None, true, true, Activity::Halted),
+            (Activity::Halted, exception, false, true, Activity::Active),
+            (Activity::Active, None, false, false, Activity::Active),
+            (Activity::WaitForSipi, None, true, false, Activity::WaitForSipi),
+            (Activity::Shutdown, None, true, false, Activity::Shutdown),
+        ] {
+            let reset = CpuState::reset(true, 0);
+            let s = CpuState { activity, pending_exception, nmi_pending, nmi_blocked, ..reset };
+            assert_eq!(activity_to_kvm(&s), want, "{activity:?} {nmi_pending} {nmi_blocked}");
+        }
     }
 }

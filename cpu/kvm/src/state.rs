@@ -123,7 +123,8 @@ impl KvmVcpu {
         let events = convert::events_to_kvm(s, self.shared.exception_payload);
         fd.set_vcpu_events(&events).map_err(|e| bad("pending events", e))?;
         self.tsc.set_offset(fd, &self.config.clock, &self.shared.tsc_base, s.tsc_offset)?;
-        self.activity = s.activity;
+        self.activity = convert::activity_to_kvm(s);
+        self.nmi_given = s.nmi_pending;
         let free = s.pending_exception.is_none() && !s.nmi_pending && s.shadow == InterruptShadow::None;
         self.interrupts_on = s.rflags & rflags::IF != 0;
         self.ready = self.interrupts_on && free && s.activity != Activity::WaitForSipi;

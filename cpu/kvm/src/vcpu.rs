@@ -68,6 +68,8 @@ pub(crate) struct KvmVcpu {
     pub(crate) activity: Activity,
     /// An exit was answered, but KVM has not finished its instruction yet.
     unfinished: bool,
+    /// KVM was given an NMI that it may still have.
+    pub(crate) nmi_given: bool,
     /// RFLAGS.IF at the last exit.
     pub(crate) interrupts_on: bool,
     /// An interrupt could be injected at the last exit.
@@ -111,6 +113,7 @@ impl KvmVcpu {
             home: Home::Kvm,
             activity: Activity::Active,
             unfinished: false,
+            nmi_given: false,
             interrupts_on: false,
             ready: false,
             confined: None,
@@ -229,16 +232,16 @@ impl KvmVcpu {
             Activity::Shutdown => return Ok(Some(Halt::TripleFault)),
             Activity::Active | Activity::Halted => {}
         }
-        if attention.take(attention_bits::NMI) != 0 {
-            self.fd.nmi().map_err(kvm_error("KVM_NMI"))?;
-            self.activity = Activity::Active;
-        }
         let mut wanted = bits & attention_bits::INTERRUPT != 0;
         if self.activity == Activity::Halted {
-            if !(wanted && self.interrupts_on) {
+            if !(self.nmi_wakes(bits)? || wanted && self.interrupts_on) {
                 return Ok(Some(Halt::Idle));
             }
             self.activity = Activity::Active;
+        }
+        if attention.take(attention_bits::NMI) != 0 {
+            self.fd.nmi().map_err(kvm_error("KVM_NMI"))?;
+            self.nmi_given = true;
         }
         if wanted && self.ready {
             if let Some(vector) = self.config.bus.acknowledge_interrupt(self.config.index) {
@@ -250,6 +253,19 @@ impl KvmVcpu {
         }
         self.fd.get_kvm_run().request_interrupt_window = u8::from(wanted);
         Ok(None)
+    }
+
+    /// Whether an NMI ends HLT: one that has arrived, or one that KVM was given and
+    /// has not delivered.
+    fn nmi_wakes(&mut self, bits: u32) -> Result<bool, EngineError> {
+        let arrived = bits & attention_bits::NMI != 0;
+        if !arrived && !self.nmi_given {
+            return Ok(false);
+        }
+        let events = self.fd.get_vcpu_events().map_err(kvm_error("KVM_GET_VCPU_EVENTS"))?;
+        let pending = events.nmi.pending != 0;
+        self.nmi_given = pending;
+        Ok((arrived || pending) && events.nmi.masked == 0)
     }
 
     /// One KVM_RUN, with the answer to its exit.
@@ -359,13 +375,19 @@ impl KvmVcpu {
         self.enter_assistant()
     }
 
+    /// What KVM has, and what has not reached it yet: an NMI that waits outside is
+    /// part of the state, too.
+    fn whole_state(&mut self) -> Result<CpuState, EngineError> {
+        let mut state = self.export()?;
+        state.nmi_pending |= self.config.attention.bits() & attention_bits::NMI != 0;
+        Ok(state)
+    }
+
     fn enter_assistant(&mut self) -> Result<(), EngineError> {
         if self.home == Home::Assistant {
             return Ok(());
         }
-        let mut state = self.export()?;
-        // An NMI that has not reached KVM yet is part of the state, too.
-        state.nmi_pending |= self.config.attention.bits() & attention_bits::NMI != 0;
+        let state = self.whole_state()?;
         // KVM writes guest memory without leaving marks.
         self.shared.memory.marks().forget_all_code();
         self.assistant_mut()?.set_state(&state)?;
@@ -453,7 +475,7 @@ impl Vcpu for KvmVcpu {
 
     fn state(&mut self) -> Result<CpuState, EngineError> {
         match self.home {
-            Home::Kvm => self.export(),
+            Home::Kvm => self.whole_state(),
             Home::Assistant => self.assistant_mut()?.state(),
         }
     }

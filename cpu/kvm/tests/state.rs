@@ -1,66 +1,16 @@
 //! State that goes into KVM comes out equal.
 
-use std::sync::Arc;
+mod rig;
 
-use engine::{Attention, Bus, Engine, Vcpu, VcpuConfig};
-use guest_memory::GuestMemory;
-use kvm::{KvmEngine, MissingFeatures, Options};
+use engine::Vcpu;
+use rig::Rig;
 use x86_state::{
-    Activity, CpuModel, CpuState, Exception, F80, InterruptShadow, Segment, TableRegister, Topology, cr0,
-    cr4, efer, rflags,
+    Activity, CpuState, Exception, F80, InterruptShadow, Segment, TableRegister, cr0, cr4, efer, rflags,
 };
-
-/// Nothing but a task priority.
-struct Quiet(std::sync::atomic::AtomicU64);
-
-impl Bus for Quiet {
-    fn port_read(&self, _: u16, _: u8) -> u32 {
-        u32::MAX
-    }
-    fn port_write(&self, _: u16, _: u8, _: u32) {}
-    fn mmio_read(&self, _: usize, _: u64, _: u8) -> u64 {
-        u64::MAX
-    }
-    fn mmio_write(&self, _: usize, _: u64, _: u8, _: u64) {}
-    fn platform_msr_read(&self, _: usize, _: u32) -> Option<u64> {
-        None
-    }
-    fn platform_msr_write(&self, _: usize, _: u32, _: u64) -> Option<()> {
-        None
-    }
-    fn acknowledge_interrupt(&self, _: usize) -> Option<u8> {
-        None
-    }
-    fn read_cr8(&self, _: usize) -> u64 {
-        self.0.load(std::sync::atomic::Ordering::SeqCst)
-    }
-    fn write_cr8(&self, _: usize, v: u64) {
-        self.0.store(v, std::sync::atomic::Ordering::SeqCst);
-    }
-}
 
 /// A vCPU, or `None` with a message where there is no KVM.
 fn vcpu() -> Option<Box<dyn Vcpu>> {
-    let memory = GuestMemory::flat(1 << 20).unwrap();
-    let Some(tsc) = kvm::host_tsc() else {
-        eprintln!("skipped: no usable /dev/kvm");
-        return None;
-    };
-    let model = CpuModel::default_model().with_tsc_khz(tsc.khz);
-    let clock = tsc.clock();
-    let options =
-        Options { missing: MissingFeatures::Continue, accept_other_cpuid: true, ..Options::default() };
-    let engine = KvmEngine::new(&memory, &model, &clock, options).expect("KVM opens");
-    let config = VcpuConfig {
-        index: 0,
-        model: Arc::new(model),
-        topology: Topology { apic_id: 0, cpus: 1 },
-        memory,
-        clock,
-        attention: Arc::new(Attention::new()),
-        bus: Arc::new(Quiet(5.into())),
-    };
-    Some(engine.create_vcpu(config).expect("a vCPU"))
+    Some(Rig::new()?.vcpu)
 }
 
 struct Random(u64);
