@@ -115,10 +115,10 @@ pub(crate) enum Exit<'a> {
     Port { port: u16, size: u8, write: bool, data: &'a mut [u8] },
     /// Access to an address that is no memory, or a write to read-only memory.
     Mmio { address: u64, write: bool, data: &'a mut [u8] },
-    /// RDMSR that KVM does not answer; a non-zero `error` becomes #GP.
-    ReadMsr { index: u32, value: &'a mut u64, error: &'a mut u8 },
-    /// WRMSR that KVM does not accept.
-    WriteMsr { index: u32, value: u64, error: &'a mut u8 },
+    /// RDMSR that KVM does not answer; [`answer_msr`] does.
+    ReadMsr { index: u32 },
+    /// WRMSR that KVM does not accept; [`answer_msr`] ends it.
+    WriteMsr { index: u32, value: u64 },
     /// HLT.
     Halt,
     /// The guest can take an interrupt now, or another harmless return.
@@ -135,33 +135,37 @@ pub(crate) enum Exit<'a> {
     Other(String),
 }
 
-/// Run the vCPU until it needs something.
-pub(crate) fn run(vcpu: &mut VcpuFd) -> io::Result<Exit<'_>> {
+/// Run the vCPU until it needs something: what, and the CR8 it had then.
+pub(crate) fn run(vcpu: &mut VcpuFd) -> io::Result<(Exit<'_>, u64)> {
     enum Kind {
         Port,
         Mmio,
+        Msr,
         Internal,
+        Plain(Exit<'static>),
     }
     let kind = match vcpu.run() {
         Ok(VcpuExit::IoIn(..) | VcpuExit::IoOut(..)) => Kind::Port,
         Ok(VcpuExit::MmioRead(..) | VcpuExit::MmioWrite(..)) => Kind::Mmio,
         Ok(VcpuExit::InternalError) => Kind::Internal,
-        Ok(VcpuExit::X86Rdmsr(_) | VcpuExit::X86Wrmsr(_)) => return Ok(msr_exit(vcpu)),
-        Ok(VcpuExit::Hlt) => return Ok(Exit::Halt),
-        Ok(VcpuExit::Debug(_)) => return Ok(Exit::Debug),
-        Ok(VcpuExit::Shutdown) => return Ok(Exit::Shutdown),
-        Ok(VcpuExit::Intr) => return Ok(Exit::Interrupted),
-        Ok(VcpuExit::IrqWindowOpen | VcpuExit::SetTpr) => return Ok(Exit::Nothing),
-        Ok(other) => return Ok(Exit::Other(format!("{other:?}"))),
-        Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => return Ok(Exit::Interrupted),
+        Ok(VcpuExit::X86Rdmsr(_) | VcpuExit::X86Wrmsr(_)) => Kind::Msr,
+        Ok(VcpuExit::Hlt) => Kind::Plain(Exit::Halt),
+        Ok(VcpuExit::Debug(_)) => Kind::Plain(Exit::Debug),
+        Ok(VcpuExit::Shutdown) => Kind::Plain(Exit::Shutdown),
+        Ok(VcpuExit::Intr) => Kind::Plain(Exit::Interrupted),
+        Ok(VcpuExit::IrqWindowOpen | VcpuExit::SetTpr) => Kind::Plain(Exit::Nothing),
+        Ok(other) => Kind::Plain(Exit::Other(format!("{other:?}"))),
+        Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => Kind::Plain(Exit::Interrupted),
         Err(e) => return Err(errno(e)),
     };
+    let task_priority = vcpu.get_kvm_run().cr8;
     let page: *mut kvm_run = vcpu.get_kvm_run();
     // SAFETY: the page is mapped as long as `vcpu` lives and the returned borrows keep it exclusively
     // borrowed; the exit reason says which member of the union is valid; the kernel keeps `data_offset`
     // and the counts within the pages that kvm-ioctls mapped.
-    unsafe {
-        Ok(match kind {
+    let exit = unsafe {
+        match kind {
+            Kind::Plain(exit) => exit,
             Kind::Port => {
                 let io = (*page).__bindgen_anon_1.io;
                 let data = page.cast::<u8>().add(io.data_offset as usize);
@@ -179,6 +183,13 @@ pub(crate) fn run(vcpu: &mut VcpuFd) -> io::Result<Exit<'_>> {
                 let (address, write) = (mmio.phys_addr, mmio.is_write != 0);
                 Exit::Mmio { address, write, data: &mut mmio.data[..len] }
             }
+            Kind::Msr => {
+                let msr = (*page).__bindgen_anon_1.msr;
+                match (*page).exit_reason {
+                    kvm_bindings::KVM_EXIT_X86_WRMSR => Exit::WriteMsr { index: msr.index, value: msr.data },
+                    _ => Exit::ReadMsr { index: msr.index },
+                }
+            }
             Kind::Internal => {
                 let failure = (*page).__bindgen_anon_1.emulation_failure;
                 let given = failure.ndata >= 4 && failure.flags & 1 != 0;
@@ -186,20 +197,24 @@ pub(crate) fn run(vcpu: &mut VcpuFd) -> io::Result<Exit<'_>> {
                 let len = if given { usize::from(insn.insn_size).min(15) } else { 0 };
                 Exit::Internal { suberror: failure.suberror, bytes: insn.insn_bytes[..len].to_vec() }
             }
-        })
-    }
+        }
+    };
+    Ok((exit, task_priority))
 }
 
-fn msr_exit(vcpu: &mut VcpuFd) -> Exit<'_> {
+/// Complete the RDMSR or WRMSR that [`run`] came back for, and nothing else since:
+/// with a value, which WRMSR ignores, or with #GP(0).
+pub(crate) fn answer_msr(vcpu: &mut VcpuFd, answer: Option<u64>) {
     let run = vcpu.get_kvm_run();
-    let write = run.exit_reason == kvm_bindings::KVM_EXIT_X86_WRMSR;
-    // SAFETY: the exit reason, read by the caller, says that `msr` is the valid member.
+    debug_assert!(matches!(
+        run.exit_reason,
+        kvm_bindings::KVM_EXIT_X86_RDMSR | kvm_bindings::KVM_EXIT_X86_WRMSR
+    ));
+    // SAFETY: every member of the union is plain integers within the page; after an MSR exit, the
+    // only time this is called, `msr` is what the kernel reads from it.
     let msr = unsafe { &mut run.__bindgen_anon_1.msr };
-    if write {
-        Exit::WriteMsr { index: msr.index, value: msr.data, error: &mut msr.error }
-    } else {
-        Exit::ReadMsr { index: msr.index, value: &mut msr.data, error: &mut msr.error }
-    }
+    msr.error = u8::from(answer.is_none());
+    msr.data = answer.unwrap_or(0);
 }
 
 /// Makes a vCPU's KVM_RUN return, from any thread.

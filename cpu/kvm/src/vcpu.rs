@@ -192,16 +192,10 @@ impl KvmVcpu {
             if let Some(halt) = self.attend()? {
                 return Ok(Pause::Return(halt));
             }
-            let task_priority = self.config.bus.read_cr8(self.config.index);
-            self.fd.get_kvm_run().cr8 = task_priority;
             let event = Self::enter(&mut self.fd, &self.config, &mut self.msrs, &mut self.counters);
             let run = self.fd.get_kvm_run();
-            let new_priority = run.cr8;
             self.ready = run.ready_for_interrupt_injection != 0;
             self.interrupts_on = run.if_flag != 0;
-            if new_priority != task_priority {
-                self.config.bus.write_cr8(self.config.index, new_priority);
-            }
             self.unfinished = matches!(event, Ok(Event::Answered));
             match event.map_err(host("KVM_RUN"))? {
                 Event::Answered | Event::Nothing => {}
@@ -278,7 +272,14 @@ impl KvmVcpu {
         counters.exits += 1;
         let index = config.index;
         let bus = &*config.bus;
-        Ok(match sys::run(fd)? {
+        let task_priority = bus.read_cr8(index);
+        fd.get_kvm_run().cr8 = task_priority;
+        let (exit, new_priority) = sys::run(fd)?;
+        if new_priority != task_priority {
+            // MOV to CR8 was before the access that KVM came back for.
+            bus.write_cr8(index, new_priority);
+        }
+        Ok(match exit {
             Exit::Port { port, size, write, data } => {
                 counters.port_exits += 1;
                 for element in data.chunks_exact_mut(usize::from(size)) {
@@ -308,25 +309,24 @@ impl KvmVcpu {
                 }
                 Event::Answered
             }
-            Exit::ReadMsr { index: msr, value, error } => {
+            Exit::ReadMsr { index: msr } => {
                 counters.msr_exits += 1;
                 let answer = if msr::is_platform(msr) {
                     bus.platform_msr_read(index, msr)
                 } else {
                     msrs.read(&config.model, msr)
                 };
-                *error = u8::from(answer.is_none());
-                *value = answer.unwrap_or(0);
+                sys::answer_msr(fd, answer);
                 Event::Answered
             }
-            Exit::WriteMsr { index: msr, value, error } => {
+            Exit::WriteMsr { index: msr, value } => {
                 counters.msr_exits += 1;
                 let answer = if msr::is_platform(msr) {
                     bus.platform_msr_write(index, msr, value)
                 } else {
                     msrs.write(&config.model, msr, value)
                 };
-                *error = u8::from(answer.is_none());
+                sys::answer_msr(fd, answer.map(|()| value));
                 Event::Answered
             }
             Exit::Halt => Event::Halted,

@@ -3,7 +3,7 @@
 mod rig;
 
 use engine::{Halt, attention_bits};
-use rig::{CODE, Did, Rig, real_mode};
+use rig::{CODE, Did, Rig, long_mode, real_mode};
 use x86_state::{Activity, CpuState};
 
 const HANDLER: u64 = 0x9000;
@@ -64,4 +64,23 @@ fn an_nmi_that_waits_outside_is_part_of_the_state() {
     assert_eq!(rig.attention.bits() & attention_bits::NMI, 0, "KVM has it");
     assert!(matches!(rig.vcpu.run(u64::MAX), Halt::Idle));
     assert_eq!(rig.done(), [NMI]);
+}
+
+#[test]
+fn the_task_priority_arrives_before_the_access_behind_it() {
+    let Some(mut rig) = rig() else { return };
+    let state = CpuState { cr8: 5, ..long_mode() };
+    #[rustfmt::skip]
+    let code = [
+        0xb8, 3, 0, 0, 0, // mov eax, 3
+        0x44, 0x0f, 0x22, 0xc0, // mov cr8, rax
+        0x89, 0x04, 0x25, 0, 0, 0x18, 0, // mov [0x180000], eax
+        0xb0, 7, // mov al, 7
+        0x44, 0x0f, 0x22, 0xc0, // mov cr8, rax
+        0xe6, 0x80, // out 0x80, al
+        0xf4, // hlt
+    ];
+    let done = rig.run(&state, &code);
+    let want = [Did::TaskPriority(3), Did::Store(0x18_0000, 3), Did::TaskPriority(7), Did::Port(0x80, 7)];
+    assert_eq!(done, want);
 }
