@@ -15,6 +15,7 @@
 //! | --- | --- |
 //! | cannot emulate an instruction | an *assistant*, another engine given by [`Options`], completes it from the exported state |
 //! | reports a shutdown for events it cannot deliver | the assistant executes the instruction again; a real triple fault comes back. Where supervisor code runs on the processor a shutdown is one, and the state may be lost (AMD) |
+//! | keeps an MSR that the model has and refuses it to guests | it is read and written for the guest |
 //! | executes SYSCALL in ring 3 by rules of its own | user code is confined: every event ends in a shutdown before its instruction, and the assistant takes over |
 //! | shadows page tables and misses writes of other engines | it is made to forget them when the state comes back |
 //! | lets guests read the host's TSC | the machine's clock starts there ([`HostTsc::clock`]) |

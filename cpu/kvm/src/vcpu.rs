@@ -314,7 +314,7 @@ impl KvmVcpu {
                 let answer = if msr::is_platform(msr) {
                     bus.platform_msr_read(index, msr)
                 } else {
-                    msrs.read(&config.model, msr)
+                    msrs.read(fd, &config.model, msr)
                 };
                 sys::answer_msr(fd, answer);
                 Event::Answered
@@ -324,7 +324,7 @@ impl KvmVcpu {
                 let answer = if msr::is_platform(msr) {
                     bus.platform_msr_write(index, msr, value)
                 } else {
-                    msrs.write(&config.model, msr, value)
+                    msrs.write(fd, &config.model, msr, value)
                 };
                 sys::answer_msr(fd, answer.map(|()| value));
                 Event::Answered

@@ -228,7 +228,7 @@ impl KvmEngine {
             ));
         }
         let vm = kvm.create_vm().map_err(kvm_error("KVM_CREATE_VM"))?;
-        let exception_payload = Self::configure(&vm)?;
+        let exception_payload = Self::configure(&vm, model)?;
         Self::map_memory(&vm, memory)?;
         let shared = Shared {
             vm,
@@ -245,7 +245,7 @@ impl KvmEngine {
 
     /// Enable what the run loop relies on. Returns whether exceptions and their
     /// payloads are kept apart.
-    fn configure(vm: &VmFd) -> Result<bool, EngineError> {
+    fn configure(vm: &VmFd, model: &CpuModel) -> Result<bool, EngineError> {
         vm.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(kvm_error("KVM_SET_IDENTITY_MAP_ADDR"))?;
         vm.set_tss_address(TSS_ADDRESS as usize).map_err(kvm_error("KVM_SET_TSS_ADDR"))?;
         let reasons = MsrExitReason::Unknown | MsrExitReason::Inval | MsrExitReason::Filter;
@@ -256,7 +256,7 @@ impl KvmEngine {
         };
         enable(KVM_CAP_X86_USER_SPACE_MSR, u64::from(reasons.bits()))
             .map_err(kvm_error("enable KVM_CAP_X86_USER_SPACE_MSR"))?;
-        msr::install_filter(vm).map_err(kvm_error("KVM_X86_SET_MSR_FILTER"))?;
+        msr::install_filter(vm, model).map_err(kvm_error("KVM_X86_SET_MSR_FILTER"))?;
         Ok(enable(KVM_CAP_EXCEPTION_PAYLOAD, 1).is_ok())
     }
 
