@@ -47,6 +47,61 @@ pub(crate) fn is_movable(vcpu: &VcpuFd) -> bool {
     set(before) && moved
 }
 
+/// A guest's TSC and the machine clock's ticks at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Moment {
+    guest: u64,
+    clock: u64,
+    /// Ticks that reading both took.
+    took: u64,
+}
+
+impl Moment {
+    /// Most readings for a good one.
+    const READINGS: u32 = 4;
+
+    /// Now, as exactly as a timer needs it: to half of 10 us, unless the host keeps
+    /// interrupting.
+    pub(crate) fn now(vcpu: &VcpuFd, clock: &Clock) -> Self {
+        Self::within(vcpu, clock, u64::from(clock.tsc_khz()) / 100)
+    }
+
+    /// The first reading that took no longer than `ticks`, or the tightest.
+    fn within(vcpu: &VcpuFd, clock: &Clock, ticks: u64) -> Self {
+        let once = || {
+            let (before, guest, after) = (clock.tsc(), guest_tsc(vcpu), clock.tsc());
+            let took = after.wrapping_sub(before);
+            Moment { guest, clock: before.wrapping_add(took / 2), took }
+        };
+        let mut best = once();
+        for _ in 1..Self::READINGS {
+            if best.took <= ticks {
+                break;
+            }
+            let next = once();
+            if next.took < best.took {
+                best = next;
+            }
+        }
+        best
+    }
+
+    /// A deadline of the guest's TSC in the clock's ticks. 0 is disarmed in both;
+    /// one that has passed is tick 1, which has passed in any machine.
+    pub(crate) fn to_clock(self, deadline: u64) -> u64 {
+        match deadline.checked_sub(self.guest) {
+            _ if deadline == 0 => 0,
+            None | Some(0) => 1,
+            Some(left) => self.clock.saturating_add(left),
+        }
+    }
+
+    /// The other way round.
+    pub(crate) fn to_guest(self, deadline: u64) -> u64 {
+        if deadline == 0 { 0 } else { self.guest.wrapping_add(deadline.wrapping_sub(self.clock)) }
+    }
+}
+
 /// One vCPU's TSC.
 pub(crate) struct GuestTsc {
     movable: bool,
@@ -98,20 +153,15 @@ impl GuestTsc {
     /// The guest's TSC minus the clock's, as far as one reading can tell, and
     /// how far that is, in ticks.
     fn measure(vcpu: &VcpuFd, clock: &Clock) -> (u64, u64) {
-        let once = || {
-            let (before, guest, after) = (clock.tsc(), guest_tsc(vcpu), clock.tsc());
-            let took = after.wrapping_sub(before);
-            (guest.wrapping_sub(before.wrapping_add(took / 2)), took)
-        };
-        // An interruption in between spoils a reading: take the tightest.
-        (0..4).map(|_| once()).min_by_key(|(_, took)| *took).unwrap_or_default()
+        let moment = Moment::within(vcpu, clock, 0);
+        (moment.guest.wrapping_sub(moment.clock), moment.took)
     }
 
     /// The offset for an export.
     ///
-    /// KVM's TSC and the clock are both the host's, but time synchronisation
-    /// steers the clock. What has accumulated becomes part of the offset once
-    /// it is more than noise.
+    /// KVM's TSC and the clock are both the host's, but where the clock is not the
+    /// host's TSC, time synchronisation steers it. What has accumulated becomes
+    /// part of the offset once it is more than noise.
     pub(crate) fn offset(&mut self, vcpu: &VcpuFd, clock: &Clock) -> u64 {
         self.follow(vcpu);
         let (measured, took) = Self::measure(vcpu, clock);
@@ -160,5 +210,29 @@ impl GuestTsc {
         }
         self.nominal = offset;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deadlines_are_as_far_away_in_both_counters() {
+        let check = |guest, clock, deadline, ticks| {
+            let moment = Moment { guest, clock, took: 9 };
+            assert_eq!(moment.to_clock(deadline), ticks, "{moment:?}, deadline {deadline}");
+            moment
+        };
+        // Disarmed, passed, reached.
+        check(1_000, 50, 0, 0);
+        check(1_000, 50, 999, 1);
+        check(1_000, 50, 1_000, 1);
+        for (guest, clock) in [(1_000, 50), (50, 1_000), (7, 7), (u64::MAX - 500, 3)] {
+            let moment = check(guest, clock, guest + 400, clock + 400);
+            assert_eq!(moment.to_guest(clock + 400), guest + 400);
+            assert_eq!(moment.to_guest(0), 0);
+        }
+        check(1_000, u64::MAX - 5, u64::MAX, u64::MAX);
     }
 }

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use engine::{EngineError, Halt, KickGuard, Vcpu, VcpuConfig, attention_bits};
 use kvm_bindings::{KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, kvm_guest_debug};
 use kvm_ioctls::VcpuFd;
-use x86_state::{Activity, CpuState};
+use x86_state::{Activity, CpuState, msr_index};
 
 use crate::assist::{Next, Policy};
 use crate::msr::{self, MsrFile};
 use crate::state::Confined;
 use crate::sys::{self, Exit, Kicker};
-use crate::tsc::GuestTsc;
+use crate::tsc::{GuestTsc, Moment};
 use crate::vm::{Shared, host, kvm_error};
 use crate::{NAME, cpuid};
 
@@ -311,20 +311,25 @@ impl KvmVcpu {
             }
             Exit::ReadMsr { index: msr } => {
                 counters.msr_exits += 1;
-                let answer = if msr::is_platform(msr) {
-                    bus.platform_msr_read(index, msr)
-                } else {
-                    msrs.read(fd, &config.model, msr)
+                let answer = match msr {
+                    msr_index::TSC_DEADLINE => bus
+                        .platform_msr_read(index, msr)
+                        .map(|deadline| Moment::now(fd, &config.clock).to_guest(deadline)),
+                    _ if msr::is_platform(msr) => bus.platform_msr_read(index, msr),
+                    _ => msrs.read(fd, &config.model, msr),
                 };
                 sys::answer_msr(fd, answer);
                 Event::Answered
             }
             Exit::WriteMsr { index: msr, value } => {
                 counters.msr_exits += 1;
-                let answer = if msr::is_platform(msr) {
-                    bus.platform_msr_write(index, msr, value)
-                } else {
-                    msrs.write(fd, &config.model, msr, value)
+                let answer = match msr {
+                    msr_index::TSC_DEADLINE => {
+                        let deadline = Moment::now(fd, &config.clock).to_clock(value);
+                        bus.platform_msr_write(index, msr, deadline)
+                    }
+                    _ if msr::is_platform(msr) => bus.platform_msr_write(index, msr, value),
+                    _ => msrs.write(fd, &config.model, msr, value),
                 };
                 sys::answer_msr(fd, answer.map(|()| value));
                 Event::Answered

@@ -162,11 +162,13 @@ pub fn host_tsc() -> Option<HostTsc> {
 }
 
 impl HostTsc {
-    /// A clock for a machine on this host: it starts at 0 where guests can have
-    /// a TSC of their own, and else where the host's is.
+    /// A clock for a machine on this host, whose ticks are the host's TSC's where
+    /// that is a clock: it starts at 0 where guests can have a TSC of their own, and
+    /// else where the host's is.
     pub fn clock(self) -> Clock {
         if self.movable {
-            return Clock::host(self.khz);
+            // Not at the rate that was measured for the host's TSC: guests have theirs at the stated one.
+            return Clock::host_with_tsc(self.khz, 0);
         }
         // An interruption between the two readings would set them apart: take the tightest pair.
         let once = || {

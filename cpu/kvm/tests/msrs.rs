@@ -3,7 +3,7 @@
 mod rig;
 
 use rig::{Did, Rig, real_mode};
-use x86_state::msr_index;
+use x86_state::{CpuState, msr_index};
 
 /// Where the handler of #GP is, and what it tells.
 const HANDLER: u64 = 0x9000;
@@ -52,4 +52,33 @@ fn values_that_no_processor_takes_fault() {
         check(index, good, false);
         check(index, bad, true);
     }
+}
+
+#[test]
+fn deadlines_are_the_guests_outside_and_the_clocks_inside() {
+    const DEADLINE: u32 = msr_index::TSC_DEADLINE;
+    let Some(mut rig) = rig() else { return };
+    let clock = rig.clock.clone();
+    let khz = u64::from(clock.tsc_khz());
+    let offset = if kvm::host_tsc().unwrap().movable { 1 << 40 } else { 0 };
+    let state = CpuState { tsc_offset: offset, ..real_mode() };
+    let mut told = |value| {
+        let mut code = write(DEADLINE, value);
+        // `xor eax, eax; xor edx, edx; rdmsr; out 0x80, eax; mov eax, edx; out 0x80, eax; hlt`
+        code.extend([0x66, 0x31, 0xc0, 0x66, 0x31, 0xd2, 0x0f, 0x32, 0x66, 0xe7, 0x80]);
+        code.extend([0x66, 0x89, 0xd0, 0x66, 0xe7, 0x80, 0xf4]);
+        match rig.run(&state, &code)[..] {
+            [Did::Msr(DEADLINE, told), Did::Port(0x80, low), Did::Port(0x80, high)] => {
+                (told, u64::from(high) << 32 | u64::from(low))
+            }
+            ref other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(told(0), (0, 0), "disarmed");
+    assert_eq!(told(5).0, 1, "passed");
+    // In 10 s, known as exactly as the host lets the test and the engine read two counters.
+    let ticks = clock.tsc() + 10_000 * khz;
+    let (inside, outside) = told(ticks + offset);
+    assert!(inside.abs_diff(ticks) < 100 * khz, "{ticks} became {inside}");
+    assert!(outside.abs_diff(ticks + offset) < 100 * khz, "{} became {outside}", ticks + offset);
 }
