@@ -68,7 +68,7 @@ fn names_no_image(error: &StoreError) -> bool {
 /// The machine named is at fault.
 fn names_a_machine(error: &RegistryError) -> bool {
     use RegistryError as E;
-    matches!(error, E::NameTaken { .. } | E::Unknown(_) | E::Ambiguous(..))
+    matches!(error, E::NameTaken { .. } | E::Unknown(_) | E::SameName(..) | E::Ambiguous(..))
 }
 
 /// Print an error to standard error on the way out; answers the exit status, 1 or 2.

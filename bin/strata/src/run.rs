@@ -15,7 +15,7 @@ use host_sys::{RawTerminal, SessionSignals};
 use lifecycle::{EnginePlan, Outcome, Policy, Recorder, Symbols, Vm};
 use machine_store::{Held, MachineStore, Restart};
 use serde_json::json;
-use vm_api::{Registration, Registry, RegistryError, RuntimeDir, Server};
+use vm_api::{Registration, Registry, RuntimeDir, Server};
 use vm_process::{Console, ConsoleHub, Identity, Owner, Switch};
 
 use crate::cli::{ConsoleKind, Format, Machine, MachineArgs, RunArgs, Time, Transport};
@@ -195,9 +195,8 @@ fn announce(args: &RunArgs, plan: &EnginePlan, registration: Option<&Registratio
 fn register(args: &RunArgs, held: Option<&Held>) -> anyhow::Result<Option<(Registration, UnixListener)>> {
     let id = held.map(|held| &held.kept.record.id);
     // A detached machine outlasts the user's session.
-    let place = if args.keep.detach { RuntimeDir::make_lasting() } else { RuntimeDir::make() };
-    let place = place.map_err(RegistryError::from);
-    match place.and_then(|place| Registry::new(place).register_as(id, args.name.clone())) {
+    let places = RuntimeDir::make_each(args.keep.detach);
+    match Registry::register_first(places, RuntimeDir::existing, id, args.name.as_ref()) {
         Ok(socket) => Ok(Some(socket)),
         Err(e) if args.name.is_some() || args.keep.detach => Err(e.into()),
         Err(e) => {

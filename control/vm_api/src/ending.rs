@@ -18,7 +18,7 @@ const ASK_AGAIN: Duration = Duration::from_millis(100);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a process that knows may take: it gives its devices 30 s to come to rest and
 /// its disks to be flushed.
-const ENDING: Duration = Duration::from_secs(45);
+pub const ENDING: Duration = Duration::from_secs(45);
 
 /// How a machine ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -26,13 +26,13 @@ mod server;
 mod wire;
 
 pub use client::{CallError, Client};
-pub use ending::{EndError, Ending};
+pub use ending::{ENDING, EndError, Ending};
 pub use identity::{MachineId, MachineName, NameError};
 pub use place::{PlaceError, RUNTIME_DIR_VARIABLE, RuntimeDir, STATE_VARIABLE, state_directory};
 pub use protocol::{
     Action, Answer, MachineInfo, MachineStats, Refusal, RefusalKind, Reply, Request, Response, State,
     VERSION, VcpuFigures,
 };
-pub use registry::{Found, Registration, Registry, RegistryError};
+pub use registry::{Found, Registration, Registry, RegistryError, pick};
 pub use server::{Handler, MAX_CONNECTIONS, MAX_CONSOLES, Server, serve};
 pub use wire::{MAX_FILES, MAX_REQUEST};

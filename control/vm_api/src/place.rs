@@ -8,8 +8,8 @@
 //! | anyone else | `/tmp/strata-UID` |
 //!
 //! A session's directory goes when the user logs out, and detached machines do not. They
-//! are in `run` beside the machines that are kept ([`RuntimeDir::make_lasting`]), unless
-//! `STRATA_RUNTIME_DIR` names a directory for all.
+//! are in `run` beside the machines that are kept, unless `STRATA_RUNTIME_DIR` names a
+//! directory for all, or that place does not take them.
 //!
 //! The directory is the user's own, mode 0700 and no symbolic link: in `/tmp`
 //! anyone may have made one of that name.
@@ -58,23 +58,9 @@ impl RuntimeDir {
     /// # Errors
     /// When no place can be made, or what is there is not safe.
     pub fn make() -> Result<Self, PlaceError> {
-        Self::make_first(places(&environment, rustix::process::geteuid().as_raw()))
-    }
-
-    /// As [`RuntimeDir::make`], but one that outlasts the user's session if there is any.
-    ///
-    /// # Errors
-    /// As [`RuntimeDir::make`].
-    pub fn make_lasting() -> Result<Self, PlaceError> {
-        let others = places(&environment, rustix::process::geteuid().as_raw());
-        Self::make_first(lasting(&environment).into_iter().chain(others))
-    }
-
-    fn make_first(list: impl IntoIterator<Item = PathBuf>) -> Result<Self, PlaceError> {
-        let uid = rustix::process::geteuid().as_raw();
         let mut first = None;
-        for place in list {
-            match Self::make_at(&place, uid) {
+        for made in Self::make_each(false) {
+            match made {
                 Ok(dir) => return Ok(dir),
                 Err(e) => drop(first.get_or_insert(e)),
             }
@@ -82,11 +68,39 @@ impl RuntimeDir {
         Err(first.expect("there is always a place to try"))
     }
 
-    /// The directories of the calling user that are there and safe.
+    /// The places where the calling user's machines can be, best first, each made when it is
+    /// asked for. `lasting`: those that outlast the user's session come first.
+    pub fn make_each(lasting: bool) -> impl Iterator<Item = Result<Self, PlaceError>> {
+        let uid = rustix::process::geteuid().as_raw();
+        let first = if lasting { self::lasting(&environment) } else { None };
+        first.into_iter().chain(places(&environment, uid)).map(move |place| Self::make_at(&place, uid))
+    }
+
+    /// The directories of the calling user that are there and safe, each once, whatever paths
+    /// lead to it.
     pub fn existing() -> Vec<Self> {
         let uid = rustix::process::geteuid().as_raw();
-        let safe = |place: PathBuf| judge(&place, uid).is_ok().then_some(RuntimeDir(place));
-        places(&environment, uid).into_iter().chain(lasting(&environment)).filter_map(safe).collect()
+        let all = places(&environment, uid).into_iter().chain(lasting(&environment));
+        let mut list: Vec<Self> = Vec::new();
+        for dir in all.filter_map(|place| Self::at(&place).ok()) {
+            if !list.iter().any(|other| other.inode() == dir.inode()) {
+                list.push(dir);
+            }
+        }
+        list
+    }
+
+    /// A directory that is there.
+    ///
+    /// # Errors
+    /// When it is not, or not safe.
+    pub fn at(place: &Path) -> Result<Self, PlaceError> {
+        judge(place, rustix::process::geteuid().as_raw()).map(|()| RuntimeDir(place.into()))
+    }
+
+    /// Which directory it is, whatever path leads to it; none if it went.
+    pub(crate) fn inode(&self) -> Option<(u64, u64)> {
+        std::fs::metadata(&self.0).ok().map(|m| (m.dev(), m.ino()))
     }
 
     /// Make `place` for user `uid`.

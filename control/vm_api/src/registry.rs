@@ -10,7 +10,8 @@
 //! ```
 //! A directory whose lock nobody holds belongs to a dead machine, however that
 //! died, and is removed by whoever looks next. Registering, removing and looking
-//! happen under the directory's own lock, so no one sees half a machine.
+//! happen under the directory's own lock, so no one sees half a machine. A name is looked
+//! for in all directories of the user's, under the locks of all of them.
 
 use std::fs::{self, File};
 use std::io;
@@ -86,6 +87,9 @@ pub enum RegistryError {
     /// Nobody has this name or identifier.
     #[error("no machine \"{0}\" runs here; `strata ps` lists those that do")]
     Unknown(String),
+    /// Several have this name.
+    #[error("{1} machines are named \"{0}\"; give one's identifier, which `strata ps` shows")]
+    SameName(String, usize),
     /// Several identifiers begin so.
     #[error("\"{0}\" begins the identifiers of {1} machines; give more of its digits")]
     Ambiguous(String, usize),
@@ -139,7 +143,11 @@ impl Found {
 
 /// A runtime directory and what is in it.
 #[derive(Debug, Clone)]
-pub struct Registry(RuntimeDir);
+pub struct Registry {
+    place: RuntimeDir,
+    /// Others, in which a name may be in use.
+    beside: Vec<RuntimeDir>,
+}
 
 /// This process's machine in the runtime directory. Dropping it takes it out.
 #[derive(Debug)]
@@ -222,7 +230,13 @@ fn read_card(dir: &Path) -> Option<Card> {
 impl Registry {
     /// The machines in a runtime directory.
     pub fn new(place: RuntimeDir) -> Self {
-        Registry(place)
+        Registry { place, beside: Vec::new() }
+    }
+
+    /// Names are given once among these directories too.
+    #[must_use]
+    pub fn beside(self, others: Vec<RuntimeDir>) -> Self {
+        Registry { beside: others, ..self }
     }
 
     /// All machines of the calling user, oldest first. Directories of dead
@@ -233,18 +247,28 @@ impl Registry {
     pub fn all() -> Result<Vec<Found>, RegistryError> {
         let mut list = Vec::new();
         for place in RuntimeDir::existing() {
-            list.extend(Registry(place).list()?);
+            list.extend(Registry::new(place).list()?);
         }
         list.sort_by(|a, b| (a.started, &a.id).cmp(&(b.started, &b.id)));
         Ok(list)
     }
 
     fn guard_path(&self) -> PathBuf {
-        self.0.path().join(".lock")
+        self.place.path().join(".lock")
     }
 
     fn guard(&self) -> Result<File, RegistryError> {
         self.guard_within(PATIENCE)
+    }
+
+    /// The guards of this directory and of those beside it, taken in one order by everyone, so
+    /// that nobody waits for one who waits for him.
+    fn guards(&self) -> Result<Vec<File>, RegistryError> {
+        let all = std::iter::once(&self.place).chain(&self.beside);
+        let mut all: Vec<_> = all.filter_map(|place| Some((place.inode()?, place))).collect();
+        all.sort_by_key(|(inode, _)| *inode);
+        all.dedup_by_key(|(inode, _)| *inode);
+        all.into_iter().map(|(_, place)| Registry::new(place.clone()).guard()).collect()
     }
 
     fn guard_within(&self, limit: Duration) -> Result<File, RegistryError> {
@@ -280,12 +304,15 @@ impl Registry {
         id: Option<&MachineId>,
         name: Option<MachineName>,
     ) -> Result<(Registration, UnixListener), RegistryError> {
-        let _guard = self.guard()?;
-        let others = self.look()?;
-        if let Some(name) = &name
-            && let Some(other) = others.iter().find(|o| o.name.as_ref() == Some(name))
-        {
-            return Err(RegistryError::NameTaken { name: name.clone(), id: other.id.clone() });
+        let _guards = if name.is_some() { self.guards()? } else { vec![self.guard()?] };
+        let mut others = self.look()?;
+        if let Some(name) = &name {
+            for place in &self.beside {
+                others.extend(Registry::new(place.clone()).look()?);
+            }
+            if let Some(other) = others.iter().find(|o| o.name.as_ref() == Some(name)) {
+                return Err(RegistryError::NameTaken { name: name.clone(), id: other.id.clone() });
+            }
         }
         let (id, dir) = self.fresh_directory(id)?;
         let path = dir.join(LOCK);
@@ -305,6 +332,35 @@ impl Registry {
         }
     }
 
+    /// As [`Registry::register_as`], in the first of some places that takes the machine: one on
+    /// a file system without sockets does not. A name is given once among those of `beside`.
+    ///
+    /// # Errors
+    /// As [`Registry::register_as`]; the first place's, if none takes it.
+    pub fn register_first(
+        places: impl IntoIterator<Item = Result<RuntimeDir, PlaceError>>,
+        beside: impl Fn() -> Vec<RuntimeDir>,
+        id: Option<&MachineId>,
+        name: Option<&MachineName>,
+    ) -> Result<(Registration, UnixListener), RegistryError> {
+        let mut first = None;
+        for place in places {
+            // It is made before the others are looked for.
+            let place = place.map_err(RegistryError::from);
+            let registered =
+                place.and_then(|place| Registry::new(place).beside(beside()).register_as(id, name.cloned()));
+            match registered {
+                Err(
+                    e @ (RegistryError::Place(_) | RegistryError::Io { .. } | RegistryError::LongPath(_)),
+                ) => {
+                    first.get_or_insert(e);
+                }
+                other => return other,
+            }
+        }
+        Err(first.expect("there is always a place to try"))
+    }
+
     fn furnish(registration: &Registration, card: Card) -> Result<UnixListener, RegistryError> {
         let path = registration.dir.join(CARD);
         let bytes = serde_json::to_vec(&card).map_err(|e| io_error("cannot write", &path)(e.into()))?;
@@ -321,7 +377,7 @@ impl Registry {
         loop {
             let number = host_sys::entropy().unwrap_or_else(|| now() << 20 ^ u64::from(std::process::id()));
             let id = wanted.cloned().unwrap_or_else(|| MachineId::from_number(number));
-            let dir = self.0.path().join(id.as_str());
+            let dir = self.place.path().join(id.as_str());
             match fs::DirBuilder::new().mode(0o700).create(&dir) {
                 Ok(()) => return Ok((id, dir)),
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists && wanted.is_none() => {}
@@ -342,7 +398,7 @@ impl Registry {
 
     /// As [`Registry::list`], with the guard held.
     fn look(&self) -> Result<Vec<Found>, RegistryError> {
-        let top = self.0.path();
+        let top = self.place.path();
         let mut list = Vec::new();
         for entry in fs::read_dir(top).map_err(io_error("cannot read", top))? {
             let entry = entry.map_err(io_error("cannot read", top))?;
@@ -366,17 +422,28 @@ impl Found {
     /// # Errors
     /// When that is no machine, or several.
     pub fn pick(list: Vec<Found>, wanted: &str) -> Result<Found, RegistryError> {
-        let named = |f: &Found| f.name.as_ref().is_some_and(|n| n.as_str() == wanted);
-        if let Some(at) = list.iter().position(named) {
-            return Ok(list.into_iter().nth(at).expect("a position within the list"));
-        }
-        let begins = |f: &Found| !wanted.is_empty() && f.id.as_str().starts_with(wanted);
-        let mut matching: Vec<_> = list.into_iter().filter(begins).collect();
-        match (matching.pop(), matching.len()) {
-            (Some(only), 0) => Ok(only),
-            (Some(_), more) => Err(RegistryError::Ambiguous(wanted.to_string(), more + 1)),
-            (None, _) => Err(RegistryError::Unknown(wanted.to_string())),
-        }
+        pick(list, wanted, |found| (&found.id, found.name.as_ref()))
+    }
+}
+
+/// As [`Found::pick`], of anything that has an identifier and may have a name.
+///
+/// # Errors
+/// When that is none, or several.
+pub fn pick<T>(
+    mut list: Vec<T>,
+    wanted: &str,
+    known: impl Fn(&T) -> (&MachineId, Option<&MachineName>),
+) -> Result<T, RegistryError> {
+    let named = |one: &T| known(one).1.is_some_and(|name| name.as_str() == wanted);
+    let begins = |one: &T| !wanted.is_empty() && known(one).0.as_str().starts_with(wanted);
+    let by_name = list.iter().any(named);
+    list.retain(|one| if by_name { named(one) } else { begins(one) });
+    match (list.pop(), list.len()) {
+        (Some(only), 0) => Ok(only),
+        (Some(_), more) if by_name => Err(RegistryError::SameName(wanted.to_string(), more + 1)),
+        (Some(_), more) => Err(RegistryError::Ambiguous(wanted.to_string(), more + 1)),
+        (None, _) => Err(RegistryError::Unknown(wanted.to_string())),
     }
 }
 
@@ -471,6 +538,30 @@ mod tests {
     }
 
     #[test]
+    fn a_name_is_given_once_among_all_places() {
+        let (session, lasting) = (Dir::new(), Dir::new());
+        let places = || vec![session.registry().place, lasting.registry().place];
+        let (web, _listener) = session.registry().register(name("web")).unwrap();
+        let registry = lasting.registry().beside(places());
+        let e = registry.register(name("web")).unwrap_err();
+        assert!(matches!(&e, RegistryError::NameTaken { id, .. } if id == web.id()), "{e}");
+        drop(web);
+        // Both at once, each in a place of its own: one gets it, whoever comes first.
+        let registries = [session.registry().beside(places()), registry];
+        let got = std::thread::scope(|scope| {
+            let both = registries.each_ref().map(|r| scope.spawn(|| r.register(name("web"))));
+            both.map(|thread| thread.join().unwrap())
+        });
+        assert_eq!(got.iter().filter(|r| r.is_ok()).count(), 1, "{got:?}");
+        assert!(got.iter().all(|r| matches!(r, Ok(_) | Err(RegistryError::NameTaken { .. }))), "{got:?}");
+        // One directory by two paths is locked once.
+        let link = session.0.join("link");
+        std::os::unix::fs::symlink(&lasting.0, &link).unwrap();
+        let twice = RuntimeDir::make_at(&link.join("."), rustix::process::geteuid().as_raw()).unwrap();
+        lasting.registry().beside(vec![twice]).register(name("other")).unwrap();
+    }
+
+    #[test]
     fn what_the_dead_left_is_removed_and_nothing_else() {
         let dir = Dir::new();
         let registry = dir.registry();
@@ -504,6 +595,27 @@ mod tests {
     }
 
     #[test]
+    fn a_machine_goes_where_there_can_be_sockets() {
+        let uid = rustix::process::geteuid().as_raw();
+        let (long, closed, good) = (Dir(std::env::temp_dir().join("y".repeat(120))), Dir::new(), Dir::new());
+        // Stands for a file system that does not lock.
+        fs::create_dir(closed.registry().guard_path()).unwrap();
+        let places =
+            |dirs: &[&Dir]| dirs.iter().map(|dir| RuntimeDir::make_at(&dir.0, uid)).collect::<Vec<_>>();
+        let beside = || places(&[&good]).into_iter().flatten().collect();
+        let register = |dirs: &[&Dir], named: &str| {
+            Registry::register_first(places(dirs), beside, None, name(named).as_ref())
+        };
+        let unmade = Dir(good.0.join("a/b"));
+        let (web, _listener) = register(&[&unmade, &long, &closed, &good], "web").unwrap();
+        assert_eq!(web.directory().parent(), Some(good.0.as_path()));
+        assert_eq!(fs::read_dir(&long.0).unwrap().count(), 1, "only its own lock");
+        // Who has the name is told, not evaded; of places that do not serve, the first.
+        assert!(matches!(register(&[&long, &good], "web"), Err(RegistryError::NameTaken { .. })));
+        assert!(matches!(register(&[&long, &closed], "db"), Err(RegistryError::LongPath(_))));
+    }
+
+    #[test]
     fn a_path_too_long_for_a_socket_is_told_and_leaves_nothing() {
         let dir = Dir(std::env::temp_dir().join("x".repeat(120)));
         let registry = dir.registry();
@@ -528,6 +640,8 @@ mod tests {
             assert_eq!(Found::pick(list.clone(), wanted).unwrap().id.as_str(), id, "{wanted}");
         }
         assert!(matches!(Found::pick(list.clone(), "ab0"), Err(RegistryError::Ambiguous(_, 2))));
+        let twice = [list.clone(), vec![found("ef000004", Some("web"))]].concat();
+        assert!(matches!(Found::pick(twice, "web"), Err(RegistryError::SameName(_, 2))));
         for unknown in ["", "x", "we", "cd0000031"] {
             assert!(
                 matches!(Found::pick(list.clone(), unknown), Err(RegistryError::Unknown(_))),
