@@ -11,10 +11,11 @@ use guest_client::Size;
 use host_sys::{RawTerminal, SessionSignals};
 use machine_store::{LogReader, MachineStore};
 use rustix::event::{PollFd, PollFlags, poll};
-use vm_api::{Action, Client, Found, Registry};
+use vm_api::{Action, Client, Found};
 
 use crate::cli::{ConsoleArgs, LogsArgs};
 use crate::exec::window_size;
+use crate::machines;
 use crate::terminal_text::LogFilter;
 
 /// What the escape keys do.
@@ -72,7 +73,7 @@ impl Keys {
 
 /// `strata console`.
 pub fn console(args: &ConsoleArgs) -> anyhow::Result<u8> {
-    let found = Found::pick(Registry::all()?, &args.machine)?;
+    let found = machines::find(&args.machine)?;
     let signals = SessionSignals::block().context("cannot block signals")?;
     let client = Client::connect(&found.socket()).context("the machine does not answer; see `strata ps`")?;
     let (stream, shown) = client.attach(PATIENCE).context("cannot have the machine's console")?;

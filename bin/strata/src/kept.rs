@@ -558,10 +558,9 @@ pub fn supervise(id: &str, turn: &str) -> anyhow::Result<u8> {
 }
 
 /// Tell a machine's supervisor, if there is one, that its end is meant.
-pub fn mean_to_stop(wanted: &str) {
-    if let Ok(kept) = MachineStore::open().and_then(|store| store.find(wanted)) {
-        let _ = File::create(kept.directory().join(STOP));
-    }
+pub fn mean_to_stop(kept: &Kept) {
+    // A full disk keeps nobody from ending a machine.
+    let _ = File::create(kept.directory().join(STOP));
 }
 
 #[cfg(test)]

@@ -2,9 +2,11 @@
 
 use std::io::Write;
 
+use std::time::Duration;
+
 use anyhow::Context;
 use machine_store::{Kept, MachineStore};
-use vm_api::{Found, Registry, State};
+use vm_api::State;
 
 use crate::cli::{MachinesArgs, RmArgs, StopArgs};
 use crate::{kept, machines};
@@ -28,10 +30,13 @@ pub fn ended_state(kept: &Kept) -> &'static str {
     if kept.runs { UNREACHABLE } else { State::Stopped.word() }
 }
 
-/// End a machine that runs without a place in a runtime directory; false if that is none.
-pub fn end_unreachable(wanted: &str) -> anyhow::Result<bool> {
-    let kept = MachineStore::open().and_then(|store| store.find(wanted)).ok().filter(|kept| kept.runs);
-    kept.map_or(Ok(false), |kept| Ok(kept.kill().map(|()| true)?))
+/// End a kept machine, if it runs, wherever it is found.
+fn end(kept: &Kept, grace: Duration) -> anyhow::Result<()> {
+    if kept.runs {
+        kept::mean_to_stop(kept);
+        machines::Running::of(kept)?.end(grace)?;
+    }
+    Ok(())
 }
 
 fn each(wanted: &[String], mut act: impl FnMut(&str) -> anyhow::Result<u8>) -> anyhow::Result<u8> {
@@ -66,10 +71,7 @@ pub fn restart(args: &StopArgs) -> anyhow::Result<u8> {
             !kept.record.remove_at_end,
             "{name} goes when it ends (--rm); stop it, and run it anew"
         );
-        if let Ok(found) = Found::pick(Registry::all()?, kept.record.id.as_str()) {
-            kept::mean_to_stop(name);
-            machines::end(&found, args.timeout).with_context(|| format!("cannot stop {name}"))?;
-        }
+        end(&kept, args.timeout).with_context(|| format!("cannot stop {name}"))?;
         start_one(&store, kept.record.id.as_str())
     })
 }
@@ -79,12 +81,8 @@ pub fn remove(args: &RmArgs) -> anyhow::Result<u8> {
     let store = MachineStore::open()?;
     let status = each(&args.machines, |name| {
         let kept = store.find(name)?;
-        if kept.runs && args.force {
-            kept::mean_to_stop(name);
-            match Found::pick(Registry::all()?, kept.record.id.as_str()) {
-                Ok(found) => drop(machines::end(&found, std::time::Duration::ZERO)?),
-                Err(_) => kept.kill()?,
-            }
+        if args.force {
+            end(&kept, Duration::ZERO)?;
         }
         // One that goes when it ends has gone.
         if store.find(kept.record.id.as_str()).is_ok() {

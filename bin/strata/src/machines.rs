@@ -7,7 +7,9 @@ use anyhow::Context;
 use board::bytes_text;
 use machine_store::{Kept, MachineStore};
 use serde_json::json;
-use vm_api::{Action, CallError, Client, Ending, Found, MachineInfo, Registry, RegistryError, Reply, State};
+use vm_api::{
+    Action, CallError, Client, Ending, Found, MachineInfo, Registry, RegistryError, Reply, RuntimeDir, State,
+};
 
 use crate::cli::{EngineArgs, Format, InspectArgs, MachinesArgs, PsArgs, StatsArgs, StopArgs};
 use crate::terminal_text::escaped_json;
@@ -24,8 +26,80 @@ pub(crate) fn call(found: &Found, action: Action, limit: Duration) -> Result<Rep
     Client::connect(&found.socket()).map_err(lost)?.call(action, limit)
 }
 
+/// All machines that can be asked, and kept ones that run and cannot.
+fn running() -> Result<(Vec<Found>, Vec<Kept>), RegistryError> {
+    let mut list = Registry::all()?;
+    // Without a place for kept machines there are none.
+    let mut kept = MachineStore::open().and_then(|store| store.list()).unwrap_or_default();
+    kept.retain(|kept| kept.runs && !list.iter().any(|found| found.id == kept.record.id));
+    // Started where the environment names another runtime directory.
+    let mut elsewhere: Vec<_> = kept.iter().filter_map(Kept::place).collect();
+    elsewhere.sort();
+    elsewhere.dedup();
+    for place in elsewhere.iter().filter_map(|place| RuntimeDir::at(place).ok()) {
+        let mut there = Registry::new(place).list()?;
+        there.retain(|found| kept.iter().any(|kept| kept.record.id == found.id));
+        list.extend(there);
+    }
+    kept.retain(|kept| !list.iter().any(|found| found.id == kept.record.id));
+    list.sort_by(|a, b| (a.started, &a.id).cmp(&(b.started, &b.id)));
+    Ok((list, kept))
+}
+
+/// The machine a person means, of those that can be asked.
 pub(crate) fn find(wanted: &str) -> Result<Found, RegistryError> {
-    Found::pick(Registry::all()?, wanted)
+    match Found::pick(Registry::all()?, wanted) {
+        Err(RegistryError::Unknown(_)) => Found::pick(running()?.0, wanted),
+        picked => picked,
+    }
+}
+
+/// A machine that runs.
+pub(crate) enum Running {
+    /// It can be asked.
+    Reached(Found),
+    /// Its place in a runtime directory is gone, or it has none yet.
+    Unreachable(Kept),
+}
+
+impl Running {
+    /// The machine a person means.
+    fn find(wanted: &str) -> Result<Running, RegistryError> {
+        let (found, kept) = running()?;
+        let found = found.into_iter().map(Running::Reached);
+        let all = found.chain(kept.into_iter().map(Running::Unreachable)).collect();
+        vm_api::pick(all, wanted, |one| match one {
+            Running::Reached(found) => (&found.id, found.name.as_ref()),
+            Running::Unreachable(kept) => (&kept.record.id, kept.record.name.as_ref()),
+        })
+    }
+
+    /// A kept machine that runs.
+    pub fn of(kept: &Kept) -> Result<Running, RegistryError> {
+        let found = running()?.0.into_iter().find(|found| found.id == kept.record.id);
+        Ok(found.map_or_else(|| Running::Unreachable(kept.clone()), Running::Reached))
+    }
+
+    /// End it: by its power button if it is given time and can be asked.
+    ///
+    /// # Errors
+    /// When its process survives everything.
+    pub fn end(&self, grace: Duration) -> anyhow::Result<String> {
+        let (label, ending, asked) = match self {
+            Running::Reached(found) => (label(found), found.end(grace).with_context(|| label(found))?, true),
+            Running::Unreachable(kept) => (kept.label(), kept.end_process()?, false),
+        };
+        // What a process that was killed leaves behind.
+        Registry::all()?;
+        let how = match (ending, asked) {
+            (Ending::PoweredOff, _) => "powered off",
+            (Ending::Ended, true) => "ended",
+            (Ending::Killed, true) => "its process did not answer and was killed",
+            (Ending::Ended, false) => "could not be reached and was ended",
+            (Ending::Killed, false) => "could not be reached, did not end and was killed",
+        };
+        Ok(format!("{label}: {how}"))
+    }
 }
 
 /// The name people know it by.
@@ -54,7 +128,7 @@ fn silent(found: &Found) -> MachineInfo {
 /// `strata ps`.
 pub fn ps(args: &PsArgs) -> anyhow::Result<u8> {
     let mut list = Vec::new();
-    for found in Registry::all()? {
+    for found in running()?.0 {
         match call(&found, Action::Info, GREETING) {
             Ok(Reply::Info(info)) => list.push(*info),
             // It ended between the list and the question.
@@ -125,7 +199,7 @@ fn table(out: &mut dyn Write, list: &[MachineInfo], ended: &[Kept]) -> std::io::
 
 /// `strata stats`.
 pub fn stats(args: &StatsArgs) -> anyhow::Result<u8> {
-    let all = Registry::all()?;
+    let all = running()?.0;
     let picked: Result<Vec<_>, _> = args.machines.iter().map(|w| Found::pick(all.clone(), w)).collect();
     let wanted = if args.machines.is_empty() { all } else { picked? };
     let mut list = Vec::new();
@@ -167,14 +241,10 @@ pub fn engine(args: &EngineArgs) -> anyhow::Result<u8> {
 }
 
 /// Do something with all machines at once; each failure is told, and the worst status answered.
-fn each(wanted: &[String], act: impl Fn(&Found) -> anyhow::Result<String> + Sync) -> anyhow::Result<u8> {
-    let one = |name: &String| -> anyhow::Result<String> {
-        let found = find(name)?;
-        let done = act(&found).with_context(|| label(&found))?;
-        Ok(format!("{}: {done}", label(&found)))
-    };
+fn each(wanted: &[String], one: impl Fn(&str) -> anyhow::Result<String> + Sync) -> anyhow::Result<u8> {
+    let one = &one;
     let results: Vec<_> = std::thread::scope(|scope| {
-        let threads: Vec<_> = wanted.iter().map(|name| scope.spawn(|| one(name))).collect();
+        let threads: Vec<_> = wanted.iter().map(|name| scope.spawn(move || one(name))).collect();
         let died = |_| Err(anyhow::anyhow!("a defect in Strata; please report the message above"));
         threads.into_iter().map(|t| t.join().unwrap_or_else(died)).collect()
     });
@@ -188,9 +258,21 @@ fn each(wanted: &[String], act: impl Fn(&Found) -> anyhow::Result<String> + Sync
     Ok(worst)
 }
 
+/// Do something with machines that can be asked.
+fn each_found(
+    wanted: &[String],
+    act: impl Fn(&Found) -> anyhow::Result<String> + Sync,
+) -> anyhow::Result<u8> {
+    each(wanted, |name| {
+        let found = find(name)?;
+        let done = act(&found).with_context(|| label(&found))?;
+        Ok(format!("{}: {done}", label(&found)))
+    })
+}
+
 /// `strata pause`.
 pub fn pause(args: &MachinesArgs) -> anyhow::Result<u8> {
-    each(&args.machines, |found| {
+    each_found(&args.machines, |found| {
         let stands = matches!(call(found, Action::Pause, PATIENCE)?, Reply::Paused { time_stands: true });
         Ok(if stands { "paused" } else { "paused; its time goes on, for its engine shows it the host's TSC" }
             .into())
@@ -199,7 +281,9 @@ pub fn pause(args: &MachinesArgs) -> anyhow::Result<u8> {
 
 /// `strata resume`.
 pub fn resume(args: &MachinesArgs) -> anyhow::Result<u8> {
-    each(&args.machines, |found| Ok(call(found, Action::Resume, PATIENCE).map(|_| "running".to_string())?))
+    each_found(&args.machines, |found| {
+        Ok(call(found, Action::Resume, PATIENCE).map(|_| "running".to_string())?)
+    })
 }
 
 /// `strata stop`.
@@ -213,34 +297,20 @@ pub fn kill(args: &MachinesArgs) -> anyhow::Result<u8> {
 }
 
 fn end_all(wanted: &[String], grace: Duration) -> anyhow::Result<u8> {
-    wanted.iter().for_each(|name| kept::mean_to_stop(name));
-    let (mut reachable, mut worst) = (Vec::new(), 0);
-    for name in wanted {
-        // One whose runtime directory is gone can be killed all the same.
-        let killed = if find(name).is_err() { life::end_unreachable(name) } else { Ok(false) };
-        match killed {
-            Ok(true) => writeln!(std::io::stdout(), "{name}: could not be reached and was killed")?,
-            Ok(false) => reachable.push(name.clone()),
-            Err(error) => worst = worst.max(crate::failure::print(&error)),
-        }
-    }
-    Ok(worst.max(each(&reachable, |found| end(found, grace))?))
-}
-
-/// End a machine, by its power button if it is given time.
-///
-/// # Errors
-/// When its process survives everything.
-pub fn end(found: &Found, grace: Duration) -> anyhow::Result<String> {
-    let ending = found.end(grace)?;
-    // What a process that was killed leaves behind.
-    Registry::all()?;
-    Ok(match ending {
-        Ending::PoweredOff => "powered off",
-        Ending::Ended => "ended",
-        Ending::Killed => "its process did not answer and was killed",
-    }
-    .to_string())
+    let store = MachineStore::open();
+    let store = store.as_ref().ok();
+    each(wanted, |name| {
+        let running = Running::find(name);
+        let meant = match &running {
+            Ok(Running::Reached(found)) => store.and_then(|s| s.find(found.id.as_str()).ok()),
+            Ok(Running::Unreachable(kept)) => Some(kept.clone()),
+            // Its supervisor may be about to start it again.
+            Err(RegistryError::Unknown(_)) => store.and_then(|s| s.find(name).ok()),
+            Err(_) => None,
+        };
+        meant.iter().for_each(kept::mean_to_stop);
+        running?.end(grace)
+    })
 }
 
 /// What the agent in the guest tells, if there is one.

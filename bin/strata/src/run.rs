@@ -197,7 +197,13 @@ fn register(args: &RunArgs, held: Option<&Held>) -> anyhow::Result<Option<(Regis
     // A detached machine outlasts the user's session.
     let places = RuntimeDir::make_each(args.keep.detach);
     match Registry::register_first(places, RuntimeDir::existing, id, args.name.as_ref()) {
-        Ok(socket) => Ok(Some(socket)),
+        Ok(socket) => {
+            if let (Some(held), Some(place)) = (held, socket.0.directory().parent()) {
+                // Without it only commands of this environment find the machine.
+                let _ = held.is_found_in(place);
+            }
+            Ok(Some(socket))
+        }
         Err(e) if args.name.is_some() || args.keep.detach => Err(e.into()),
         Err(e) => {
             if args.format == Format::Text {

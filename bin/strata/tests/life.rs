@@ -217,12 +217,55 @@ fn a_machine_whose_runtime_directory_went_can_be_seen_ended_and_removed() {
     lose();
     assert_eq!(host.all()[0]["state"], "unreachable");
     assert!(host.check(&["ps", "-a"], 0).contains("unreachable"));
-    assert!(host.check(&["stop", "web"], 0).contains("killed"));
-    assert_eq!(host.all()[0]["state"], "stopped");
+    assert!(host.check(&["stop", "web"], 0).contains("could not be reached and was ended"));
+    let stopped = &host.all()[0];
+    assert_eq!((&stopped["state"], &stopped["end"]["outcome"]), (&"stopped".into(), &"stopped".into()));
     host.check(&["start", "web"], 0);
     lose();
+    // Another may take its name meanwhile: then neither is meant by it.
+    let line = ["run", "--engine", "interp", "--memory", "2M", "--timeout", "5m", "--firmware", "polite"];
+    let mut other = host
+        .command(&[&line[..], &["--name", "web"]].concat())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("starts");
+    host.wait_for("the other runs", || host.check(&["ps"], 0).contains("web"));
+    assert!(host.check(&["kill", "web"], 2).contains("2 machines are named"));
+    assert!(other.try_wait().expect("a child").is_none());
+    assert_eq!(host.all().iter().filter(|m| m["state"] == "unreachable").count(), 1);
+    let id = host.all().into_iter().find(|m| m["state"] == "running").expect("it runs")["id"].clone();
+    host.check(&["kill", id.as_str().expect("text")], 0);
+    assert!(other.wait().expect("it ends").code().is_some());
     host.check(&["rm", "-f", "web"], 0);
     assert!(host.all().is_empty());
+}
+
+#[test]
+fn a_machine_that_is_not_found_at_once_is_not_ended_by_force() {
+    let host = host("elsewhere");
+    host.detach("polite", &["--name", "web"]);
+    // A process keeps the lock under which machines are found.
+    let lock = std::fs::File::open(host.0.join("run/.lock")).expect("it is there");
+    lock.lock().expect("nobody has it");
+    let refused: Vec<_> = std::thread::scope(|scope| {
+        let commands = [&["stop", "web"][..], &["kill", "web"], &["rm", "-f", "web"], &["restart", "web"]];
+        let commands = commands.map(|command| scope.spawn(|| host.check(command, 1)));
+        commands.into_iter().map(|command| command.join().expect("it is refused")).collect()
+    });
+    assert!(refused.iter().all(|text| text.contains("has held")), "{refused:?}");
+    drop(lock);
+    assert_eq!(host.all()[0]["state"], "running");
+    // An environment that names another runtime directory.
+    let run = |arguments: &[&str]| {
+        let out = host.command(arguments).env("STRATA_RUNTIME_DIR", host.0.join("other")).output();
+        let out = out.expect("the built command starts");
+        assert!(out.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    };
+    assert!(run(&["ps"]).contains("running"));
+    assert!(run(&["pause", "web"]).contains("paused"));
+    assert!(run(&["resume", "web"]).contains("running"));
+    assert!(run(&["stop", "web"]).contains("powered off"));
 }
 
 #[test]
@@ -238,6 +281,11 @@ fn a_detached_machine_outlasts_the_session() {
     };
     std::fs::create_dir(&session).expect("writable");
     run(&["run", "-d", "--engine", "interp", "--memory", "2M", "--name", "late", "--firmware", "polite"]);
+    // In another place than that of machines that are not detached, and by the same name.
+    let mut twin = host.command(&["run", "--engine", "interp", "--memory", "2M", "--name", "late"]);
+    twin.args(["--firmware", "polite"]).env_remove("STRATA_RUNTIME_DIR").env("XDG_RUNTIME_DIR", &session);
+    let refused = twin.output().expect("the built command starts");
+    assert_eq!(refused.status.code(), Some(2), "{}", String::from_utf8_lossy(&refused.stderr));
     std::fs::remove_dir_all(&session).expect("it is there");
     assert!(run(&["ps"]).contains("late"));
     assert!(run(&["stop", "late"]).contains("powered off"));

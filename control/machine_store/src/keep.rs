@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use vm_api::{MachineId, MachineName, STATE_VARIABLE};
+use vm_api::{ENDING, Ending, MachineId, MachineName, STATE_VARIABLE};
 
 use crate::record::{End, Record, VERSION, fresh_id};
 
@@ -96,8 +97,29 @@ pub struct Kept {
 pub struct Held {
     /// The machine.
     pub kept: Kept,
-    /// Held as long as the process has it.
-    _lock: File,
+    /// Held as long as the process has it. It says who holds it, and behind that in which
+    /// runtime directory the machine is found.
+    lock: File,
+}
+
+impl Held {
+    /// Note in which runtime directory the machine is, for those who look in others.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn is_found_in(&self, place: &Path) -> Result<(), KeepError> {
+        let path = self.kept.directory.join(LOCK);
+        let place = std::path::absolute(place).map_err(failed("find", place))?;
+        let own = own_line();
+        let written = self.lock.write_all_at(place.as_os_str().as_bytes(), own.len() as u64);
+        written.map_err(failed("write", &path))
+    }
+}
+
+/// The first line of the lock of a machine that this process holds: whom to end.
+fn own_line() -> String {
+    let own = std::process::id();
+    format!("{own} {}\n", process_start(own).unwrap_or(0))
 }
 
 impl MachineStore {
@@ -255,27 +277,43 @@ impl Kept {
         let path = self.directory.join(LOCK);
         match locked(&path, FlockOperation::NonBlockingLockExclusive) {
             Ok(lock) => {
-                // For `kill`; a full disk keeps nobody from removing a machine.
-                let ours = std::process::id();
-                let holder = format!("{ours} {}\n", process_start(ours).unwrap_or(0));
-                let _ = lock.set_len(0).and_then(|()| lock.write_all_at(holder.as_bytes(), 0));
-                Ok(Held { kept: self.clone(), _lock: lock })
+                // For `end`; a full disk keeps nobody from removing a machine.
+                let _ = lock.set_len(0).and_then(|()| lock.write_all_at(own_line().as_bytes(), 0));
+                Ok(Held { kept: self.clone(), lock })
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(KeepError::Runs(self.label())),
             Err(e) => Err(failed("lock", &path)(e)),
         }
     }
 
-    /// Kill the process that runs it, whom no socket reaches, and wait until it has gone.
+    /// Who holds it, and in which runtime directory it says that it is.
+    fn holder(&self) -> Option<(String, Option<PathBuf>)> {
+        let bytes = fs::read(self.directory.join(LOCK)).ok()?;
+        let end = bytes.iter().position(|b| *b == b'\n')?;
+        let place = Some(&bytes[end + 1..]).filter(|place| !place.is_empty());
+        let place = place.map(|place| PathBuf::from(std::ffi::OsString::from_vec(place.to_vec())));
+        Some((String::from_utf8(bytes[..end].to_vec()).ok()?, place))
+    }
+
+    /// The runtime directory that it was registered in, while it runs.
+    pub fn place(&self) -> Option<PathBuf> {
+        if self.runs { self.holder()?.1 } else { None }
+    }
+
+    /// End the process that runs it, whom no socket reaches, and wait until it has gone: by
+    /// the signal at which it flushes its disks, then by force.
     ///
     /// # Errors
     /// When it is not known for sure, or survives.
-    pub fn kill(&self) -> Result<(), KeepError> {
+    pub fn end_process(&self) -> Result<Ending, KeepError> {
+        self.end_within(ENDING)
+    }
+
+    fn end_within(&self, ending: Duration) -> Result<Ending, KeepError> {
         const PATIENCE: Duration = Duration::from_secs(10);
         let unreachable = || KeepError::Unreachable(self.label());
-        let holder = fs::read_to_string(self.directory.join(LOCK)).ok();
-        let holder = holder.as_deref().and_then(|h| h.strip_suffix('\n')?.split_once(' '));
-        let (pid, started) = holder.ok_or_else(unreachable)?;
+        let (holder, _) = self.holder().ok_or_else(unreachable)?;
+        let (pid, started) = holder.split_once(' ').ok_or_else(unreachable)?;
         let pid = pid.parse::<i32>().ok().filter(|p| *p > 0).ok_or_else(unreachable)?;
         let process = Pid::from_raw(pid).and_then(|p| pidfd_open(p, PidfdFlags::empty()).ok());
         let process = process.ok_or_else(unreachable)?;
@@ -285,15 +323,26 @@ impl Kept {
         if !is_locked(&self.directory) || start.is_none() || started.parse().ok() != start {
             return Err(unreachable());
         }
-        pidfd_send_signal(&process, Signal::KILL).map_err(|_| unreachable())?;
+        let ways = [(Signal::TERM, ending, Ending::Ended), (Signal::KILL, PATIENCE, Ending::Killed)];
+        for (signal, limit, how) in ways {
+            // One that went meanwhile cannot be told.
+            let told = pidfd_send_signal(&process, signal);
+            if self.goes_within(if told.is_ok() { limit } else { Duration::ZERO }) {
+                return Ok(how);
+            }
+        }
+        Err(unreachable())
+    }
+
+    fn goes_within(&self, limit: Duration) -> bool {
         let since = Instant::now();
         while is_locked(&self.directory) {
-            if since.elapsed() > PATIENCE {
-                return Err(unreachable());
+            if since.elapsed() >= limit {
+                return false;
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        Ok(())
+        true
     }
 
     /// Where its end is written, open before the sandbox closes.
@@ -404,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn the_process_that_holds_a_machine_is_killed_and_none_that_got_its_number() {
+    fn the_process_that_holds_a_machine_is_ended_and_none_that_got_its_number() {
         let scratch = Scratch::new();
         let held = scratch.store().create(record(None)).unwrap();
         let kept = held.kept.clone();
@@ -415,21 +464,60 @@ mod tests {
         let start = process_start(other.id()).unwrap();
         for text in ["", "x y\n", "0 0\n", "-1 0\n", &format!("{} {}\n", other.id(), start + 1)] {
             fs::write(&lock, text).unwrap();
-            assert!(matches!(kept.kill(), Err(KeepError::Unreachable(_))), "{text}");
+            assert!(matches!(kept.end_process(), Err(KeepError::Unreachable(_))), "{text}");
         }
         assert!(other.try_wait().unwrap().is_none());
-        fs::write(&lock, format!("{} {start}\n", other.id())).unwrap();
-        let killed = std::thread::scope(|scope| {
+        other.kill().unwrap();
+        other.wait().unwrap();
+        drop(held);
+        assert!(matches!(kept.end_process(), Err(KeepError::Unreachable(_))), "nobody holds it");
+    }
+
+    /// What ends a process that holds a machine, and how.
+    fn ended(script: &str, limit: Duration) -> (Option<i32>, Ending) {
+        use std::os::unix::process::ExitStatusExt;
+        let scratch = Scratch::new();
+        let held = scratch.store().create(record(None)).unwrap();
+        let kept = held.kept.clone();
+        let mut shell = std::process::Command::new("sh");
+        let mut child = shell.args(["-c", script]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+        // It says when it has set up its signals.
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+        let line = format!("{} {}\n/run/somewhere", child.id(), process_start(child.id()).unwrap());
+        fs::write(kept.directory().join(LOCK), line).unwrap();
+        std::thread::scope(|scope| {
             let end = scope.spawn(move || {
-                let status = other.wait().unwrap();
+                let status = child.wait().unwrap();
                 drop(held);
                 status
             });
-            kept.kill().unwrap();
-            end.join().unwrap()
-        });
-        assert!(!killed.success());
-        assert!(matches!(kept.kill(), Err(KeepError::Unreachable(_))), "nobody holds it");
+            let how = kept.end_within(limit).unwrap();
+            (end.join().unwrap().signal(), how)
+        })
+    }
+
+    #[test]
+    fn a_process_may_end_by_itself_before_it_is_killed() {
+        const LONG: Duration = Duration::from_secs(60);
+        let obeys = "trap 'exit 0' TERM; echo; while :; do sleep 0.01; done";
+        assert_eq!(ended(obeys, LONG), (None, Ending::Ended));
+        let stays = "trap '' TERM; echo; while :; do sleep 0.01; done";
+        assert_eq!(ended(stays, Duration::from_millis(50)), (Some(9), Ending::Killed));
+    }
+
+    #[test]
+    fn where_a_machine_is_registered_is_known_while_it_runs() {
+        let scratch = Scratch::new();
+        let store = scratch.store();
+        let held = store.create(record(Some("web"))).unwrap();
+        assert_eq!(store.find("web").unwrap().place(), None);
+        held.is_found_in(Path::new("/run/a\nb")).unwrap();
+        assert_eq!(store.find("web").unwrap().place(), Some("/run/a\nb".into()));
+        drop(held);
+        let web = store.find("web").unwrap();
+        assert_eq!(web.place(), None);
+        let _held = web.hold().unwrap();
+        assert_eq!(store.find("web").unwrap().place(), None, "not that of the run before");
     }
 
     #[test]
