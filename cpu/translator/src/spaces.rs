@@ -8,6 +8,8 @@ use crate::blocks::AddressMap;
 use crate::modes::Kind;
 use crate::tables::{self, StateMemory, View};
 
+/// Most flushes that are worked off one by one; more are a flush of everything.
+pub(crate) const FLUSHES: usize = 16;
 /// User contexts kept at once.
 pub(crate) const CONTEXTS: usize = 6;
 

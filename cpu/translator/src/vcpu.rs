@@ -24,7 +24,7 @@ use crate::layout::{Exit, JUMP_INDEX, PAUSES, SIGN, State, TURNS, USER_PROBE, ju
 use crate::modes;
 use crate::native;
 use crate::signals::Running;
-use crate::spaces::{CodePage, ContextKey, Spaces};
+use crate::spaces::{CodePage, ContextKey, FLUSHES, Spaces};
 use crate::system_state;
 use crate::tables::StateMemory;
 
@@ -253,8 +253,9 @@ impl TranslatorVcpu {
             _ => Vec::new(),
         };
         // A run of the interpreter may have been in several contexts, and the log does not
-        // say in which it flushed what.
-        if log.len() > 1 && log.iter().any(|f| matches!(f, Flush::Switch { .. })) {
+        // say in which it flushed what; and each page flushed may take a look at all code pages.
+        let several = log.len() > 1 && log.iter().any(|f| matches!(f, Flush::Switch { .. }));
+        if several || log.len() > FLUSHES {
             self.flushed(Flush::All);
         } else {
             log.into_iter().for_each(|f| self.flushed(f));

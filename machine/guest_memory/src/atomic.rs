@@ -9,9 +9,12 @@ use crate::{GuestMemory, RamOffset, Scalar};
 
 /// Serialises locked operations that the host cannot do in one instruction: on two
 /// pages that do not follow each other in the backing, on 16 bytes where it lacks
-/// CMPXCHG16B, and misaligned ones where it is not an x86-64. They are atomic against
-/// each other only.
+/// CMPXCHG16B, and misaligned ones where it is not an x86-64 or ends processes for them.
+/// They are atomic against each other only.
 static SPLIT_LOCK: Mutex<()> = Mutex::new(());
+
+/// Bytes of a cache line, which a locked instruction had better not cross.
+const CACHE_LINE: usize = 64;
 
 /// Keep out all other locked operations that the host cannot do in one instruction.
 pub fn split_lock() -> MutexGuard<'static, ()> {
@@ -28,8 +31,16 @@ impl GuestMemory {
             // SAFETY: checked by `at`, aligned by the test.
             unsafe { T::cmpxchg(p, old, new) }
         } else {
+            // Where the host ends who does that, it is atomic against its like alone.
+            let split = (p as usize) % CACHE_LINE + T::SIZE > CACHE_LINE;
             // SAFETY: checked by `at`.
-            unsafe { T::cmpxchg_misaligned(p, old, new) }
+            unsafe {
+                if split && host_sys::split_locks_are_fatal() {
+                    T::cmpxchg_alone(p, old, new)
+                } else {
+                    T::cmpxchg_misaligned(p, old, new)
+                }
+            }
         };
         if found == old {
             self.0.marks.written(offset.0, T::SIZE as u64);
@@ -62,6 +73,13 @@ pub trait Lockable: Scalar + PartialEq + Into<u128> {
     /// # Safety
     /// `p` is valid for SIZE bytes.
     unsafe fn cmpxchg_misaligned(p: *mut u8, old: Self, new: Self) -> Self {
+        // SAFETY: valid by contract.
+        unsafe { Self::cmpxchg_alone(p, old, new) }
+    }
+    #[doc(hidden)]
+    /// # Safety
+    /// `p` is valid for SIZE bytes.
+    unsafe fn cmpxchg_alone(p: *mut u8, old: Self, new: Self) -> Self {
         let _alone = split_lock();
         // SAFETY: valid by contract.
         unsafe {
@@ -122,7 +140,7 @@ impl Lockable for u128 {
             return unsafe { cmpxchg16b(p.cast(), old, new) };
         }
         // SAFETY: valid by contract.
-        unsafe { Self::cmpxchg_misaligned(p, old, new) }
+        unsafe { Self::cmpxchg_alone(p, old, new) }
     }
 }
 
