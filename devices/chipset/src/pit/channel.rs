@@ -68,7 +68,7 @@ impl Channel {
         self.gate
     }
 
-    fn periodic(&self) -> bool {
+    pub(super) fn periodic(&self) -> bool {
         matches!(self.mode, 2 | 3)
     }
 

@@ -17,6 +17,9 @@ const FREQUENCY: u128 = 1_193_182;
 /// Ticks between memory refreshes (15.085 us), seen as a toggling bit.
 const REFRESH_TICKS: u64 = 18;
 const SPEAKER: usize = 2;
+/// Least ticks between interrupts of a periodic mode, 20 us: a shorter period would
+/// keep the host busy without the guest doing anything.
+const MIN_INTERVAL_TICKS: u64 = 24;
 
 /// Ticks of the input clock up to guest time `now`. Exact, so that no period drifts.
 fn ticks(now: Nanos) -> u64 {
@@ -34,6 +37,7 @@ pub struct PitState {
     channels: [Channel; 3],
     speaker_data: bool,
     next_irq: Option<u64>,
+    not_before: u64,
 }
 
 /// The PIT: counter 0 interrupts, 1 is memory refresh of old, 2 is the speaker's.
@@ -45,8 +49,10 @@ pub struct Pit {
     channels: [Channel; 3],
     /// Port 0x61 bit 1.
     speaker_data: bool,
-    /// Tick at which counter 0's OUT rises next.
+    /// Tick at which counter 0 interrupts next: when OUT rises, or at `not_before`.
     next_irq: Option<u64>,
+    /// Periodic modes interrupt no sooner than at this tick.
+    not_before: u64,
 }
 
 impl Pit {
@@ -55,7 +61,7 @@ impl Pit {
 
     /// A PIT after power-up. `irq0` gets an edge whenever counter 0's output rises.
     pub fn new(clock: Clock, irq0: IrqLine) -> Self {
-        Pit { clock, irq0, channels: Self::idle(), speaker_data: false, next_irq: None }
+        Pit { clock, irq0, channels: Self::idle(), speaker_data: false, next_irq: None, not_before: 0 }
     }
 
     fn idle() -> [Channel; 3] {
@@ -118,10 +124,17 @@ impl Pit {
     fn run(&mut self, now: u64) {
         let fire = self.next_irq.is_some_and(|tick| tick <= now);
         self.settle(now);
-        self.next_irq = self.channels[0].next_rise(now);
         if fire {
+            self.not_before = now.saturating_add(MIN_INTERVAL_TICKS);
             self.irq0.pulse();
         }
+        self.find_next(now);
+    }
+
+    fn find_next(&mut self, now: u64) {
+        let channel = &self.channels[0];
+        let least = if channel.periodic() { self.not_before } else { 0 };
+        self.next_irq = channel.next_rise(now).map(|rise| rise.max(least));
     }
 }
 
@@ -133,6 +146,7 @@ impl Device for Pit {
         self.channels = Self::idle();
         self.speaker_data = false;
         self.next_irq = None;
+        self.not_before = 0;
     }
     fn port_io(&mut self) -> Option<&mut dyn PortIo> {
         Some(self)
@@ -153,7 +167,7 @@ impl PortIo for Pit {
         // What is due is due under the old programming.
         self.run(now);
         byte_ports::write(offset, size, value, |o, v| self.write(o, v, now));
-        self.next_irq = self.channels[0].next_rise(now);
+        self.find_next(now);
     }
 }
 
@@ -168,15 +182,20 @@ impl Timed for Pit {
 
 impl Saved for Pit {
     type State = PitState;
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
 
     fn save(&self) -> PitState {
-        let Pit { clock: _, irq0: _, channels, speaker_data, next_irq } = self;
-        PitState { channels: channels.clone(), speaker_data: *speaker_data, next_irq: *next_irq }
+        let Pit { clock: _, irq0: _, channels, speaker_data, next_irq, not_before } = self;
+        PitState {
+            channels: channels.clone(),
+            speaker_data: *speaker_data,
+            next_irq: *next_irq,
+            not_before: *not_before,
+        }
     }
 
     fn restore(&mut self, state: &PitState) -> Result<(), StateError> {
-        let PitState { channels, speaker_data, next_irq } = state;
+        let PitState { channels, speaker_data, next_irq, not_before } = state;
         channels.iter().try_for_each(Channel::check)?;
         for channel in &channels[..2] {
             StateError::check(channel.gate(), NAME, "gate", channel.gate(), "high on counters 0 and 1")?;
@@ -184,6 +203,7 @@ impl Saved for Pit {
         self.channels = channels.clone();
         self.speaker_data = *speaker_data;
         self.next_irq = *next_irq;
+        self.not_before = *not_before;
         Ok(())
     }
 }

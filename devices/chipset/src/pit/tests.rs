@@ -178,6 +178,35 @@ fn no_drift_and_no_storm() {
 }
 
 #[test]
+fn the_shortest_periods_interrupt_every_20_us() {
+    for (control, count) in [(0x34, 2u16), (0x36, 2), (0x34, 1), (0x34, 23)] {
+        let mut f = Fixture::new();
+        f.program(control, count);
+        let (start, mut last) = (f.clock.now(), f.clock.now());
+        for n in 1..=50 {
+            let at = f.pit.next_deadline().unwrap();
+            assert!(n == 1 || at >= last + 20_000, "{control:#x}, {count}: {} ns after the last", at - last);
+            f.clock.advance(at - f.clock.now());
+            f.pit.expire(at);
+            assert_eq!(f.rises.0.load(Ordering::Relaxed), n);
+            let (state, deadline) = (f.pit.save(), f.pit.next_deadline());
+            f.pit.port_write(0x10, 1, 1);
+            assert_eq!(f.pit.next_deadline(), deadline, "another access does not bring it forward");
+            // Nor do saving and restoring.
+            f.pit.reset();
+            f.pit.restore(&state).unwrap();
+            assert_eq!(f.pit.next_deadline(), deadline);
+            last = at;
+        }
+        assert!(last - start <= 50 * 21_000, "{control:#x}, {count}");
+        // A one-shot count needs the guest's hand each time and has no such bound.
+        f.program(0x30, 2);
+        let at = f.pit.next_deadline().unwrap();
+        assert_eq!(at, time_of(ticks(last) + 2));
+    }
+}
+
+#[test]
 fn a_new_count_waits_for_the_end_of_the_period() {
     let mut f = Fixture::new();
     f.program(0x34, 1000);
