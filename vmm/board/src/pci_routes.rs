@@ -21,7 +21,7 @@ struct Routes {
 }
 
 /// Routing of addresses no fixed device claims. A guest that maps two BARs over
-/// each other gets the first; nothing else is harmed.
+/// each other gets the first; nothing else is harmed. Locks: routes, then bus.
 pub(crate) struct PciRoutes {
     bus: PciBus,
     routes: RwLock<Routes>,
@@ -37,8 +37,12 @@ impl PciRoutes {
         &self.bus
     }
 
-    /// Look whether the guest has moved a BAR. Call after configuration accesses.
+    /// Look whether the guest has moved a BAR. Call after configuration accesses, without
+    /// the bus's lock.
     pub(crate) fn refresh(&self) {
+        // Taken first: of two that refresh at once the later one stores what is newer, and
+        // one that finds nothing changed returns when that is in effect.
+        let mut current = self.routes.write().unwrap_or_else(PoisonError::into_inner);
         let Some(mappings) = self.bus.take_mappings() else { return };
         let mut routes = Routes::default();
         for m in mappings {
@@ -48,7 +52,7 @@ impl PciRoutes {
                 routes.bars.push(Bar { id: m.bar, access: self.bus.bar_access(m.bar) });
             }
         }
-        *self.routes.write().unwrap_or_else(PoisonError::into_inner) = routes;
+        *current = routes;
     }
 
     /// Let every memory BAR decode in a window.
@@ -82,5 +86,76 @@ impl PciRoutes {
             None => self.bus.bar_write(bar.id, offset, size, value),
         }
         Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use device_model::{IrqLine, Mmio};
+    use pci::{ConfigSpace, Identity, PciBusConfig, PciFunction, command, offset};
+
+    use super::*;
+
+    const SIZE: u64 = 0x1000;
+
+    /// A function with one BAR of memory.
+    struct Card(ConfigSpace);
+
+    impl Card {
+        fn new() -> Self {
+            let id =
+                Identity { vendor: 0x1234, device: 0x5678, class: 0xff_0000, revision: 0, subsystem: (0, 0) };
+            Card(ConfigSpace::new(id).with_bar(0, BarKind::Memory32, SIZE))
+        }
+    }
+
+    impl PciFunction for Card {
+        fn name(&self) -> &'static str {
+            "card"
+        }
+        fn config(&self) -> &ConfigSpace {
+            &self.0
+        }
+        fn config_mut(&mut self) -> &mut ConfigSpace {
+            &mut self.0
+        }
+        fn reset(&mut self) {
+            self.0.reset();
+        }
+    }
+
+    #[test]
+    fn what_processors_map_at_once_is_in_effect_for_each() {
+        let bus = PciBus::new(PciBusConfig { interrupts: std::array::from_fn(|_| IrqLine::unconnected()) });
+        let routes = PciRoutes::new(bus);
+        // The more there are, the longer a table is in the making.
+        for slot in 1..32 {
+            assert!(routes.bus().add(slot, 0, Box::new(Card::new())));
+        }
+        routes.place_bars(crate::memory::PCI_WINDOW_32);
+        let base = u64::from(crate::memory::PCI_WINDOW_32.0);
+        let toggle = |slot: u64| {
+            let (mut ecam, at) = (routes.bus().ecam(), base + (slot - 1) * SIZE);
+            let (start, mut n) = (Instant::now(), 0);
+            while start.elapsed() < Duration::from_millis(300) {
+                n += 1;
+                for (command, there) in [(0, false), (command::MEMORY, true)] {
+                    ecam.mmio_write(slot << 15 | u64::from(offset::COMMAND), 2, command.into());
+                    routes.refresh();
+                    // It stays so, whatever the others store meanwhile.
+                    for _ in 0..50 {
+                        assert_eq!(routes.read(false, at, 4).is_some(), there, "slot {slot}, round {n}");
+                    }
+                }
+            }
+        };
+        let toggle = &toggle;
+        std::thread::scope(|s| {
+            for slot in 1..=4 {
+                s.spawn(move || toggle(slot));
+            }
+        });
     }
 }
