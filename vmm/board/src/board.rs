@@ -82,6 +82,9 @@ impl BoardError {
     }
 }
 
+/// How much later a device is tried again that is in use when its deadline comes.
+const BUSY_NS: Nanos = 50_000;
+
 /// How many accesses there were, for statistics.
 #[derive(Debug, Default)]
 pub(crate) struct AccessCounts {
@@ -413,7 +416,16 @@ impl Board {
             self.apic_deadline_changed();
             return;
         };
-        let mut device = devices::lock(device);
+        let held = match self.clock.is_virtual() {
+            // Runs repeat: nobody holds a device for long but the thread that this is.
+            true => Some(devices::lock(device)),
+            false => devices::try_lock(device),
+        };
+        let Some(mut device) = held else {
+            // A serial port may wait for the reader of its output; the others do not with it.
+            self.timers.put_back(source, now.saturating_add(BUSY_NS));
+            return;
+        };
         let deadline = device.timed().and_then(|timed| {
             timed.expire(now);
             timed.next_deadline()
@@ -485,5 +497,41 @@ impl Board {
         let c = &self.counts;
         [("port", &c.port), ("mmio", &c.mmio), ("apic", &c.apic), ("unclaimed", &c.unclaimed)]
             .map(|(name, n)| (name, n.load(Ordering::Relaxed)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::time::{Duration, Instant};
+
+    use engine::Bus;
+
+    use super::*;
+
+    #[test]
+    fn a_slow_reader_of_a_serial_port_holds_up_no_timer() {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        let (written, was_written) = channel();
+        let (go_on, may_go_on) = channel::<()>();
+        let slow = move |_: &[u8]| {
+            let _ = written.send(());
+            let _ = may_go_on.recv_timeout(PATIENCE);
+        };
+        let spec = MachineSpec { memory: 2 << 20, ..MachineSpec::default() };
+        let io = BoardIo { serial: vec![Box::new(slow)], ..BoardIo::new() };
+        let board = Board::build(spec, io).unwrap();
+        let slot = board.handles.serial[0].0;
+        std::thread::scope(|s| {
+            s.spawn(|| board.port_write(0x3f8, 1, 0x41));
+            was_written.recv_timeout(PATIENCE).unwrap();
+            let (start, now) = (Instant::now(), board.clock().now());
+            board.expire(slot, now);
+            assert!(start.elapsed() < PATIENCE / 2, "{:?}", start.elapsed());
+            assert_eq!(board.timers().arm(), now + BUSY_NS, "it has its turn later");
+            go_on.send(()).unwrap();
+        });
+        // The access ended and knows better.
+        assert_eq!(board.timers().arm(), crate::NEVER);
     }
 }

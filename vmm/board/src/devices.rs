@@ -3,7 +3,7 @@
 //! Each device is one small function from the context to an [`Attachment`]; the
 //! board is a loop over [`LIST`].
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use chipset::{
     AcpiPm, DebugExit, FwCfg, Hotplug, Hpet, HpetLines, I8042, IoApic, IrqRouter, Pic, Pit, PowerEvents,
@@ -289,6 +289,17 @@ fn firmware_configuration(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> 
 /// Power requests go to the machine's owner.
 pub(crate) fn power_events(events: &EventPoster) -> Arc<dyn PowerEvents> {
     Arc::new(PowerPoster(events.clone()))
+}
+
+/// Lock a device unless somebody has it.
+pub(crate) fn try_lock(
+    device: &Mutex<dyn Device>,
+) -> Option<std::sync::MutexGuard<'_, dyn Device + 'static>> {
+    match device.try_lock() {
+        Ok(device) => Some(device),
+        Err(TryLockError::Poisoned(e)) => Some(e.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
 }
 
 /// Lock a device; a panic in another thread's access does not lock it for ever.

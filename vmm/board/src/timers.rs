@@ -64,6 +64,17 @@ impl TimerQueue {
         }
     }
 
+    /// A source that was due could not act: it is due again at `deadline`, unless
+    /// somebody has set one meanwhile.
+    pub fn put_back(&self, source: usize, deadline: Nanos) {
+        let Some(slot) = self.deadlines.get(source) else { return };
+        let free = slot.compare_exchange(NEVER, deadline, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+        fence(Ordering::SeqCst);
+        if free && deadline < self.armed.load(Ordering::SeqCst) {
+            self.wake();
+        }
+    }
+
     fn wake(&self) {
         if self.clock.is_virtual() {
             if let Some(f) = &*self.sooner.lock().unwrap_or_else(PoisonError::into_inner) {
