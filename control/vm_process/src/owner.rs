@@ -206,15 +206,7 @@ impl Owner {
     /// Nothing changes when either cannot be.
     fn update(&mut self, cpus: Option<u32>, memory: Option<u64>) -> Result<Reply, Refusal> {
         let board = self.vm.board();
-        let before = board.resources();
-        if let Some(cpus) = cpus {
-            board.set_cpus(cpus).map_err(refused)?;
-        }
-        if let Some(error) = memory.and_then(|memory| board.set_memory(memory).err()) {
-            // It had so many a moment ago.
-            let _ = board.set_cpus(before.cpus);
-            return Err(refused(error));
-        }
+        board.set_resources(cpus, memory).map_err(refused)?;
         let now = board.resources();
         Ok(Reply::Resources { cpus: now.cpus, memory: now.memory })
     }

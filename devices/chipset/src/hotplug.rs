@@ -148,13 +148,16 @@ impl Hotplug {
         })
     }
 
-    /// Fill an empty slot. False, and nothing changes, if it is full or does not exist.
+    /// Fill an empty slot. False if it is full or does not exist; the guest is not
+    /// asked for it any more then, if it has not taken note of that yet.
     pub fn insert(&self, kind: SlotKind, slot: usize) -> bool {
         self.change(kind, slot, |s| {
             let free = !s.present;
             if free {
-                *s = Slot { present: true, inserted: true, removing: false };
+                s.inserted = true;
             }
+            s.present = true;
+            s.removing = false;
             free
         })
     }
@@ -165,6 +168,11 @@ impl Hotplug {
             s.removing |= s.present;
             s.present
         })
+    }
+
+    /// Whether a slot is full.
+    pub fn is_present(&self, kind: SlotKind, slot: usize) -> bool {
+        self.change(kind, slot, |s| s.present)
     }
 
     /// Which slots are full.
@@ -276,6 +284,32 @@ mod tests {
                 assert_eq!(h.present(other), vec![], "{other:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_wish_can_be_taken_back_before_the_guest_sees_it() {
+        let mut h = Hotplug::new([4, 0, 0], Box::new(|_, _| {}));
+        let kind = SlotKind::Processor;
+        // (what is wished of slot 1, which is full; what the guest finds then)
+        for (steps, found) in [
+            (&["ask", "give"][..], None),
+            (&["ask"], Some((1, status::PRESENT | status::REMOVING))),
+            (&["ask", "give", "ask"], Some((1, status::PRESENT | status::REMOVING))),
+        ] {
+            h.set_present(kind, 1);
+            for step in steps {
+                match *step {
+                    "ask" => assert!(h.ask_removal(kind, 1)),
+                    _ => assert!(!h.insert(kind, 1), "it is there"),
+                }
+            }
+            assert_eq!(next(&mut h, kind), found, "{steps:?}");
+        }
+        // One that was never seen to come is still told of when it stays after all.
+        h.insert(kind, 2);
+        h.ask_removal(kind, 2);
+        h.insert(kind, 2);
+        assert_eq!(next(&mut h, kind), Some((2, status::PRESENT | status::INSERTED)));
     }
 
     #[test]

@@ -75,42 +75,48 @@ impl Board {
             .map_or(crate::memory::MIN_PIECE, |p| p.1)
     }
 
-    /// Give the guest `cpus` vCPUs: more at once, fewer when it lets them go, the
-    /// highest first.
+    /// Give the guest `cpus` vCPUs and `memory` bytes of RAM; `None`: as many as it has.
+    /// More come at once; vCPUs go, the highest first, when the guest lets them go, and
+    /// memory when it can move what it keeps there. What it was asked to give up and is
+    /// given again stays, if it has not seen the request yet.
     ///
     /// # Errors
-    /// When the machine cannot have so many.
-    pub fn set_cpus(&self, cpus: u32) -> Result<(), HotplugError> {
-        let most = self.spec().most_cpus();
-        if !(1..=most).contains(&cpus) {
-            return Err(HotplugError::Cpus(cpus, most));
+    /// When the machine cannot have so many, so much or so little; nothing changes then.
+    pub fn set_resources(&self, cpus: Option<u32>, memory: Option<u64>) -> Result<(), HotplugError> {
+        let cpus = cpus.map(|cpus| self.judge_cpus(cpus)).transpose()?;
+        let pieces = memory.map(|memory| self.judge_memory(memory)).transpose()?;
+        if let Some(cpus) = cpus {
+            self.fill(SlotKind::Processor, self.cpus(), cpus);
         }
-        self.fill(SlotKind::Processor, most as usize, cpus as usize);
+        if let Some(pieces) = pieces {
+            self.fill(SlotKind::Memory, self.pieces(), pieces);
+        }
         Ok(())
     }
 
-    /// Give the guest `memory` bytes of RAM: more at once, less when it can move
-    /// what it keeps there.
-    ///
-    /// # Errors
-    /// When the machine cannot have so much or so little.
-    pub fn set_memory(&self, memory: u64) -> Result<(), HotplugError> {
-        let (least, size, count) = (self.spec().memory, self.piece_size(), self.pieces());
-        let wanted = memory.checked_sub(least).filter(|more| more % size == 0).map(|more| more / size);
-        match wanted {
-            Some(pieces) if pieces <= count as u64 => {
-                self.fill(SlotKind::Memory, count, pieces as usize);
-                Ok(())
-            }
-            _ => Err(HotplugError::Memory(memory, least, least + count as u64 * size, size)),
-        }
+    /// How many slots are full with so many vCPUs.
+    fn judge_cpus(&self, cpus: u32) -> Result<usize, HotplugError> {
+        let most = self.spec().most_cpus();
+        let fits = (1..=most).contains(&cpus);
+        fits.then_some(cpus as usize).ok_or(HotplugError::Cpus(cpus, most))
     }
 
-    /// The guest has emptied a slot; for the owner, when the event comes.
+    /// How many pieces are there with so much memory.
+    fn judge_memory(&self, memory: u64) -> Result<usize, HotplugError> {
+        let (least, size, count) = (self.spec().memory, self.piece_size(), self.pieces() as u64);
+        let more = memory.checked_sub(least).filter(|more| more % size == 0 && more / size <= count);
+        let refusal = HotplugError::Memory(memory, least, least + count * size, size);
+        more.map(|more| (more / size) as usize).ok_or(refusal)
+    }
+
+    /// The guest has emptied a slot; for the owner, when the event comes. A slot of
+    /// memory may be full again by then: the guest's new memory stays.
     pub fn ejected(&self, kind: SlotKind, slot: usize) {
+        let full_again = || self.handles.hotplug.as_ref().is_some_and(|h| h.is_present(kind, slot));
         // A vCPU halts without interrupts, as the guest left it, until it is started again.
         match kind {
             SlotKind::Processor => {}
+            SlotKind::Memory if full_again() => {}
             SlotKind::Memory => self.release_piece(slot),
             SlotKind::Pci => self.empty_slot(slot),
         }
@@ -167,18 +173,69 @@ mod tests {
             ..MachineSpec::default()
         };
         let board = Board::build(spec, BoardIo::new()).unwrap();
-        board.set_memory(memory + 2 * MIN_PIECE).unwrap();
+        board.set_resources(None, Some(memory + 2 * MIN_PIECE)).unwrap();
         let second = crate::memory::pieces(memory, 2 * MIN_PIECE)[1].0;
         let before = board.memory().resident();
         board.memory().store(second, &[7; 1 << 20]).unwrap();
         assert!(board.memory().resident() >= before + (1 << 20));
-        // What the guest's AML writes: select the slot, eject it.
-        board.port_write(SlotKind::Memory.port(), 4, 1);
-        board.port_write(SlotKind::Memory.port() + 4, 4, 8);
+        eject(&board, SlotKind::Memory, 1);
         let event = board.event_queue().poll();
         let Some(crate::MachineEvent::Ejected { kind, slot }) = event else { panic!("{event:?}") };
         board.ejected(kind, slot);
         assert!(board.memory().resident() <= before + 4096, "{} bytes", board.memory().resident());
         assert_eq!(board.resources().memory, memory + MIN_PIECE);
+        // Given again before the owner hears of it: the guest's new memory stays.
+        board.set_resources(None, Some(memory + 2 * MIN_PIECE)).unwrap();
+        eject(&board, SlotKind::Memory, 1);
+        board.set_resources(None, Some(memory + 2 * MIN_PIECE)).unwrap();
+        board.memory().store(second, &[7; 1 << 20]).unwrap();
+        board.ejected(SlotKind::Memory, 1);
+        let mut kept = [0; 8];
+        board.memory().load(second, &mut kept).unwrap();
+        assert_eq!(kept, [7; 8]);
+    }
+
+    fn small(cpus: u32, cpus_max: u32) -> MachineSpec {
+        let memory = 2 << 20;
+        MachineSpec {
+            cpus,
+            cpus_max: Some(cpus_max),
+            memory,
+            memory_max: Some(memory + 2 * MIN_PIECE),
+            serial: Vec::new(),
+            ..MachineSpec::default()
+        }
+    }
+
+    /// What the guest's AML writes: select the slot, eject it.
+    fn eject(board: &Board, kind: SlotKind, slot: u32) {
+        board.port_write(kind.port(), 4, slot);
+        board.port_write(kind.port() + 4, 4, 8);
+    }
+
+    /// The slots of which the guest would be told, as its AML finds them.
+    fn pending(board: &Board, kind: SlotKind) -> Vec<(u32, u32)> {
+        let next = || {
+            let slot = board.port_read(kind.port(), 4);
+            board.port_write(kind.port(), 4, slot);
+            let status = board.port_read(kind.port() + 4, 4) & 6;
+            board.port_write(kind.port() + 4, 4, status);
+            (slot != u32::MAX).then_some((slot, status))
+        };
+        std::iter::from_fn(next).collect()
+    }
+
+    #[test]
+    fn a_refused_update_asks_the_guest_for_nothing() {
+        const ASKED: u32 = 4;
+        let board = Board::build(small(4, 4), BoardIo::new()).unwrap();
+        let memory = board.resources().memory;
+        for (cpus, memory) in [(1, memory + 1), (5, memory), (0, memory), (1, u64::MAX)] {
+            assert!(board.set_resources(Some(cpus), Some(memory)).is_err());
+            assert_eq!(pending(&board, SlotKind::Processor), [], "{cpus} vCPUs, {memory:#x}");
+        }
+        board.set_resources(Some(1), Some(memory)).unwrap();
+        board.set_resources(Some(3), None).unwrap();
+        assert_eq!(pending(&board, SlotKind::Processor), [(3, ASKED)], "the last wish counts");
     }
 }
