@@ -50,6 +50,7 @@ mod virtio;
 
 pub use board::{Board, BoardError, BoardIo};
 pub use boot::{BootError, ImageError, MAX_IMAGE};
+pub use chipset::SlotKind;
 pub use disks::{DiskInterface, DiskSpec, MAX_DISK_SERIAL, MAX_DISKS};
 pub use events::{EventPoster, EventQueue, MachineEvent};
 pub use hotplug::{HotplugError, Resources};

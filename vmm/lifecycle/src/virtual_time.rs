@@ -86,12 +86,16 @@ impl Driver<'_> {
         let mut next = 0;
         loop {
             let deadline = expire_due(board);
+            // A device may have posted what holds the machine, such as a watchdog's reset.
+            if self.stands() {
+                return;
+            }
             let ready =
                 (0..vcpus.len()).map(|i| (next + i) % vcpus.len()).find(|i| is_ready(board, *i, turns[*i]));
             let Some(index) = ready else {
                 // A STOP that is still up would keep the owner's from being heard.
                 board.attentions().iter().for_each(|a| a.clear(STOP));
-                if self.shared.gate.closed() {
+                if self.stands() {
                     return;
                 }
                 match deadline {
@@ -106,10 +110,15 @@ impl Driver<'_> {
             let limit = if vcpus.len() > 1 { limit.min(TURN) } else { limit };
             let halt = vcpus[index].run(limit);
             turns[index] = self.after(index, vcpus[index].as_mut(), halt);
-            if self.shared.gate.closed() || self.shared.events.held() {
+            if self.stands() {
                 return;
             }
         }
+    }
+
+    /// Whether no vCPU may go on, and no time pass, before the owner has acted.
+    fn stands(&self) -> bool {
+        self.shared.gate.closed() || self.shared.events.held()
     }
 
     fn after(&self, index: usize, vcpu: &mut dyn Vcpu, halt: Halt) -> Turn {

@@ -275,15 +275,17 @@ impl Vm {
                 slot.lock().unwrap_or_else(PoisonError::into_inner).state()?;
             }
             // What the guest posted before its reset is past; what others want of the owner is not,
-            // nor that a vCPU has no thread any more.
+            // nor that a vCPU has no thread any more. What it gave up it has given up.
             let lost = shared.gate.has_lost_threads();
-            let stays = |e: &MachineEvent| match e {
-                MachineEvent::Stop | MachineEvent::Attend => true,
-                MachineEvent::Failed { .. } => lost,
-                _ => false,
-            };
-            let wishes: Vec<_> =
-                std::iter::from_fn(|| shared.board.event_queue().poll()).filter(stays).collect();
+            let mut wishes = Vec::new();
+            while let Some(event) = shared.board.event_queue().poll() {
+                match event {
+                    MachineEvent::Stop | MachineEvent::Attend => wishes.push(event),
+                    MachineEvent::Failed { .. } if lost => wishes.push(event),
+                    MachineEvent::Ejected { kind, slot } => shared.board.ejected(kind, slot),
+                    _ => {}
+                }
+            }
             wishes.into_iter().for_each(|e| shared.events.post(e));
             for attention in shared.board.attentions() {
                 attention.clear(u32::MAX);
