@@ -17,6 +17,7 @@ use imago::{
 
 use crate::chain::{Backing, Files, OpenLink, open_chain};
 use crate::header::HeaderError;
+use crate::ordered::Ordered;
 use crate::reader::read_chain;
 use crate::survey::survey;
 use crate::tables::{Tables, pieces};
@@ -35,7 +36,7 @@ pub struct Qcow2Options {
     pub backing: Backing,
 }
 
-type Format = FormatAccess<File>;
+type Format = FormatAccess<Ordered>;
 
 /// A disk in a qcow2 image.
 pub struct Qcow2Disk {
@@ -57,6 +58,11 @@ pub struct Qcow2Disk {
     /// Clusters were freed since the file was synced: what named them may still be on the
     /// medium. Set by who has the image alone.
     freed: AtomicBool,
+    /// Since the file was synced writes took clusters of which they filled a part; the rest
+    /// was copied, and is in the host's cache alone.
+    copied: AtomicBool,
+    /// Shared by those writes; alone while tables are written.
+    copies: RwLock<()>,
     /// One a file, the image's own last.
     locks: Vec<ImageLock>,
 }
@@ -80,7 +86,7 @@ fn storage(open: &OpenLink, given: bool, write: bool, direct: bool) -> Result<Fi
 
 fn open_link(
     open: &OpenLink,
-    file: File,
+    file: Ordered,
     below: Option<Arc<Format>>,
     write: bool,
 ) -> Result<Format, OpenError> {
@@ -89,7 +95,7 @@ fn open_link(
     if open.link.format == ImageFormat::Raw {
         return Ok(FormatAccess::new(Raw::builder(file).open(gate).map_err(fail)?));
     }
-    let builder = Qcow2::<File, Arc<Format>>::builder(file).write(write).backing(below).data_file(None);
+    let builder = Qcow2::<Ordered, Arc<Format>>::builder(file).write(write).backing(below).data_file(None);
     Ok(FormatAccess::new(builder.open(gate).map_err(fail)?))
 }
 
@@ -175,6 +181,8 @@ impl Qcow2Disk {
                 tables = Some(Tables::new(file, header.layout, found.l2));
             }
             let file = storage(&open, given, write, cache == CacheMode::Direct)?;
+            let l1 = open.link.header.as_ref().filter(|_| write && cache != CacheMode::Unsafe).map(|h| h.l1);
+            let file = Ordered::new(file, l1.map_or(0..0, |l1| l1.at..l1.at + 8 * l1.entries));
             below = Some(Arc::new(open_link(&open, file, below.take(), write)?));
         }
         let image =
@@ -191,8 +199,19 @@ impl Qcow2Disk {
             physical_block: 4096.min(cluster),
             discard_unit: cluster,
         };
-        let (image, freed) = (RwLock::new(image), AtomicBool::new(false));
-        Ok(Qcow2Disk { read_only, cache, geometry, shares, spares, image, tables, freed, locks })
+        Ok(Qcow2Disk {
+            read_only,
+            cache,
+            geometry,
+            shares,
+            spares,
+            image: RwLock::new(image),
+            tables,
+            freed: AtomicBool::new(false),
+            copied: AtomicBool::new(false),
+            copies: RwLock::new(()),
+            locks,
+        })
     }
 
     fn shared(&self) -> RwLockReadGuard<'_, Format> {
@@ -243,7 +262,7 @@ impl Disk for Qcow2Disk {
             return Ok(());
         }
         let image = self.shared();
-        image.flush().map_err(disk_error)?;
+        self.write_tables(&image).map_err(disk_error)?;
         match self.cache {
             CacheMode::Unsafe => Ok(()),
             _ => self.sync(&image).map_err(disk_error),
@@ -283,7 +302,7 @@ impl Qcow2Disk {
         image: &Format,
         offset: u64,
         len: u64,
-        is: impl Fn(&ShallowMapping<'_, File>) -> bool,
+        is: impl Fn(&ShallowMapping<'_, Ordered>) -> bool,
     ) -> io::Result<bool> {
         let (mut at, end) = (offset, offset + len);
         while at < end {
@@ -304,7 +323,7 @@ impl Qcow2Disk {
         if !self.shares && !self.spares {
             return Ok(false);
         }
-        let freed = |mapping: &ShallowMapping<'_, File>| match mapping {
+        let freed = |mapping: &ShallowMapping<'_, Ordered>| match mapping {
             ShallowMapping::Special { .. } | ShallowMapping::Raw { writable: false, .. } => self.shares,
             ShallowMapping::Zero { explicit: true, .. } => self.spares,
             _ => false,
@@ -314,7 +333,7 @@ impl Qcow2Disk {
 
     /// Whether the image itself says anything of what is there: its tables do.
     fn is_mapped(image: &Format, offset: u64, len: u64) -> io::Result<bool> {
-        let mapped = |mapping: &ShallowMapping<'_, File>| {
+        let mapped = |mapping: &ShallowMapping<'_, Ordered>| {
             !matches!(mapping, ShallowMapping::Zero { explicit: false, .. } | ShallowMapping::Indirect { .. })
         };
         Self::any(image, offset, len, mapped)
@@ -322,7 +341,7 @@ impl Qcow2Disk {
 
     /// Whether all of it is data that are written over where they are.
     fn is_in_place(image: &Format, offset: u64, len: u64) -> io::Result<bool> {
-        let elsewhere = |mapping: &ShallowMapping<'_, File>| {
+        let elsewhere = |mapping: &ShallowMapping<'_, Ordered>| {
             !matches!(mapping, ShallowMapping::Raw { writable: true, .. })
         };
         Ok(!Self::any(image, offset, len, elsewhere)?)
@@ -331,9 +350,47 @@ impl Qcow2Disk {
     fn sync(&self, image: &Format) -> io::Result<()> {
         image.sync()?;
         self.freed.store(false, Ordering::Relaxed);
-        #[cfg(test)]
-        tests::synced();
         Ok(())
+    }
+
+    /// Write tables to the file, behind what they name and writes did not fill: the medium may
+    /// have them at once, and before that is there a guest would lose what it had not touched.
+    fn write_tables(&self, image: &Format) -> io::Result<()> {
+        let settle_copies = || {
+            if self.copied.swap(false, Ordering::AcqRel) {
+                image.sync().inspect_err(|_| self.copied.store(true, Ordering::Release))?;
+            }
+            Ok::<_, io::Error>(())
+        };
+        // First beside writes, then what they left meanwhile.
+        settle_copies()?;
+        let _alone = self.copies.write().unwrap_or_else(PoisonError::into_inner);
+        settle_copies()?;
+        image.flush()
+    }
+
+    /// Write, where parts of clusters that are taken for it may be copied.
+    fn write_and_copy(&self, image: &Format, offset: u64, from: &[u8]) -> io::Result<()> {
+        let _shared = self.copies.read().unwrap_or_else(PoisonError::into_inner);
+        let written = image.write(from, offset);
+        self.copied.store(self.cache != CacheMode::Unsafe, Ordering::Release);
+        written
+    }
+
+    /// Whether parts of clusters are meant, not whole ones.
+    fn is_part(&self, offset: u64, len: u64) -> bool {
+        let cluster = u64::from(self.geometry.discard_unit);
+        (offset % cluster, len % cluster) != (0, 0)
+    }
+
+    /// A part of the disk as its first cluster, if not all of that is meant, all whole ones,
+    /// and the last.
+    fn by_clusters(&self, offset: u64, len: u64) -> impl Iterator<Item = (u64, u64)> + use<> {
+        let (cluster, end) = (u64::from(self.geometry.discard_unit), offset + len);
+        let first = offset.next_multiple_of(cluster).min(end);
+        let last = (end / cluster * cluster).max(first);
+        let parts = [(offset, first), (first, last), (last, end)].into_iter();
+        parts.filter(|(at, end)| at < end).map(|(at, end)| (at, end - at))
     }
 
     /// Before clusters are freed, with the image alone.
@@ -345,7 +402,7 @@ impl Qcow2Disk {
     /// ended between would else leave both what named one of them and what names it now.
     fn settle(&self, image: &Format) -> io::Result<()> {
         if self.freed.load(Ordering::Relaxed) {
-            image.flush()?;
+            self.write_tables(image)?;
             self.sync(image)?;
         }
         Ok(())
@@ -358,21 +415,30 @@ impl Qcow2Disk {
             // within.
             let sector = u64::from(SECTOR / 8) * u64::from(self.geometry.discard_unit);
             let mut rest = from;
-            for (at, len) in pieces(offset, len, sector) {
+            for (at, len) in self.by_clusters(offset, len).flat_map(|(at, len)| pieces(at, len, sector)) {
                 let image = self.alone();
                 self.settle(&image)?;
                 self.frees_now();
                 let piece;
                 (piece, rest) = rest.split_at(len as usize);
-                image.write(piece, at)?;
-                image.flush()?;
+                match self.is_part(at, len) {
+                    true => self.write_and_copy(&image, at, piece)?,
+                    false => image.write(piece, at)?,
+                }
+                self.write_tables(&image)?;
             }
         } else {
             let image = self.shared();
-            if self.freed.load(Ordering::Relaxed) && !Self::is_in_place(&image, offset, len)? {
+            let part = self.is_part(offset, len);
+            let looks = self.cache != CacheMode::Unsafe && (part || self.freed.load(Ordering::Relaxed));
+            let takes = looks && !Self::is_in_place(&image, offset, len)?;
+            if takes {
                 self.settle(&image)?;
             }
-            image.write(from, offset)?;
+            match takes && part {
+                true => self.write_and_copy(&image, offset, from)?,
+                false => image.write(from, offset)?,
+            }
         }
         self.check_tables(offset, len)
     }
@@ -388,18 +454,20 @@ impl Qcow2Disk {
         act: impl Fn(&mut Format, u64, u64) -> io::Result<()>,
     ) -> io::Result<()> {
         let Some(tables) = &self.tables else { return Err(io::ErrorKind::Unsupported.into()) };
-        let cluster = u64::from(self.geometry.discard_unit);
         for (at, len) in tables.pieces(offset, len) {
             let mut image = self.alone();
-            let part = writes && (at % cluster, len % cluster) != (0, 0);
+            let part = writes && self.is_part(at, len) && !Self::is_in_place(&image, at, len)?;
             if self.shares || part || !tables.is_named(at) {
                 self.settle(&image)?;
             }
             if Self::is_mapped(&image, at, len)? {
                 self.frees_now();
             }
+            if part {
+                self.copied.store(self.cache != CacheMode::Unsafe, Ordering::Release);
+            }
             act(&mut image, at, len)?;
-            image.flush()?;
+            self.write_tables(&image)?;
             if Self::is_mapped(&image, at, len)? {
                 tables.check(at, len)?;
             }
@@ -410,13 +478,8 @@ impl Qcow2Disk {
     /// Make a part of the disk zeroes, and free what it had.
     fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
         // Whole clusters are freed, parts of others may be written: not at once.
-        let cluster = u64::from(self.geometry.discard_unit);
-        let end = offset + len;
-        let first = offset.next_multiple_of(cluster).min(end);
-        let last = (end / cluster * cluster).max(first);
-        let mut parts =
-            [(offset, first), (first, last), (last, end)].into_iter().filter(|(at, end)| at < end);
-        parts.try_for_each(|(at, end)| self.by_table(at, end - at, true, Format::discard_to_zero))
+        let mut parts = self.by_clusters(offset, len);
+        parts.try_for_each(|(at, len)| self.by_table(at, len, true, Format::discard_to_zero))
     }
 
     /// Make a part of the disk zeroes, where data are by zeroes in their place. The library
@@ -465,4 +528,4 @@ impl Drop for Qcow2Disk {
 
 #[cfg(test)]
 #[path = "power_loss.rs"]
-mod tests;
+pub(crate) mod tests;

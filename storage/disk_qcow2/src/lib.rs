@@ -11,12 +11,14 @@
 //! Written metadata are ordered so that a process that ends at any moment leaves an
 //! image whose tables are right, with refcounts that may lag: clusters that are used and
 //! not counted are counted when it is opened again; those counted that nothing uses
-//! `qemu-img check -r leaks` gives back.
+//! `qemu-img check -r leaks` gives back. A host may end at any moment too: what frees, names and
+//! copies clusters comes to the medium in that order ([`Qcow2Disk`], `ordered`).
 
 mod chain;
 mod create;
 mod header;
 mod image;
+mod ordered;
 mod reader;
 mod refcounts;
 mod snapshots;

@@ -12,6 +12,7 @@ mod images;
 
 /// Also of clusters.
 const SECTOR_LEN: usize = 512;
+const IMAGE: &str = "image.qcow2";
 /// In entries of tables: nobody else uses it.
 const COPIED: u64 = 1 << 63;
 
@@ -20,14 +21,13 @@ thread_local! {
 }
 
 /// A file was synced by this thread.
-pub(super) fn synced() {
+pub(crate) fn synced() {
     ON_SYNC.with_borrow_mut(|act| act.iter_mut().for_each(|act| act()));
 }
 
-/// A file in memory where there is a place for that: what is synced is the test's own matter.
-fn temporary() -> tempfile::NamedTempFile {
-    let in_memory = tempfile::NamedTempFile::new_in("/dev/shm");
-    in_memory.or_else(|_| tempfile::NamedTempFile::new()).expect("a temporary file")
+/// Files in memory where there is a place for that: what is synced is the test's own matter.
+fn temporary() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a temporary directory")
 }
 
 /// The small image as one of 1 MiB, of which every second-level table is there; clusters of
@@ -67,11 +67,10 @@ type Access = (u8, u64, usize, u8);
 
 /// Access an image, and open what a host would leave that stops behind each of the accesses:
 /// it is whole, and what was flushed and not touched since is there.
-fn check(image: &[u8], sectors: u64, accesses: &[Access], seed: u64) -> Result<(), TestCaseError> {
-    let (file, copy) = (temporary(), temporary());
-    fs::write(file.path(), image).expect("room");
-    let disk = Qcow2Disk::open(file.path(), Qcow2Options::default()).expect("a good image");
-    let path = file.path().to_path_buf();
+fn check(files: &Path, sectors: u64, accesses: &[Access], seed: u64) -> Result<(), TestCaseError> {
+    let (path, copy) = (files.join(IMAGE), files.join("copy.qcow2"));
+    let options = Qcow2Options { backing: Backing::Allow, ..Qcow2Options::default() };
+    let disk = Qcow2Disk::open(&path, options).expect("a good image");
     let bytes = move || fs::read(&path).unwrap_or_default();
     let durable = std::rc::Rc::new(RefCell::new(bytes()));
     let (noted, now) = (durable.clone(), bytes.clone());
@@ -96,10 +95,9 @@ fn check(image: &[u8], sectors: u64, accesses: &[Access], seed: u64) -> Result<(
         }
         for way in 0..4 {
             let medium = torn(&durable.borrow(), &bytes(), seed ^ (n as u64 * 4 + way) << 20);
-            fs::write(copy.path(), &medium).expect("room");
+            fs::write(&copy, &medium).expect("room");
             // It syncs nothing, which would be told.
-            let options = Qcow2Options { cache: CacheMode::Unsafe, ..Qcow2Options::default() };
-            let again = Qcow2Disk::open(copy.path(), options);
+            let again = Qcow2Disk::open(&copy, Qcow2Options { cache: CacheMode::Unsafe, ..options });
             let again = again.map_err(|e| TestCaseError::fail(e.to_string()))?;
             let mut contents = vec![0; flushed.len()];
             again.read(0, &mut contents).expect("it is whole");
@@ -118,9 +116,27 @@ fn accesses() -> impl Strategy<Value = Vec<Access>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn a_host_may_stop_after_any_access(accesses in accesses(), seed in 1u64..) {
-        check(&spares(), 2048, &accesses, seed)?;
+        let files = temporary();
+        fs::write(files.path().join(IMAGE), spares()).expect("room");
+        check(files.path(), 2048, &accesses, seed)?;
+    }
+    /// Of an image with compressed clusters, and with tables that snapshots have too.
+    #[test]
+    fn a_host_may_stop_where_writing_frees(accesses in accesses(), seed in 1u64..) {
+        let (files, kind) = (temporary(), images::Kind { extended_l2: false, zstd: false });
+        fs::write(files.path().join(IMAGE), images::feature_rich(kind)).expect("room");
+        check(files.path(), 128, &accesses, seed)?;
+    }
+    /// Of a new image, and of one that stands on another, with clusters of many sectors.
+    #[test]
+    fn a_host_may_stop_where_writing_copies(accesses in accesses(), seed in 1u64.., stands: bool) {
+        let (files, len) = (temporary(), 2048 * SECTOR_LEN as u64);
+        fs::write(files.path().join("base.raw"), vec![0xee; len as usize]).expect("room");
+        let below = stands.then_some(("base.raw", ImageFormat::Raw));
+        crate::create(&files.path().join(IMAGE), len, below).expect("a new image");
+        check(files.path(), 2048, &accesses, seed)?;
     }
 }
