@@ -185,6 +185,48 @@ fn what_we_write_qemu_finds_whole() {
 }
 
 #[test]
+fn several_threads_work_on_an_image_at_once() {
+    const THREADS: usize = 4;
+    let Some(images) = Images::new() else { return };
+    let part = SIZE as usize / THREADS;
+    for options in ["cluster_size=65536", "cluster_size=512"] {
+        let path = images.create("threads.qcow2", options);
+        let disk = open(&path, Qcow2Options::default());
+        let work = |thread: usize| {
+            let mut model = vec![0; part];
+            let mut random = thread as u64 + 1;
+            for step in 0..100 {
+                random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                let at = (random >> 40) as usize % (part / 512) * 512;
+                let len = ((random >> 20) as usize % 200 * 512).clamp(512, part - at);
+                let offset = (thread * part + at) as u64;
+                let done = match (random >> 60, step as u8) {
+                    (0..8, fill) => {
+                        model[at..at + len].fill(fill);
+                        disk.write(offset, &vec![fill; len])
+                    }
+                    (kind @ 8..14, _) => {
+                        model[at..at + len].fill(0);
+                        disk.write_zeroes(offset, len as u64, kind & 1 != 0)
+                    }
+                    _ => disk.flush(),
+                };
+                done.expect("there is room");
+            }
+            model
+        };
+        let model = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..THREADS).map(|n| scope.spawn(move || work(n))).collect();
+            threads.into_iter().flat_map(|thread| thread.join().expect("no panic")).collect::<Vec<u8>>()
+        });
+        assert!(whole(&disk) == model, "{options}");
+        drop(disk);
+        images.is_clean(&path);
+        assert!(images.contents(&path) == model, "{options}: QEMU reads other bytes");
+    }
+}
+
+#[test]
 fn compressed_clusters_are_read_and_written_over() {
     let Some(images) = Images::new() else { return };
     let raw = images.path("source.raw");
