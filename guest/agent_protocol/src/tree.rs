@@ -11,7 +11,7 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -28,6 +28,10 @@ const MODES: u32 = 0o777;
 const O_DIRECTORY: i32 = if cfg!(target_arch = "aarch64") { 0o40000 } else { 0o200000 };
 const O_NOFOLLOW: i32 = if cfg!(target_arch = "aarch64") { 0o100000 } else { 0o400000 };
 const O_NONBLOCK: i32 = 0o4000;
+
+/// Why a destination is refused.
+const LINK: &str = "it is a symbolic link, which may be what a guest sent earlier and is not written \
+    through; remove it, name what it leads to, or put a slash behind it if that is a folder";
 
 /// What an entry is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -272,12 +276,17 @@ pub struct Receiver {
 
 impl Receiver {
     /// Put a tree at `destination`: into it, called `name`, if it is a folder; else
-    /// by the destination's name.
+    /// by the destination's name. Links that lead to it are followed; one that is of
+    /// the destination's own name only for a sender who is trusted
+    /// ([`TreeName::Sent`]), or where a slash behind it asks for that.
     ///
     /// # Errors
-    /// When there is no such place.
+    /// When there is no such place, or it is a link that is not followed.
     pub fn new(destination: &Path, name: TreeName) -> io::Result<Self> {
         let told = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", destination.display()));
+        if name != TreeName::Sent {
+            return Self::of_stranger(destination, name, told);
+        }
         let (base, name) = match fs::canonicalize(destination) {
             Ok(folder) if folder.is_dir() => (folder, name),
             // The user named it: a link on the way there is meant.
@@ -286,7 +295,33 @@ impl Receiver {
             Err(e) => return Err(told(e)),
         };
         let base = OpenOptions::new().read(true).custom_flags(O_DIRECTORY).open(base).map_err(told)?;
-        Ok(Receiver { base, name, open: Vec::new(), file: None, first: None, skipped: 0 })
+        Ok(Self::at(base, name))
+    }
+
+    fn at(base: File, name: TreeName) -> Self {
+        Receiver { base, name, open: Vec::new(), file: None, first: None, skipped: 0 }
+    }
+
+    /// For a sender that is not trusted: a link of the destination's name may be what
+    /// an earlier copy brought, so only links on the way to it are followed.
+    fn of_stranger(
+        destination: &Path,
+        name: TreeName,
+        told: impl Fn(io::Error) -> io::Error,
+    ) -> io::Result<Self> {
+        let (folder, name) = match open_folder(destination) {
+            Ok(base) => return Ok(Self::at(base, name)),
+            Err(_) if fs::symlink_metadata(destination).is_ok_and(|m| m.is_symlink()) => {
+                return Err(told(io::Error::other(LINK)));
+            }
+            // A file, or nothing yet: its entry is made or opened without following a link.
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                split(destination)?
+            }
+            Err(e) => return Err(told(e)),
+        };
+        let base = OpenOptions::new().read(true).custom_flags(O_DIRECTORY).open(folder).map_err(told)?;
+        Ok(Self::at(base, name))
     }
 
     /// The entries left out: devices, pipes and sockets.
@@ -372,7 +407,8 @@ impl Receiver {
         let target = inside(self.open.last().map_or(&self.base, |f| &f.file), &name);
         match kind {
             EntryKind::Directory => {
-                let made = match fs::create_dir(&target) {
+                // As for files: nobody enters it before it has its own mode.
+                let made = match fs::DirBuilder::new().mode(0o700).create(&target) {
                     Err(e) if e.kind() == io::ErrorKind::AlreadyExists => false,
                     other => other.map(|()| true)?,
                 };
@@ -563,6 +599,68 @@ mod tests {
             send_tree(&asked, &mut |item| receiver.accept(item).map(drop)).unwrap();
             assert_eq!(fs::read_dir(&to).unwrap().count(), 1, "{}", asked.display());
         }
+    }
+
+    #[test]
+    fn a_stranger_does_not_write_through_a_link_it_brought() {
+        let s = Scratch::new("stranger");
+        let victim = s.0.join("victim");
+        let (secret, folder) = (victim.join("secret"), victim.join("folder"));
+        fs::create_dir_all(&folder).unwrap();
+        let link = |to: &Path| EntryKind::Symlink { target: to.as_os_str().as_bytes().to_vec() };
+        let file = || EntryKind::File { size: 4 };
+        let receive = |to: &str, items: &[TreeItem]| {
+            let name = TreeName::asked_for(Path::new("/var/log/app.log"), OsStr::new("web"));
+            let mut receiver = Receiver::new(&s.0.join(to), name)?;
+            items.iter().try_for_each(|i| receiver.accept(i.clone()).map(drop))
+        };
+        // Where the link a first copy brought leads, then what a second brings there.
+        let refused = |leads_to: &Path, kind: EntryKind| {
+            fs::write(&secret, "mine").unwrap();
+            let there = s.0.join("there");
+            let _ = fs::remove_file(&there);
+            receive("there", &[entry(b"app.log", link(leads_to)), TreeItem::End]).unwrap();
+            let shown = format!("{kind:?} at {}", leads_to.display());
+            let second = [entry(b"app.log", kind), TreeItem::Data(b"evil".to_vec())];
+            let e = receive("there", &second).unwrap_err().to_string();
+            assert!(e.contains("there: it is a symbolic link") && e.contains("; remove it"), "{shown}: {e}");
+            assert_eq!(fs::read(&secret).unwrap(), b"mine", "{shown}");
+            assert_eq!(fs::read_dir(&folder).unwrap().count(), 0, "{shown}");
+            assert!(!victim.join("new").exists(), "{shown}");
+        };
+        refused(&secret, file());
+        refused(&victim.join("new"), file());
+        refused(&folder, file());
+        refused(&folder, EntryKind::Directory);
+        refused(&folder, link(&secret));
+        // Links on the way are the user's, and one with a slash behind it is such a one.
+        symlink(&victim, s.0.join("way")).unwrap();
+        for to in ["way/folder", "way/folder/app.log", "there/", "there/."] {
+            receive(to, &[entry(b"app.log", file()), TreeItem::Data(b"data".to_vec())]).unwrap();
+            assert_eq!(fs::read(folder.join("app.log")).unwrap(), b"data", "{to}");
+            fs::remove_file(folder.join("app.log")).unwrap();
+        }
+        // One that comes after the destination was looked at is not followed either.
+        let name = TreeName::Asked(b"app.log".to_vec());
+        let mut receiver = Receiver::new(&s.0.join("late"), name).unwrap();
+        symlink(&secret, s.0.join("late")).unwrap();
+        receiver.accept(entry(b"app.log", file())).unwrap_err();
+        assert_eq!(fs::read(&secret).unwrap(), b"mine");
+    }
+
+    #[test]
+    fn nobody_enters_a_folder_before_it_is_complete() {
+        let s = Scratch::new("open");
+        let mode = |name: &str| fs::metadata(s.0.join(name)).unwrap().mode() & 0o777;
+        let mut receiver = Receiver::new(&s.0, TreeName::Sent).unwrap();
+        for path in ["t", "t/in"] {
+            receiver.accept(entry(path.as_bytes(), EntryKind::Directory)).unwrap();
+        }
+        assert_eq!((mode("t"), mode("t/in")), (0o700, 0o700));
+        receiver.accept(entry(b"t/next", EntryKind::Directory)).unwrap();
+        assert_eq!((mode("t"), mode("t/in"), mode("t/next")), (0o700, 0o755, 0o700));
+        receiver.accept(TreeItem::End).unwrap();
+        assert_eq!((mode("t"), mode("t/in"), mode("t/next")), (0o755, 0o755, 0o755));
     }
 
     #[test]
