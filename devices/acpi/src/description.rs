@@ -11,7 +11,7 @@ pub struct AcpiDescription {
     /// Where the other tables go, below 4 GiB, a multiple of 64. They take about
     /// 4 KiB, 64 bytes more for each processor and 128 for each slot.
     pub tables_address: u64,
-    /// APIC ID of each processor, the bootstrap processor first.
+    /// APIC ID of each processor that the machine can have, the bootstrap processor first.
     pub apic_ids: Vec<u32>,
     /// IOAPIC ID.
     pub ioapic_id: u8,
@@ -55,25 +55,31 @@ pub struct VirtioMmioDescription {
 /// bank's 8 ports. Without any, the tables say nothing of it.
 #[derive(Debug, Clone, Default)]
 pub struct HotplugDescription {
-    /// APIC IDs of processors that are not there at the start, numbered on from
-    /// [`AcpiDescription::apic_ids`].
-    pub more_apic_ids: Vec<u32>,
-    /// Port of the processors' bank.
-    pub processor_port: u16,
+    /// Processors that are not there now, by their places in [`AcpiDescription::apic_ids`].
+    pub absent_processors: Vec<usize>,
+    /// Port of the processors' bank; `None`: they neither come nor go.
+    pub processor_port: Option<u16>,
     /// Start and size of each piece of memory that can be added.
     pub memory: Vec<(u64, u64)>,
     /// Port of the memory's bank.
     pub memory_port: u16,
-    /// Slots of the root bus that functions can be plugged into.
-    pub pci_slots: std::ops::Range<u8>,
+    /// Slots of the root bus that functions can be plugged into and taken out of.
+    pub pci_slots: Vec<u8>,
     /// Port of the PCI slots' bank.
     pub pci_port: u16,
 }
 
-impl HotplugDescription {
-    /// Whether processors come and go.
-    pub(crate) fn processors(&self) -> bool {
-        !self.more_apic_ids.is_empty()
+impl AcpiDescription {
+    /// Each processor's place, its APIC ID, and whether it is there now.
+    pub(crate) fn processors(&self) -> impl Iterator<Item = (u32, u32, bool)> {
+        let absent = &self.hotplug.absent_processors;
+        self.apic_ids.iter().enumerate().map(|(place, &id)| (place as u32, id, !absent.contains(&place)))
+    }
+
+    /// The port of the processors' bank, if any of them can come or go: the bootstrap
+    /// processor stays.
+    pub(crate) fn processor_bank(&self) -> Option<u16> {
+        self.hotplug.processor_port.filter(|_| self.apic_ids.len() > 1)
     }
 }
 

@@ -13,13 +13,9 @@ const SLOTS: u32 = 32;
 
 pub(crate) fn build(d: &AcpiDescription) -> Vec<u8> {
     let mut devices = Vec::new();
-    if d.hotplug.processors() {
-        let all = [&d.apic_ids[..], &d.hotplug.more_apic_ids].concat();
-        devices.extend(hotplug::processors(&d.hotplug, &all));
-    } else {
-        for (uid, _) in (0u32..).zip(&d.apic_ids) {
-            devices.extend(processor(uid));
-        }
+    match d.processor_bank() {
+        Some(port) => devices.extend(hotplug::processors(port, &d.apic_ids)),
+        None => (0u32..).zip(&d.apic_ids).for_each(|(uid, _)| devices.extend(processor(uid))),
     }
     if !d.hotplug.memory.is_empty() {
         devices.extend(hotplug::memory(&d.hotplug));
@@ -77,7 +73,7 @@ pub(crate) fn build(d: &AcpiDescription) -> Vec<u8> {
         devices.extend(named_device(&format!("V{n:03X}"), &"LNRO0005", n, resources));
     }
     let mut aml = Scope::raw(Path::new("\\_SB_"), devices);
-    aml.extend(hotplug::events(&d.hotplug));
+    aml.extend(hotplug::events(d));
     let s5 = d.sleep_type_s5;
     aml.extend(bytes_of(&Name::new(Path::new("\\_S5_"), &Package::new(vec![&s5, &s5, &0u8, &0u8]))));
     let mut t = table(b"DSDT", 2);

@@ -62,7 +62,8 @@ pub(crate) fn fadt(d: &AcpiDescription, facs: u64, dsdt: u64) -> Vec<u8> {
     bytes_of(&f.finalize())
 }
 
-/// The MADT (5.2.12). APIC IDs from 255 need the x2APIC form.
+/// The MADT (5.2.12). APIC IDs from 255 need the x2APIC form. "Online capable" is
+/// reserved where a processor is enabled (table 5.22).
 pub(crate) fn madt(d: &AcpiDescription) -> Vec<u8> {
     /// Processor is usable.
     const ENABLED: u32 = 1;
@@ -76,9 +77,8 @@ pub(crate) fn madt(d: &AcpiDescription) -> Vec<u8> {
     let mut b = Vec::new();
     b.extend(LOCAL_APIC_ADDRESS.to_le_bytes());
     b.extend(PCAT_COMPATIBLE.to_le_bytes());
-    let there = d.apic_ids.iter().map(|&id| (id, ENABLED));
-    let to_come = d.hotplug.more_apic_ids.iter().map(|&id| (id, ONLINE_CAPABLE));
-    for (uid, (id, flags)) in (0u32..).zip(there.chain(to_come)) {
+    for (uid, id, there) in d.processors() {
+        let flags = if there { ENABLED } else { ONLINE_CAPABLE };
         match (u8::try_from(uid), u8::try_from(id)) {
             (Ok(uid), Ok(id)) if id != 0xff => {
                 b.extend([0, 8, uid, id]);

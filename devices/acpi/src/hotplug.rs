@@ -10,7 +10,7 @@ use acpi_tables::aml::{
 };
 
 use crate::dsdt::Raw;
-use crate::{HotplugDescription, bytes_of};
+use crate::{AcpiDescription, HotplugDescription, bytes_of};
 
 /// Bits of STATUS.
 const PRESENT: u8 = 1 << 0;
@@ -142,9 +142,9 @@ fn processor_name(uid: u32) -> String {
 
 /// All processors the machine can have, in a container. Their local APIC is in
 /// `_MAT`, since the MADT says of some that they are not there.
-pub(crate) fn processors(h: &HotplugDescription, apic_ids: &[u32]) -> Vec<u8> {
+pub(crate) fn processors(port: u16, apic_ids: &[u32]) -> Vec<u8> {
     let names: Vec<_> = (0..apic_ids.len() as u32).map(|uid| (uid, processor_name(uid))).collect();
-    let mut inner = bank(h.processor_port, &names);
+    let mut inner = bank(port, &names);
     for ((uid, name), &apic_id) in names.iter().zip(apic_ids) {
         // Local APIC: type, length, uid, APIC ID, enabled.
         let entry = BufferData::new(vec![0, 8, *uid as u8, apic_id as u8, 1, 0, 0, 0]);
@@ -200,10 +200,10 @@ pub(crate) fn memory(h: &HotplugDescription) -> Vec<u8> {
     ))
 }
 
-/// The slots of the root bus, to stand in its scope. Whether there is a function
-/// in a slot its configuration space says.
+/// The slots of the root bus whose functions come and go, to stand in its scope. Whether
+/// there is a function in a slot its configuration space says.
 pub(crate) fn pci_slots(h: &HotplugDescription) -> Vec<u8> {
-    let names: Vec<_> = h.pci_slots.clone().map(|n| (u32::from(n), format!("S{n:03X}"))).collect();
+    let names: Vec<_> = h.pci_slots.iter().map(|&n| (u32::from(n), format!("S{n:03X}"))).collect();
     let mut inner = bank(h.pci_port, &names);
     for (slot, name) in &names {
         let ejection = Raw(ejection(*slot));
@@ -220,10 +220,11 @@ pub(crate) fn pci_slots(h: &HotplugDescription) -> Vec<u8> {
 }
 
 /// What general-purpose events 1, 2 and 3 lead to.
-pub(crate) fn events(h: &HotplugDescription) -> Vec<u8> {
+pub(crate) fn events(d: &AcpiDescription) -> Vec<u8> {
+    let h = &d.hotplug;
     let mut methods = Vec::new();
     for (there, name, scan) in [
-        (h.processors(), "_E01", "\\_SB_.CPUS.SCAN"),
+        (d.processor_bank().is_some(), "_E01", "\\_SB_.CPUS.SCAN"),
         (!h.memory.is_empty(), "_E02", "\\_SB_.MEMS.SCAN"),
         (!h.pci_slots.is_empty(), "_E03", "\\_SB_.PCI0.SCAN"),
     ] {

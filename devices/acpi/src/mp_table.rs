@@ -32,10 +32,8 @@ pub fn mp_table(d: &AcpiDescription, address: u64) -> Piece {
         parts.iter().for_each(|p| entries.extend_from_slice(p));
         count += 1;
     };
-    for (i, id) in d.apic_ids.iter().enumerate().filter_map(|(i, &id)| Some((i, u8::try_from(id).ok()?))) {
-        if id == 0xff {
-            continue;
-        }
+    for (i, id, there) in d.processors() {
+        let Some(id) = u8::try_from(id).ok().filter(|&id| there && id != 0xff) else { continue };
         // Usable; the first is the bootstrap processor.
         let flags = if i == 0 { 3 } else { 1 };
         let head = [0, id, LOCAL_APIC_VERSION, flags];

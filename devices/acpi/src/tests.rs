@@ -21,18 +21,18 @@ fn description(cpus: u32) -> AcpiDescription {
 fn full_description(cpus: u32, more: u32) -> AcpiDescription {
     AcpiDescription {
         hotplug: HotplugDescription {
-            more_apic_ids: (cpus..cpus + more).collect(),
-            processor_port: 0xae00,
+            absent_processors: (cpus as usize..(cpus + more) as usize).collect(),
+            processor_port: Some(0xae00),
             memory: (0..4).map(|n| ((4 + n) << 30, 1 << 30)).collect(),
             memory_port: 0xae08,
-            pci_slots: 1..32,
+            pci_slots: (1..32).collect(),
             pci_port: 0xae10,
         },
         watchdog: Some(WatchdogDescription { port: 0x660, period_ms: 100, max_count: 0xffff }),
         virtio_mmio: (0..3)
             .map(|n| VirtioMmioDescription { address: 0xfeb0_0000 + n * 0x1000, size: 0x1000, gsi: 16 + n })
             .collect(),
-        ..description(cpus)
+        ..description(cpus + more)
     }
 }
 
@@ -61,6 +61,10 @@ impl Memory {
     }
     fn find(&self, d: &AcpiDescription, signature: &[u8; 4]) -> Option<&[u8]> {
         self.xsdt(d.rsdp_address).into_iter().map(|a| self.table(a)).find(|t| &t[..4] == signature)
+    }
+    fn find_dsdt(&self, d: &AcpiDescription) -> &[u8] {
+        let fadt = self.find(d, b"FACP").expect("a FADT");
+        self.table(u64_at(fadt, 140))
     }
 }
 
@@ -121,6 +125,55 @@ fn fadt_fields() {
     assert_eq!(&m.at(u32_at(f, 36).into())[..4], b"FACS");
     assert_eq!(u32_at(f, 36) % 64, 0);
     assert_eq!(&m.table(u64_at(f, 140))[..4], b"DSDT");
+}
+
+fn contains(bytes: &[u8], what: &[u8]) -> bool {
+    bytes.windows(what.len()).any(|w| w == what)
+}
+
+#[test]
+fn the_madt_tells_which_processors_are_there() {
+    // (absent, flags of the four local APICs: 1 enabled, 2 online capable)
+    for (absent, flags) in [
+        (vec![], [1, 1, 1, 1]),
+        (vec![2, 3], [1, 1, 2, 2]),
+        (vec![1], [1, 2, 1, 1]),
+        (vec![1, 3], [1, 2, 1, 2]),
+    ] {
+        let mut d = full_description(4, 0);
+        d.hotplug.absent_processors = absent.clone();
+        let m = Memory(build(&d));
+        let t = m.find(&d, b"APIC").unwrap();
+        for (n, flag) in (0u8..).zip(flags) {
+            let entry = &t[44 + 8 * usize::from(n)..][..8];
+            assert_eq!(entry, [0, 8, n, n, flag, 0, 0, 0], "processor {n} without {absent:?}");
+        }
+        let named = mp_table(&d, 0xf_5000).bytes[16 + 44..].chunks(20).take_while(|e| e[0] == 0).count();
+        assert_eq!(named, 4 - absent.len());
+    }
+}
+
+#[test]
+fn only_what_can_go_has_an_eject_method() {
+    // (processors, the bank's port; whether there is a bank)
+    for (cpus, port, bank) in [(1, Some(0xae00), false), (4, Some(0xae00), true), (4, None, false)] {
+        let mut d = description(cpus);
+        d.hotplug = HotplugDescription { processor_port: port, ..HotplugDescription::default() };
+        let m = Memory(build(&d));
+        let dsdt = m.find_dsdt(&d);
+        for name in [&b"CPUS"[..], b"_E01", b"_EJ0"] {
+            assert_eq!(contains(dsdt, name), bank, "{cpus} processors, {:?}", std::str::from_utf8(name));
+        }
+    }
+    let mut d = description(1);
+    d.hotplug =
+        HotplugDescription { pci_slots: vec![2, 31], pci_port: 0xae10, ..HotplugDescription::default() };
+    let m = Memory(build(&d));
+    let dsdt = m.find_dsdt(&d);
+    for (name, there) in [(b"S001", false), (b"S002", true), (b"S003", false), (b"S01F", true)] {
+        assert_eq!(contains(dsdt, name), there, "{:?}", std::str::from_utf8(name));
+    }
+    assert_eq!(dsdt.windows(4).filter(|w| w == b"_EJ0").count(), 2);
 }
 
 #[test]

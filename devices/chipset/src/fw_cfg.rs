@@ -80,6 +80,9 @@ pub enum FwCfgError {
     },
 }
 
+/// Answers an item of 16 bits.
+type Ask = Box<dyn Fn() -> u16 + Send>;
+
 /// The device.
 pub struct FwCfg {
     // Static configuration.
@@ -87,6 +90,8 @@ pub struct FwCfg {
     /// Names in the order of their selectors.
     files: Vec<String>,
     // Runtime glue.
+    /// Items that a reset asks for anew.
+    asked: Vec<(u16, Ask)>,
     memory: GuestMemory,
     // Volatile state.
     selector: u16,
@@ -101,8 +106,15 @@ impl FwCfg {
 
     /// A device with its signature, version and an empty directory. DMA goes to `memory`.
     pub fn new(memory: GuestMemory) -> Self {
-        let mut this =
-            FwCfg { items: BTreeMap::new(), files: Vec::new(), memory, selector: 0, cursor: 0, dma_high: 0 };
+        let mut this = FwCfg {
+            items: BTreeMap::new(),
+            files: Vec::new(),
+            asked: Vec::new(),
+            memory,
+            selector: 0,
+            cursor: 0,
+            dma_high: 0,
+        };
         this.set_bytes(fw_cfg_key::SIGNATURE, b"QEMU".to_vec());
         this.set_u32(fw_cfg_key::ID, VERSION_WITH_DMA);
         this.write_directory();
@@ -118,6 +130,13 @@ impl FwCfg {
     /// Set a 16-bit item.
     pub fn set_u16(&mut self, key: u16, value: u16) {
         self.set_bytes(key, value.to_le_bytes().to_vec());
+    }
+
+    /// Set a 16-bit item to what `ask` answers, now and at every reset. Called with the
+    /// device locked.
+    pub fn ask_u16(&mut self, key: u16, ask: impl Fn() -> u16 + Send + 'static) {
+        self.set_u16(key, ask());
+        self.asked.push((key, Box::new(ask)));
     }
 
     /// Set a 32-bit item.
@@ -257,6 +276,8 @@ impl Device for FwCfg {
     fn reset(&mut self) {
         self.select(fw_cfg_key::SIGNATURE);
         self.dma_high = 0;
+        let now: Vec<_> = self.asked.iter().map(|(key, ask)| (*key, ask())).collect();
+        now.into_iter().for_each(|(key, value)| self.set_u16(key, value));
     }
     fn port_io(&mut self) -> Option<&mut dyn PortIo> {
         Some(self)
@@ -291,7 +312,7 @@ impl Saved for FwCfg {
     const VERSION: u16 = 1;
 
     fn save(&self) -> FwCfgState {
-        let FwCfg { items: _, files: _, memory: _, selector, cursor, dma_high } = self;
+        let FwCfg { items: _, files: _, asked: _, memory: _, selector, cursor, dma_high } = self;
         FwCfgState { selector: *selector, cursor: *cursor, dma_high: *dma_high }
     }
 
@@ -363,6 +384,19 @@ mod tests {
         assert!(d.add_file("etc/a", vec![]).is_err());
         assert!(d.add_file(&"x".repeat(56), vec![]).is_err());
         assert_eq!((d.port_read(4, 4).to_le_bytes(), d.port_read(8, 4).to_le_bytes()), (*b"QEMU", *b" CFG"));
+    }
+
+    #[test]
+    fn what_changes_is_asked_for_at_each_reset() {
+        let count = std::sync::Arc::new(std::sync::atomic::AtomicU16::new(2));
+        let mut d = device();
+        let asked = count.clone();
+        d.ask_u16(fw_cfg_key::CPU_COUNT, move || asked.load(std::sync::atomic::Ordering::SeqCst));
+        assert_eq!(read(&mut d, fw_cfg_key::CPU_COUNT, 2), [2, 0]);
+        count.store(0x103, std::sync::atomic::Ordering::SeqCst);
+        assert_eq!(read(&mut d, fw_cfg_key::CPU_COUNT, 2), [2, 0]);
+        d.reset();
+        assert_eq!(read(&mut d, fw_cfg_key::CPU_COUNT, 2), [3, 1]);
     }
 
     #[test]

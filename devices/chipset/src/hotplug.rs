@@ -7,6 +7,7 @@
 //! is that slot's. The board raises the bank's general-purpose event after it has
 //! changed a slot, the guest's AML then goes through what is pending.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use device_model::{Device, PortIo, PortRange};
@@ -79,6 +80,9 @@ struct BankState {
 pub type Ejected = Box<dyn Fn(SlotKind, usize) + Send>;
 
 struct Banks {
+    // Static configuration.
+    /// Slots that the guest cannot empty.
+    kept: [BTreeSet<usize>; 3],
     // Runtime glue.
     ejected: Ejected,
     // Volatile state.
@@ -109,7 +113,7 @@ impl Banks {
         let Some(slot) = slots.get_mut(number) else { return };
         slot.inserted &= value & status::INSERTED == 0;
         slot.removing &= value & status::REMOVING == 0;
-        if value & status::EJECT != 0 && slot.present {
+        if value & status::EJECT != 0 && slot.present && !self.kept[kind as usize].contains(&number) {
             *slot = Slot::default();
             (self.ejected)(kind, number);
         }
@@ -129,7 +133,7 @@ impl Hotplug {
     /// Empty slots, `slots` of each kind in the order of [`SlotKind::ALL`].
     pub fn new(slots: [usize; 3], ejected: Ejected) -> Self {
         let bank = |n: usize| BankState { selected: 0, slots: vec![Slot::default(); n.min(Self::MAX_SLOTS)] };
-        Hotplug(Arc::new(Mutex::new(Banks { ejected, banks: slots.map(bank) })))
+        Hotplug(Arc::new(Mutex::new(Banks { kept: Default::default(), ejected, banks: slots.map(bank) })))
     }
 
     fn lock(&self) -> MutexGuard<'_, Banks> {
@@ -148,6 +152,15 @@ impl Hotplug {
         })
     }
 
+    /// As [`Hotplug::set_present`], and it stays: the guest cannot empty the slot.
+    pub fn keep(&self, kind: SlotKind, slot: usize) -> bool {
+        let there = self.set_present(kind, slot);
+        if there {
+            self.lock().kept[kind as usize].insert(slot);
+        }
+        there
+    }
+
     /// Fill an empty slot. False if it is full or does not exist; the guest is not
     /// asked for it any more then, if it has not taken note of that yet.
     pub fn insert(&self, kind: SlotKind, slot: usize) -> bool {
@@ -162,8 +175,11 @@ impl Hotplug {
         })
     }
 
-    /// Ask the guest to give up a slot. False if it is empty.
+    /// Ask the guest to give up a slot. False if it is empty or what it holds stays.
     pub fn ask_removal(&self, kind: SlotKind, slot: usize) -> bool {
+        if self.lock().kept[kind as usize].contains(&slot) {
+            return false;
+        }
         self.change(kind, slot, |s| {
             s.removing |= s.present;
             s.present
@@ -222,18 +238,22 @@ impl Saved for Hotplug {
 
     fn save(&self) -> HotplugState {
         let state = self.lock();
-        let Banks { ejected: _, banks } = &*state;
+        let Banks { kept: _, ejected: _, banks } = &*state;
         HotplugState { banks: banks.clone() }
     }
 
     fn restore(&mut self, state: &HotplugState) -> Result<(), StateError> {
         let HotplugState { banks } = state;
         let mut own = self.lock();
-        for (new, old) in banks.iter().zip(&own.banks) {
+        for ((new, old), kept) in banks.iter().zip(&own.banks).zip(&own.kept) {
             let fits = new.slots.len() == old.slots.len();
             StateError::check(fits, NAME, "slots", new.slots.len() as u64, "the slots of this machine")?;
             let sane = new.slots.iter().all(|s| s.present || !(s.inserted || s.removing));
             StateError::check(sane, NAME, "an empty slot's event", 1u64, "none")?;
+            for &slot in kept {
+                let there = new.slots.get(slot).is_some_and(|s| s.present && !s.removing);
+                StateError::check(there, NAME, "a slot that stays", slot as u64, "full")?;
+            }
         }
         own.banks.clone_from(banks);
         Ok(())
@@ -283,6 +303,25 @@ mod tests {
             for other in SlotKind::ALL.into_iter().filter(|&k| k != kind) {
                 assert_eq!(h.present(other), vec![], "{other:?}");
             }
+        }
+    }
+
+    #[test]
+    fn what_stays_cannot_be_emptied() {
+        for kind in SlotKind::ALL {
+            let (tx, rx) = channel();
+            let mut h = Hotplug::new([4, 4, 4], Box::new(move |kind, slot| tx.send((kind, slot)).unwrap()));
+            assert!(h.keep(kind, 1) && !h.keep(kind, 4) && h.set_present(kind, 2));
+            assert!(!h.ask_removal(kind, 1));
+            assert_eq!(next(&mut h, kind), None);
+            for slot in 0..4 {
+                h.port_write(at(kind, SELECT), 4, slot);
+                h.port_write(at(kind, STATUS), 4, status::EJECT);
+            }
+            assert_eq!((h.present(kind), rx.try_iter().collect()), (vec![1], vec![(kind, 2)]));
+            let mut state = h.save();
+            state.banks[kind as usize].slots[1].present = false;
+            assert!(h.restore(&state).is_err() && h.is_present(kind, 1));
         }
     }
 

@@ -280,7 +280,10 @@ impl Board {
         let plugged = std::mem::take(&mut handles.plugged);
         if let Some(hotplug) = &handles.hotplug {
             for device in plugged.iter().filter(|d| d.on_bus) {
-                hotplug.set_present(SlotKind::Pci, device.slot.into());
+                match device.is_removable() {
+                    true => hotplug.set_present(SlotKind::Pci, device.slot.into()),
+                    false => hotplug.keep(SlotKind::Pci, device.slot.into()),
+                };
             }
         }
         let pci = handles.pci.take().map(|(slots, bus)| (slots, PciRoutes::new(bus)));
@@ -319,7 +322,7 @@ impl Board {
     pub fn power_on(&self) -> Result<CpuState, BoardError> {
         self.events.release();
         self.power_on_devices();
-        let rsdp = crate::tables::store(&self.memory, &self.spec, &self.handles.virtio_mmio)?;
+        let rsdp = crate::tables::store(&self.memory, &self.spec, &self.now())?;
         let state = self.load(rsdp)?;
         Ok(state.cpu)
     }

@@ -225,7 +225,9 @@ fn hotplug(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> {
     let ejected = Box::new(move |kind, slot| events.post(MachineEvent::Ejected { kind, slot }));
     let slots = [c.spec.most_cpus() as usize, pieces.len(), PCI_SLOTS.into()];
     let hotplug = Hotplug::new(slots, ejected);
-    for cpu in 0..c.spec.cpus as usize {
+    // The bootstrap processor stays.
+    hotplug.keep(SlotKind::Processor, 0);
+    for cpu in 1..c.spec.cpus as usize {
         hotplug.set_present(SlotKind::Processor, cpu);
     }
     c.handles.hotplug = Some(hotplug.clone());
@@ -266,11 +268,15 @@ fn firmware_configuration(c: &mut Context<'_>, _slot: usize) -> Vec<Attachment> 
     if c.spec.machine == MachineType::Micro && c.spec.debug_exit.is_none() {
         return Vec::new();
     }
-    let cpus = c.spec.cpus as u16;
     let (below, above) = crate::memory::split(c.spec.memory);
     let mut fw_cfg = FwCfg::new(c.memory.clone());
     fw_cfg.set_u64(fw_cfg_key::RAM_SIZE, c.spec.memory);
-    fw_cfg.set_u16(fw_cfg_key::CPU_COUNT, cpus);
+    match c.handles.hotplug.clone() {
+        Some(slots) => {
+            fw_cfg.ask_u16(fw_cfg_key::CPU_COUNT, move || slots.present(SlotKind::Processor).len() as u16);
+        }
+        None => fw_cfg.set_u16(fw_cfg_key::CPU_COUNT, c.spec.cpus as u16),
+    }
     fw_cfg.set_u16(fw_cfg_key::MAX_CPUS, c.spec.most_cpus() as u16);
     // Address, length and type (RAM) of each piece.
     let ram = [(0, below), (crate::memory::HIGH_RAM_START, above)];

@@ -8,6 +8,7 @@ use chipset::SlotKind;
 
 use crate::board::Board;
 use crate::spec::bytes_text;
+use crate::tables::Now;
 
 /// What a machine has now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,6 +108,19 @@ impl Board {
         let more = memory.checked_sub(least).filter(|more| more % size == 0 && more / size <= count);
         let refusal = HotplugError::Memory(memory, least, least + count * size, size);
         more.map(|more| (more / size) as usize).ok_or(refusal)
+    }
+
+    /// How the machine is now, for its tables.
+    pub(crate) fn now(&self) -> Now {
+        Now {
+            processors: self
+                .handles
+                .hotplug
+                .as_ref()
+                .map_or_else(|| (0..self.cpus()).collect(), |slots| slots.present(SlotKind::Processor)),
+            pci_slots: self.open_pci_slots(),
+            virtio_mmio: self.handles.virtio_mmio.clone(),
+        }
     }
 
     /// The guest has emptied a slot; for the owner, when the event comes. A slot of
@@ -237,5 +251,46 @@ mod tests {
         board.set_resources(Some(1), Some(memory)).unwrap();
         board.set_resources(Some(3), None).unwrap();
         assert_eq!(pending(&board, SlotKind::Processor), [(3, ASKED)], "the last wish counts");
+    }
+
+    #[test]
+    fn the_tables_tell_how_the_machine_is_at_each_start() {
+        let mut spec = small(2, 4);
+        spec.debug_exit = Some(0xf4);
+        let board = Board::build(spec, BoardIo::new()).unwrap();
+        for (cpus, ejected, there) in
+            [(None, None, vec![0, 1]), (Some(4), None, vec![0, 1, 2, 3]), (None, Some(1), vec![0, 2, 3])]
+        {
+            board.set_resources(cpus, None).unwrap();
+            if let Some(slot) = ejected {
+                eject(&board, SlotKind::Processor, slot);
+            }
+            // The bootstrap processor stays.
+            eject(&board, SlotKind::Processor, 0);
+            board.power_on_devices();
+            crate::tables::store(board.memory(), board.spec(), &board.now()).unwrap();
+            let mut tables = vec![0; 0x8000];
+            board.memory().load(0xe_0000, &mut tables).unwrap();
+            let at = tables.windows(4).position(|w| w == b"APIC").unwrap() + 44;
+            let enabled = |cpu: &usize| tables[at + 8 * cpu + 4] == 1;
+            assert_eq!((0..4).filter(enabled).collect::<Vec<_>>(), there);
+            board.port_write(0x510, 2, chipset::fw_cfg_key::CPU_COUNT.into());
+            assert_eq!(board.port_read(0x511, 1) as usize, there.len());
+        }
+    }
+
+    #[test]
+    fn what_stays_cannot_be_thrown_out() {
+        let rng = Some(crate::RngSpec::default());
+        let spec = MachineSpec { rng, ..small(1, 2) };
+        let board = Board::build(spec, BoardIo::new()).unwrap();
+        board.power_on_devices();
+        assert_eq!(board.devices()[0].pci_slot, Some(1));
+        for slot in 0..32 {
+            eject(&board, SlotKind::Pci, slot);
+        }
+        assert!(board.event_queue().poll().is_none());
+        assert_eq!(board.devices()[0].pci_slot, Some(1));
+        assert!(!board.now().pci_slots.contains(&1) && board.now().pci_slots.contains(&2));
     }
 }

@@ -51,7 +51,7 @@ pub(crate) struct PluggedDevice {
 
 impl PluggedDevice {
     /// Whether the guest can be asked to give it up: what others of the machine hold on to stays.
-    fn is_removable(&self) -> bool {
+    pub(crate) fn is_removable(&self) -> bool {
         self.on_bus && (self.id.starts_with(DISK) || self.id.starts_with(NET))
     }
 }
@@ -218,6 +218,12 @@ impl Board {
             self.raise(SlotKind::Pci);
         }
         Ok(())
+    }
+
+    /// Slots of the PCI bus that are free or whose device can go.
+    pub(crate) fn open_pci_slots(&self) -> Vec<u8> {
+        let plugged = self.plugged();
+        (1..PCI_SLOTS).filter(|slot| !plugged.iter().any(|d| d.slot == *slot && !d.is_removable())).collect()
     }
 
     fn free_number(&self, prefix: &str) -> usize {
