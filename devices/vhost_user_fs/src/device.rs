@@ -113,7 +113,7 @@ impl Work {
         };
         let error = match () {
             () if backend.lost().is_some() => Some(Errno::IO),
-            () if self.read_only && !request.is_harmless(&self.bytes) => Some(Errno::ROFS),
+            () if self.read_only => request.refusal(&self.bytes),
             () => None,
         };
         if let Some(error) = error {

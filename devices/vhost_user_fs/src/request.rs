@@ -13,7 +13,7 @@ const O_ACCMODE: u32 = 3;
 const O_TRUNC: u32 = 0o1000;
 
 /// Requests that change nothing; OPEN does if its flags say so.
-const HARMLESS: [Opcode; 27] = [
+const HARMLESS: [Opcode; 28] = [
     Opcode::LOOKUP,
     Opcode::FORGET,
     Opcode::GETATTR,
@@ -41,6 +41,27 @@ const HARMLESS: [Opcode; 27] = [
     Opcode::READDIRPLUS,
     Opcode::LSEEK,
     Opcode::SYNCFS,
+    Opcode::STATX,
+];
+
+/// Requests that are known to change something.
+const CHANGING: [Opcode; 16] = [
+    Opcode::SETATTR,
+    Opcode::SYMLINK,
+    Opcode::MKNOD,
+    Opcode::MKDIR,
+    Opcode::UNLINK,
+    Opcode::RMDIR,
+    Opcode::RENAME,
+    Opcode::LINK,
+    Opcode::WRITE,
+    Opcode::SETXATTR,
+    Opcode::REMOVEXATTR,
+    Opcode::CREATE,
+    Opcode::FALLOCATE,
+    Opcode::RENAME2,
+    Opcode::COPY_FILE_RANGE,
+    Opcode::TMPFILE,
 ];
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
@@ -64,13 +85,18 @@ impl Request {
         (said == request.len()).then_some(Request { opcode: Opcode(u32_at(header, 4)?), unique })
     }
 
-    /// Whether it may be passed on where the guest is to change nothing. What is not
-    /// known may not.
-    pub fn is_harmless(&self, request: &[u8]) -> bool {
+    /// Why it may not be passed on where the guest is to change nothing. What is not known is
+    /// not there, as to the server of our own: a driver goes on without it.
+    pub fn refusal(&self, request: &[u8]) -> Option<Errno> {
         let opens = |flags: u32| flags & (O_ACCMODE | O_TRUNC) == 0;
-        match self.opcode {
+        let harmless = match self.opcode {
             Opcode::OPEN => u32_at(request, IN_HEADER).is_some_and(opens),
             other => HARMLESS.contains(&other),
+        };
+        match harmless {
+            true => None,
+            false if self.opcode == Opcode::OPEN || CHANGING.contains(&self.opcode) => Some(Errno::ROFS),
+            false => Some(Errno::NOSYS),
         }
     }
 }
@@ -104,26 +130,32 @@ mod tests {
 
     #[test]
     fn a_guest_that_may_change_nothing_opens_for_reading_only() {
-        let harmless = |opcode: Opcode, arguments: &[u8]| {
+        let refusal = |opcode: Opcode, arguments: &[u8]| {
             let mut request = [plain(opcode).as_slice(), arguments].concat();
             let length = request.len() as u32;
             request[..4].copy_from_slice(&length.to_ne_bytes());
-            Request::parse(&request).unwrap().is_harmless(&request)
+            Request::parse(&request).unwrap().refusal(&request)
         };
+        let (changes, absent) = (Some(Errno::ROFS), Some(Errno::NOSYS));
         for (opcode, flags, expect) in [
-            (Opcode::OPEN, 0, true),
-            (Opcode::OPEN, 0o100_000, true),
-            (Opcode::OPEN, 1, false),
-            (Opcode::OPEN, 2, false),
-            (Opcode::OPEN, O_TRUNC, false),
-            (Opcode::READ, 0, true),
-            (Opcode::WRITE, 0, false),
-            (Opcode(4), 0, false),
-            (Opcode(9999), 0, false),
+            (Opcode::OPEN, 0, None),
+            (Opcode::OPEN, 0o100_000, None),
+            (Opcode::OPEN, 1, changes),
+            (Opcode::OPEN, 2, changes),
+            (Opcode::OPEN, O_TRUNC, changes),
+            (Opcode::READ, 0, None),
+            (Opcode::STATX, 0, None),
+            (Opcode::WRITE, 0, changes),
+            (Opcode::SETATTR, 0, changes),
+            (Opcode::TMPFILE, 0, changes),
+            // POLL, BMAP and what may come.
+            (Opcode(40), 0, absent),
+            (Opcode(37), 0, absent),
+            (Opcode(9999), 0, absent),
         ] {
-            assert_eq!(harmless(opcode, &u32::to_ne_bytes(flags)), expect, "{opcode:?} {flags:o}");
+            assert_eq!(refusal(opcode, &u32::to_ne_bytes(flags)), expect, "{opcode:?} {flags:o}");
         }
-        assert!(!harmless(Opcode::OPEN, &[0, 0]), "cut short");
+        assert_eq!(refusal(Opcode::OPEN, &[0, 0]), changes, "cut short");
     }
 
     #[test]

@@ -44,6 +44,13 @@ impl Front {
         self.registers().notify(queue);
     }
 
+    /// The right to access memory was taken away from an active device.
+    pub fn stop(&self) {
+        let mut r = self.registers();
+        self.set_doorbells(Vec::new());
+        r.stop();
+    }
+
     /// The driver wrote the status; `reset` is called, with the registers locked,
     /// when that was a reset.
     pub fn set_status(&self, value: u8, reset: impl FnOnce()) {
@@ -135,7 +142,7 @@ impl VirtioHandle {
 
 impl Saved for VirtioHandle {
     type State = VirtioState;
-    const VERSION: u16 = 2;
+    const VERSION: u16 = 3;
 
     fn save(&self) -> VirtioState {
         let VirtioHandle { name: _, front, signals } = self;

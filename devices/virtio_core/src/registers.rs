@@ -63,6 +63,7 @@ pub struct RegistersState {
     queue_select: u16,
     queues: Vec<QueueRegisters>,
     positions: Vec<Option<Position>>,
+    stopped: bool,
     device: Vec<u8>,
 }
 
@@ -82,6 +83,8 @@ pub(crate) struct Registers {
     driver_features: u64,
     queue_select: u16,
     queues: Vec<QueueRegisters>,
+    /// The right to access memory was taken away: it stands still until it is reset.
+    stopped: bool,
 }
 
 /// A 32-bit half of a feature word.
@@ -117,6 +120,7 @@ impl Registers {
             driver_features: 0,
             queue_select: 0,
             queues: Vec::new(),
+            stopped: false,
         };
         r.queues = r.fresh_queues();
         r
@@ -338,6 +342,13 @@ impl Registers {
         self.driver_features = 0;
         self.queue_select = 0;
         self.queues = self.fresh_queues();
+        self.stopped = false;
+    }
+
+    /// Make the device stand still for good: until it is reset.
+    pub fn stop(&mut self) {
+        self.quiesce();
+        self.stopped = self.is_active();
     }
 
     /// Make the device stand still: afterwards no thread of it touches guest memory.
@@ -349,6 +360,9 @@ impl Registers {
 
     /// Let a device that stands still go on. Answers whether it did.
     pub fn resume(&mut self) -> bool {
+        if self.stopped {
+            return false;
+        }
         let Some(queues) = self.parked.take() else { return false };
         // A device that failed has no queues to go on with.
         if queues.len() != self.queues.len() {
@@ -377,6 +391,7 @@ impl Registers {
             driver_features,
             queue_select,
             queues,
+            stopped,
         } = self;
         let parked = parked.as_deref().unwrap_or(&[]);
         RegistersState {
@@ -387,6 +402,7 @@ impl Registers {
             queue_select: *queue_select,
             queues: queues.clone(),
             positions: parked.iter().map(|q| q.as_ref().map(Queue::position)).collect(),
+            stopped: *stopped,
             device: device.save(),
         }
     }
@@ -401,6 +417,7 @@ impl Registers {
             queue_select,
             queues,
             positions,
+            stopped,
             device,
         } = state;
         let name = self.name();
@@ -435,6 +452,7 @@ impl Registers {
                 self.device_feature_select = *device_feature_select;
                 self.driver_feature_select = *driver_feature_select;
                 self.queue_select = *queue_select;
+                self.stopped = *stopped && active;
                 Ok(())
             }
             Err(e) => {

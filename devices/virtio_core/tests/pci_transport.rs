@@ -280,6 +280,38 @@ fn a_saved_device_goes_on_in_another_machine() {
     }
 }
 
+/// A system that starts another one takes the right away (PCI 3.0, 6.2.2); that gives it back
+/// before it resets the device.
+#[test]
+fn a_device_that_may_not_access_memory_stands_still_until_it_is_reset() {
+    const COMMAND: u16 = 4;
+    for inline in [false, true] {
+        let mut m = machine(inline);
+        m.function.config_write(COMMAND, 2, 6);
+        let mut q = m.start(VERSION_1, 1);
+        m.echo(&mut q, 1, 1);
+        m.function.config_write(COMMAND, 2, 2);
+        m.memory.write(RamOffset(0x8_0000), 0x0fu8);
+        m.memory.write(RamOffset(0x8_0010), 0u8);
+        q.add(&[(0x8_0000, 1)], &[(0x8_0010, 1)]).unwrap();
+        m.write(NOTIFY + 4, 2, 1);
+        m.function.config_write(COMMAND, 2, 6);
+        m.write(NOTIFY + 4, 2, 1);
+        // Neither the machine's owner nor a saved state sets it going again.
+        m.handle.quiesce();
+        m.handle.resume();
+        let state = m.handle.save();
+        let mut other = machine_with(m.memory.clone(), inline);
+        assert_eq!(other.handle.restore(&state), Ok(()));
+        other.handle.resume();
+        assert_eq!(other.handle.save(), state);
+        std::thread::sleep(std::time::Duration::from_millis(if inline { 0 } else { 20 }));
+        assert_eq!((q.take_used(), m.memory.read::<u8>(RamOffset(0x8_0010))), (None, 0));
+        let mut q = m.start(VERSION_1, 1);
+        m.echo(&mut q, 1, 2);
+    }
+}
+
 #[test]
 fn a_state_of_another_device_is_refused_and_changes_nothing() {
     let m = machine(true);

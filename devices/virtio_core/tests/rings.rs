@@ -258,3 +258,26 @@ fn interrupts_come_when_wished_for() {
         }
     }
 }
+
+/// A device that completes more than a ring's size before it speaks up has forgotten where it
+/// last did: the wish may lie anywhere in the rounds between.
+#[test]
+fn an_interrupt_is_due_after_more_than_a_ring_of_silence() {
+    for features in feature_sets() {
+        for (before, after) in [(15, 3), (8, 8), (1, 31), (7, 1)] {
+            let Pair { mut driver, mut queue, .. } = pair(features, 8);
+            let exchange = |driver: &mut DriverQueue, queue: &mut Queue| {
+                driver.add(&[(0x100, 1)], &[]).unwrap();
+                let chain = queue.pop().unwrap();
+                queue.complete(chain, 0);
+                driver.take_used().unwrap();
+            };
+            exchange(&mut driver, &mut queue);
+            queue.signal();
+            (0..before).for_each(|_| exchange(&mut driver, &mut queue));
+            driver.wish(Wish::Next);
+            (0..after).for_each(|_| exchange(&mut driver, &mut queue));
+            assert!(queue.signal(), "{features:#x}: {before}, a wish, {after}");
+        }
+    }
+}

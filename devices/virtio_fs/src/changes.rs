@@ -105,8 +105,10 @@ impl Server {
     fn furnish(&self, fd: BorrowedFd<'_>, header: &Request, wanted: Option<u32>) -> Done {
         if self.privileged {
             let about = stat(fd)?;
-            // A folder with the set-group-ID bit passes its group on.
-            let inherits = about.st_gid != rustix::process::getegid().as_raw();
+            // A folder with the set-group-ID bit passes its group on, as do some file systems.
+            let folder = stat(self.nodes.get(header.node)?)?;
+            let inherits =
+                folder.st_mode & 0o2000 != 0 || about.st_gid != rustix::process::getegid().as_raw();
             own(fd, Some(header.uid), (!inherits).then_some(header.gid))?;
         }
         match wanted {
@@ -168,7 +170,7 @@ impl Server {
         let (flags, wanted, _umask, _open_flags) = (input.u32()?, input.u32()?, input.u32()?, input.u32()?);
         let name = input.name()?;
         let flags = OFlags::from_bits_retain(flags);
-        let kept = flags & (OFlags::ACCMODE | OFlags::APPEND | OFlags::TRUNC | OFlags::EXCL);
+        let kept = flags & (OFlags::ACCMODE | OFlags::TRUNC | OFlags::EXCL);
         let own = OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         let folder = self.nodes.get(header.node)?;
         // Exclusive first: whether it was made here decides whose it is.

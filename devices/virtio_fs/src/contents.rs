@@ -1,9 +1,10 @@
 //! Reading and writing files and folders.
 
+use std::io::IoSlice;
 use std::mem::MaybeUninit;
 
 use rustix::fs::{FallocateFlags, FileType, OFlags, RawDir, SeekFrom};
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::abi::{In, MAX_ARGUMENTS, MAX_TRANSFER, Out};
 use crate::nodes::stat;
@@ -15,9 +16,13 @@ const ENTRY: usize = 128;
 /// How much of a folder is asked of the host at once.
 const FOLDER_BUFFER: usize = 32 << 10;
 
-/// Flags of an open that the host is told too.
+/// In a write: it is the guest's page cache's, not a program's at its own offset.
+const WRITE_CACHE: u32 = 1;
+
+/// Flags of an open that the host is told too. Whether a write appends, each write says: a
+/// program may change its mind, and the guest's page cache never appends.
 fn open_flags(raw: u32) -> OFlags {
-    let taken = OFlags::ACCMODE | OFlags::APPEND | OFlags::TRUNC | OFlags::SYNC | OFlags::DSYNC;
+    let taken = OFlags::ACCMODE | OFlags::TRUNC | OFlags::SYNC | OFlags::DSYNC;
     OFlags::from_bits_retain(raw) & taken
 }
 
@@ -88,14 +93,21 @@ impl Server {
 
     pub(crate) fn write(&mut self, input: &mut In<'_>, out: &mut Out) -> Done {
         let (handle, offset, size) = (input.u64()?, input.u64()?, input.u32()? as usize);
-        // write_flags, lock_owner, flags, padding.
-        let _ = input.bytes(20)?;
+        let (write_flags, _lock_owner, flags, _padding) =
+            (input.u32()?, input.u64()?, input.u32()?, input.u32()?);
         let bytes = input.bytes(size)?;
         let file = self.handles.file(handle)?;
+        let appends =
+            write_flags & WRITE_CACHE == 0 && OFlags::from_bits_retain(flags).contains(OFlags::APPEND);
         let mut done = 0;
         while done < bytes.len() {
             let at = offset.checked_add(done as u64).ok_or(Errno::INVAL)?;
-            match rustix::io::pwrite(file, &bytes[done..], at) {
+            let written = if appends {
+                rustix::io::pwritev2(file, &[IoSlice::new(&bytes[done..])], at, ReadWriteFlags::APPEND)
+            } else {
+                rustix::io::pwrite(file, &bytes[done..], at)
+            };
+            match written {
                 Ok(0) => break,
                 Ok(n) => done += n,
                 Err(Errno::INTR) => {}

@@ -1,5 +1,6 @@
 //! Requests of a guest's kernel, as bytes, on a folder of the host.
 
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::PathBuf;
 
@@ -121,7 +122,19 @@ impl Share {
     }
 
     fn write(&mut self, handle: u64, offset: u64, bytes: &[u8]) -> Result<u32, i32> {
-        let body = body().u64(handle).u64(offset).u32(bytes.len() as u32).u32(0).u64(0).u32(0).u32(0);
+        self.write_with(handle, offset, bytes, (0, 0))
+    }
+
+    /// With the flags of the write, and of the open file.
+    fn write_with(
+        &mut self,
+        handle: u64,
+        offset: u64,
+        bytes: &[u8],
+        (of_write, of_file): (u32, u32),
+    ) -> Result<u32, i32> {
+        let body = body().u64(handle).u64(offset).u32(bytes.len() as u32).u32(of_write).u64(0);
+        let body = body.u32(of_file).u32(0);
         self.ask(Opcode::WRITE, 0, body.bytes(bytes)).map(|a| u32_at(&a, 0))
     }
 
@@ -483,4 +496,26 @@ fn a_guest_knows_more_files_than_the_host_has_descriptors() {
     nodes.iter().for_each(|node| s.forget(*node, 1));
     s.look_up(ROOT, "d").unwrap();
     assert!(open_now() - before < 100, "{} descriptors", open_now() - before);
+}
+
+/// Each write says whether it appends: a program may change its mind, and the guest's page cache
+/// writes where its pages are.
+#[test]
+fn writes_append_if_they_say_so() {
+    const WRITE_CACHE: u32 = 1;
+    const O_RDWR_APPEND: u32 = 2 | 0o2000;
+    let mut s = Share::new("append", false);
+    let (_, made) = s.create(ROOT, "log", O_RDWR_APPEND, 0o644).unwrap();
+    assert_eq!(s.write_with(made, 0, b"one", (0, O_RDWR_APPEND)), Ok(3));
+    // Another has appended what this guest has not seen.
+    std::fs::OpenOptions::new().append(true).open(s.path("log")).unwrap().write_all(b"two").unwrap();
+    assert_eq!(s.write_with(made, 3, b"three", (0, O_RDWR_APPEND)), Ok(5));
+    assert_eq!(std::fs::read(s.path("log")).unwrap(), b"onetwothree");
+    let node = s.look_up(ROOT, "log").unwrap();
+    let opened = s.open(node, O_RDWR_APPEND).unwrap();
+    for handle in [made, opened] {
+        assert_eq!(s.write_with(handle, 0, b"ONE", (WRITE_CACHE, O_RDWR_APPEND)), Ok(3), "a page");
+        assert_eq!(s.write_with(handle, 3, b"TWO", (0, 2)), Ok(3), "no longer appending");
+        assert_eq!(std::fs::read(s.path("log")).unwrap(), b"ONETWOthree");
+    }
 }

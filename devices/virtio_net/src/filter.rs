@@ -70,6 +70,10 @@ impl Filter {
     /// Whether the driver wants a frame, given its beginning.
     pub(crate) fn wants(&self, frame: &[u8]) -> bool {
         let Some(destination) = frame.first_chunk::<6>() else { return false };
+        // All is all: tagged frames too (virtio 1.2, 5.1.6.5.1).
+        if self.promiscuous {
+            return true;
+        }
         if self.by_vlan && frame.get(12..14) == Some(&TAGGED) {
             let tag = frame.get(14..16).map_or(0, |t| u16::from(t[0] & 15) << 8 | u16::from(t[1]));
             let word = self.vlans.get(usize::from(tag / 64)).copied().unwrap_or(0);
@@ -78,9 +82,7 @@ impl Filter {
             }
         }
         let listed = |table: &Table| table.as_ref().is_none_or(|t| t.contains(destination));
-        if self.promiscuous {
-            true
-        } else if *destination == MacAddress::BROADCAST.0 {
+        if *destination == MacAddress::BROADCAST.0 {
             !self.no_broadcast
         } else if MacAddress(*destination).is_multicast() {
             !self.no_multicast && (self.all_multicast || listed(&self.multicast))
@@ -127,6 +129,8 @@ mod tests {
     fn tagged_frames_are_wanted_by_their_vlan() {
         let mut filter = Filter::new(OWN);
         filter.by_vlan = true;
+        assert!(filter.wants(&[&OWN.0[..], &OTHER, &TAGGED, &[0x20, 5], &[0; 44]].concat()), "promiscuous");
+        filter.promiscuous = false;
         let frame = |tag: [u8; 2]| [&OWN.0[..], &OTHER, &TAGGED, &tag, &[0; 44]].concat();
         assert!(!filter.wants(&frame([0x20, 5])));
         assert!(filter.set_vlan(5, true) && !filter.set_vlan(4096, true));

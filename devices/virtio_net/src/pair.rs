@@ -12,6 +12,8 @@ use virtio_core::{Chain, Handler, Queue};
 use crate::control::{Control, lock};
 use crate::spec::feature;
 
+/// Buffers filled before the driver is told: it may empty them while more come.
+const SIGNALLED: usize = 256;
 /// Frames taken from the guest before what arrives for it is looked at.
 const BATCH: usize = 64;
 
@@ -106,7 +108,20 @@ impl Pair {
             if count < BATCH {
                 return;
             }
+            // Who asks something waits for the answer, however much is sent meanwhile.
+            self.commands();
         }
+    }
+
+    /// Answer what the driver asks on the control queue, which the first pair has.
+    fn commands(&mut self) {
+        let Some(queue) = &mut self.control_queue else { return };
+        while let Some(chain) = queue.pop() {
+            let written = self.control.command(&chain);
+            queue.complete(chain, written);
+        }
+        queue.signal();
+        self.follow();
     }
 
     /// Hand over what has arrived.
@@ -126,10 +141,10 @@ impl Pair {
             used: &mut self.used,
             mergeable: self.mergeable,
             longest: longest + HEADER_LEN,
-            delivered: false,
+            delivered: 0,
         };
         self.port.receive(&mut sink);
-        if sink.delivered {
+        if sink.delivered > 0 {
             queue.signal();
         }
     }
@@ -163,16 +178,7 @@ impl Handler for Pair {
         match queue {
             RECEIVE => self.receive(),
             TRANSMIT => self.transmit(),
-            _ => {
-                if let Some(queue) = &mut self.control_queue {
-                    while let Some(chain) = queue.pop() {
-                        let written = self.control.command(&chain);
-                        queue.complete(chain, written);
-                    }
-                    queue.signal();
-                }
-                self.follow();
-            }
+            _ => self.commands(),
         }
     }
 
@@ -196,7 +202,8 @@ struct Sink<'a> {
     mergeable: bool,
     /// Bytes that the longest frame takes, with its header.
     longest: usize,
-    delivered: bool,
+    /// Buffers since the driver was last told of any.
+    delivered: usize,
 }
 
 impl Sink<'_> {
@@ -259,7 +266,11 @@ impl FrameSink for Sink<'_> {
             let written = writer.written();
             self.used.push((chain, written));
         }
+        self.delivered += buffers;
         self.queue.complete_all(self.used.drain(..));
-        self.delivered = true;
+        if self.delivered >= SIGNALLED {
+            self.delivered = 0;
+            self.queue.signal();
+        }
     }
 }

@@ -76,6 +76,8 @@ pub(super) struct Packed {
     available: Place,
     used: Place,
     signalled: Option<u16>,
+    /// Slots used since: with a ring's size of them the place says nothing any more.
+    since: u32,
     quiet: bool,
 }
 
@@ -98,6 +100,7 @@ impl Packed {
             available: start,
             used: start,
             signalled: None,
+            since: 0,
             quiet: false,
         })
     }
@@ -189,12 +192,14 @@ impl Packed {
             Some(_) => _ = memory.write(RamOffset(at.0 + FLAGS), flags),
         }
         self.used = self.used.forward(chain.slots, self.size);
+        self.since = self.since.saturating_add(chain.slots.into());
     }
 
     pub fn wants_interrupt(&mut self, memory: &GuestMemory) -> bool {
         // The wrap counter makes a whole round differ from none.
         let now = self.used.index | if self.used.wrap { EVENT_WRAP } else { 0 };
-        let before = self.signalled.replace(now);
+        let since = std::mem::take(&mut self.since);
+        let before = self.signalled.replace(now).filter(|_| since < self.size.into());
         if before == Some(now) {
             return false;
         }
@@ -247,7 +252,7 @@ impl Packed {
             next_used: self.used.index,
             available_wrap: self.available.wrap,
             used_wrap: self.used.wrap,
-            signalled: self.signalled,
+            signalled: self.signalled.filter(|_| self.since == 0),
         }
     }
 
@@ -271,7 +276,7 @@ impl Packed {
         if !behind {
             return Err(RingError::Position(next_used));
         }
-        (self.available, self.used, self.signalled) = (available, used, signalled);
+        (self.available, self.used, self.signalled, self.since) = (available, used, signalled, 0);
         Ok(())
     }
 }

@@ -29,6 +29,8 @@ pub(super) struct Split {
     next_used: u16,
     /// `next_used` when the driver was last asked whether it wants to hear.
     signalled: Option<u16>,
+    /// Elements published since: with so many that the index comes round, it says nothing.
+    since: u32,
     /// Doorbells are suppressed.
     quiet: bool,
 }
@@ -55,6 +57,7 @@ impl Split {
             next_available: 0,
             next_used: 0,
             signalled: None,
+            since: 0,
             quiet: false,
         })
     }
@@ -122,13 +125,15 @@ impl Split {
 
     pub fn publish(&mut self, memory: &GuestMemory, count: u16) {
         self.next_used = self.next_used.wrapping_add(count);
+        self.since = self.since.saturating_add(count.into());
         // A release store: the elements come first.
         memory.write(RamOffset(self.used.0 + 2), self.next_used);
     }
 
     /// Whether the driver wants to hear of what was published since it last was asked.
     pub fn wants_interrupt(&mut self, memory: &GuestMemory) -> bool {
-        let before = self.signalled.replace(self.next_used);
+        let since = std::mem::take(&mut self.since);
+        let before = self.signalled.replace(self.next_used).filter(|_| since <= u16::MAX.into());
         if before == Some(self.next_used) {
             return false;
         }
@@ -170,7 +175,7 @@ impl Split {
             next_used: self.next_used,
             available_wrap: false,
             used_wrap: false,
-            signalled: self.signalled,
+            signalled: self.signalled.filter(|_| self.since == 0),
         }
     }
 
@@ -180,7 +185,8 @@ impl Split {
         if next_available.wrapping_sub(next_used) > self.size || available_wrap || used_wrap {
             return Err(RingError::Position(next_available));
         }
-        (self.next_available, self.next_used, self.signalled) = (next_available, next_used, signalled);
+        (self.next_available, self.next_used, self.signalled, self.since) =
+            (next_available, next_used, signalled, 0);
         Ok(())
     }
 }

@@ -14,7 +14,7 @@ use std::sync::{Arc, MutexGuard};
 
 use device_model::{IrqLine, MsiSink};
 use guest_memory::GuestMemory;
-use pci::{BarAccess, BarKind, ConfigSpace, Identity, MsixTable, PciFunction, offset};
+use pci::{BarAccess, BarKind, ConfigSpace, Identity, MsixTable, PciFunction, command, offset};
 
 use crate::front::{Front, TransportSignals, VirtioHandle};
 use crate::registers::{QueueField, Registers, status};
@@ -205,7 +205,15 @@ impl PciFunction for VirtioPci {
         self.config.read(at, size)
     }
     fn config_write(&mut self, at: u16, size: u8, value: u32) {
+        let may_access = |config: &ConfigSpace| config.command() & command::BUS_MASTER != 0;
+        let before = may_access(&self.config);
         self.config.write(at, size, value);
+        // As elsewhere a device from which this right was taken goes on after a reset only: a
+        // system that starts another one without firmware takes it, and gives it back before
+        // it resets, when the old rings are somebody's memory.
+        if before && !may_access(&self.config) {
+            self.shared.front.stop();
+        }
         if self.access.hit(at, size)
             && let Some(target) = self.access.target(&self.config)
         {
