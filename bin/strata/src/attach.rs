@@ -74,17 +74,19 @@ impl Keys {
 /// `strata console`.
 pub fn console(args: &ConsoleArgs) -> anyhow::Result<u8> {
     let found = machines::find(&args.machine)?;
-    let signals = SessionSignals::block().context("cannot block signals")?;
     let client = Client::connect(&found.socket()).context("the machine does not answer; see `strata ps`")?;
     let (stream, shown) = client.attach(PATIENCE).context("cannot have the machine's console")?;
+    // They end this process by themselves where no terminal is to be put back.
+    let signals = io::stdin().is_terminal().then(SessionSignals::block).transpose();
+    let signals = signals.context("cannot block signals")?;
     let terminal = RawTerminal::enter().context("cannot set the terminal to raw mode")?;
     if terminal.is_some() {
         eprint!("strata: the console of {}; Ctrl-A d leaves it, Ctrl-A h shows all keys\r\n", args.machine);
     }
-    show(&shown)?;
-    if terminal.is_some() {
+    if let Some(signals) = signals {
         follow_size(&found, signals)?;
     }
+    show(&shown)?;
     let ended = carry(&found, &stream, terminal.is_some());
     drop(terminal);
     if ended? {

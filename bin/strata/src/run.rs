@@ -76,7 +76,6 @@ fn run_kept(id: &str, turn: &str, start: Instant) -> anyhow::Result<u8> {
 /// Run a machine to its end; answers the exit status.
 fn run(args: RunArgs, held: Option<Held>, trial: &Trial, start: Instant) -> anyhow::Result<u8> {
     let phases = Arc::new(Phases::new(start));
-    let signals = SessionSignals::block().context("cannot block signals")?;
     let mut spec = specification(&args)?;
     if let Some(held) = &held {
         kept::apply(held, &args, &mut spec)?;
@@ -91,6 +90,8 @@ fn run(args: RunArgs, held: Option<Held>, trial: &Trial, start: Instant) -> anyh
         let found = guest::built_in(&args.command, args.machine.append.as_deref(), shown)?;
         spec.boot = BootSpec { protocol: spec.boot.protocol, ..found };
     }
+    // Until here, where others may be long waited for, they end the process; threads come behind it.
+    let signals = SessionSignals::block().context("cannot block signals")?;
     shares::add(&args.volumes, &mut spec)?;
     if spec.console && args.machine.append.is_none() {
         // Beside what is there: messages before the console's driver comes are COM1's.
