@@ -24,7 +24,8 @@ pub const HELP: &str = "Examples:
 A path of a guest is MACHINE:PATH. Folders are copied with all that is in them, links as links;
 modes and times are kept, set-user-ID is not, and what is copied into a guest is root's. In a
 folder of the host it is called by the last name of PATH, or as the machine where PATH has none
-(/, ..); a guest that sends something of another name is refused.
+(/, ..); a guest that sends something of another name is refused. Several sources need a folder
+that is there.
 
 Exit status:
   0  done
@@ -95,10 +96,29 @@ impl Drop for Shown {
     }
 }
 
+/// Where several sources go: into a folder, for under one name each would take the
+/// place of the last.
+fn folder(to: &OsStr) -> anyhow::Result<OsString> {
+    let mut to = to.to_os_string();
+    match place(&to) {
+        Place::Guest(_, b"") => {}
+        // A slash behind it tells the guest that a folder is meant.
+        Place::Guest(..) => to.push("/"),
+        Place::Host(path) if !path.is_dir() => {
+            let path = path.display();
+            let text = format!("{path} is no folder, where several sources would go into; create it first");
+            return Err(InputError(text).into());
+        }
+        Place::Host(_) => {}
+    }
+    Ok(to)
+}
+
 /// Copy.
 pub fn command(args: &CopyArgs) -> anyhow::Result<u8> {
     let Some((to, from)) = args.paths.split_last() else { return Ok(0) };
-    let to = place(to);
+    let to = if from.len() > 1 { folder(to)? } else { to.clone() };
+    let to = place(&to);
     for source in from {
         let copied = match (place(source), &to) {
             (Place::Host(path), Place::Guest(machine, target)) => into(args, path, machine, target)?,
@@ -140,6 +160,25 @@ fn out_of(args: &CopyArgs, machine: &str, from: &[u8], to: &Path) -> anyhow::Res
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn several_sources_go_into_a_folder() {
+        // Where to, and where each source goes; `None` where that is refused.
+        let cases = [
+            ("web:/srv/new", Some("web:/srv/new/")),
+            ("web:/srv/", Some("web:/srv//")),
+            ("web:", Some("web:")),
+            (".", Some(".")),
+            ("./none", None),
+            ("/dev/null", None),
+        ];
+        for (to, expect) in cases {
+            let folder = folder(OsStr::new(to));
+            assert_eq!(folder.as_ref().ok().map(|f| f.to_str().unwrap()), expect, "{to}");
+            let told = folder.map_or_else(|e| e.to_string(), |_| "; create it first".to_string());
+            assert!(told.contains("; create it first"), "{to}: {told}");
+        }
+    }
 
     #[test]
     fn a_guests_path_begins_with_its_machine() {
