@@ -228,6 +228,9 @@ fn lay_open(package: &Path, directory: &Path) -> Result<PathBuf, BuildError> {
     use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
     let made = fs::DirBuilder::new().mode(0o755).create(directory);
     made.map_err(failed("create", directory))?;
+    // Whatever the umask took away.
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o755))
+        .map_err(failed("protect", directory))?;
     let copy = directory.join(format!("{}.deb", guest_package::PACKAGE));
     fs::copy(package, &copy).map_err(failed("write", &copy))?;
     fs::set_permissions(&copy, fs::Permissions::from_mode(0o644)).map_err(failed("protect", &copy))?;
