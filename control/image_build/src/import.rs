@@ -4,7 +4,7 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use disk::ImageFormat;
+use disk::{Access, ImageFormat, ImageLock};
 use disk_qcow2::Backing;
 use guest_image::Progress;
 use image_convert::{Conversion, ConvertError, Source, Target};
@@ -35,8 +35,11 @@ pub struct Import {
 /// Take a disk into the store, as a copy that skips what it can.
 ///
 /// # Errors
-/// When it is no disk that machines here can have, or the host refuses.
+/// When it is no disk that machines here can have, somebody writes to it, or the host
+/// refuses.
 pub fn import(store: &Store, wanted: &Import, progress: &dyn Progress) -> Result<Image, BuildError> {
+    // Of a disk that changes meanwhile the copy would be none it ever was.
+    let lock = ImageLock::take(&wanted.disk, Access::Read).map_err(ConvertError::from)?;
     let found = examine(wanted)?;
     if !wanted.replace && store.find(&wanted.name).is_ok() {
         return Err(image_store::StoreError::Exists(wanted.name.clone()).into());
@@ -68,6 +71,7 @@ pub fn import(store: &Store, wanted: &Import, progress: &dyn Progress) -> Result
             (DiskFormat::Raw, size)
         }
     };
+    drop(lock);
     progress.phase("storing the image");
     let new = NewImage {
         name: wanted.name.clone(),
@@ -196,6 +200,34 @@ mod tests {
         let again = import(&store, &wanted, &Silent).unwrap_err().to_string();
         assert!(again.contains("mine") && again.contains("--force"), "{again}");
         import(&store, &Import { replace: true, ..wanted }, &Silent).unwrap();
+    }
+
+    #[test]
+    fn nobody_writes_to_a_disk_while_it_is_copied() {
+        struct Watching<'a>(&'a Path, std::cell::Cell<usize>);
+        impl Progress for Watching<'_> {
+            fn phase(&self, text: &str) {
+                if text.starts_with("copying") {
+                    assert!(ImageLock::take(self.0, Access::Write).is_err());
+                    self.1.set(self.1.get() + 1);
+                }
+            }
+        }
+        let scratch = Scratch::new("locked");
+        let qcow2 = scratch.0.join("qcow2");
+        disk_qcow2::create(&qcow2, 1 << 20, None).unwrap();
+        for disk in [scratch.file("raw", &partitioned(1 << 20)), qcow2] {
+            let store = scratch.store();
+            let wanted = Import { replace: true, ..of(&disk) };
+            let held = ImageLock::take(&disk, Access::Write).unwrap();
+            let e = import(&store, &wanted, &Silent).unwrap_err().to_string();
+            assert!(e.contains("written") && e.contains(disk.to_str().unwrap()), "{e}");
+            drop(held);
+            let watching = Watching(&disk, Default::default());
+            import(&store, &wanted, &watching).unwrap();
+            assert_eq!(watching.1.get(), 1);
+            ImageLock::take(&disk, Access::Write).unwrap();
+        }
     }
 
     #[test]
