@@ -1,10 +1,13 @@
 //! `strata image`.
 
 use std::io::Write;
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
+use host_sys::TerminationSignals;
 use image_build::{Debian, Import};
+use image_convert::{ConvertError, Output};
 use image_store::{FirstBoot, Image, Store, StoreError, thin_copy};
 use machine_store::MachineStore;
 use serde_json::json;
@@ -140,12 +143,37 @@ fn export(args: &ImageExportArgs) -> anyhow::Result<u8> {
     let store = store()?;
     let image = store.find(&args.name)?;
     let blob = store.verified(&image.disk.blob)?;
-    thin_copy(&blob, &args.file, None).with_context(|| {
-        let file = args.file.display();
-        InputError(format!("cannot write {file}; give a file that is not there yet, where there is room"))
+    let file = args.file.display();
+    write_new(&blob, &args.file).map_err(|error| match error {
+        ConvertError::Exists(_) => {
+            InputError(format!("{file} is there already; give a file that is not there yet")).into()
+        }
+        other => anyhow::Error::new(other),
     })?;
-    eprintln!("strata: {} is a {} disk", args.file.display(), image.disk.format.word());
+    eprintln!("strata: {file} is a {} disk", image.disk.format.word());
     Ok(0)
+}
+
+/// Copy a blob to a new file, which has its name when it is whole and on the medium.
+fn write_new(blob: &Path, file: &Path) -> Result<(), ConvertError> {
+    let fail = |what, source| ConvertError::Write { what, path: file.to_path_buf(), source };
+    let output = Output::begin(blob, file, false)?;
+    remove_when_interrupted(output.path()).map_err(|e| fail("watch for signals while writing", e))?;
+    thin_copy(blob, output.path(), None).map_err(|e| fail("write", e))?;
+    output.finish(false)
+}
+
+/// From now on a signal that asks for an end removes the file first.
+fn remove_when_interrupted(path: &Path) -> std::io::Result<()> {
+    let signals = TerminationSignals::block()?;
+    let path = path.to_path_buf();
+    // Ends with the process.
+    let thread = std::thread::Builder::new().name("signals".to_string()).spawn(move || {
+        let signal = signals.wait();
+        let _ = std::fs::remove_file(path);
+        std::process::exit(128 + signal);
+    });
+    thread.map(drop)
 }
 
 fn verify(args: &ImageNamesArgs) -> anyhow::Result<u8> {

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use disk::{Disk, DiskError, OpenError, RawDisk, RawOptions};
 use disk_qcow2::{Qcow2Disk, Qcow2Options};
 
-use output::Output;
+pub use output::Output;
 pub use source::{Source, open};
 
 /// What is made.

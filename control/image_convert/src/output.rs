@@ -12,7 +12,8 @@ use rustix::io::Errno;
 use crate::ConvertError;
 
 /// A file on its way. Dropping it removes what is there.
-pub(crate) struct Output {
+#[derive(Debug)]
+pub struct Output {
     path: PathBuf,
     to: PathBuf,
 }
@@ -20,6 +21,9 @@ pub(crate) struct Output {
 impl Output {
     /// A new name beside `to`. What is at `to` is refused unless it may be replaced,
     /// and then unless nobody uses it and it is not `from`.
+    ///
+    /// # Errors
+    /// When it is refused.
     pub fn begin(from: &Path, to: &Path, replace: bool) -> Result<Output, ConvertError> {
         if let Ok(there) = fs::symlink_metadata(to) {
             if fs::metadata(from).is_ok_and(|f| (f.dev(), f.ino()) == (there.dev(), there.ino())) {
@@ -42,6 +46,9 @@ impl Output {
     }
 
     /// Give it its name, durably.
+    ///
+    /// # Errors
+    /// When something has that name meanwhile, or the host refuses.
     pub fn finish(self, replace: bool) -> Result<(), ConvertError> {
         let fail = |what, source| ConvertError::Write { what, path: self.to.clone(), source };
         File::open(&self.path).and_then(|f| f.sync_all()).map_err(|e| fail("flush", e))?;
