@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
 use board::{EventPoster, MachineEvent, PortOutput, SerialSpec};
@@ -69,9 +69,30 @@ impl Number {
             None if self.text.next(byte) => self.digits = Some(String::new()),
             None => {}
             Some(digits) if byte.is_ascii_digit() && digits.len() < MOST => digits.push(byte.into()),
-            Some(_) => return self.digits.take()?.parse().ok(),
+            Some(_) => {
+                // It may begin the text anew.
+                self.text.next(byte);
+                let digits = self.digits.take()?;
+                return digits.parse().ok().filter(|_| !byte.is_ascii_digit());
+            }
         }
         None
+    }
+}
+
+/// The exit status that the guest told last. Until then anything on the console may
+/// look like one: a log that is shown, or a command that runs another.
+#[derive(Debug, Default)]
+pub struct GuestStatus(Mutex<Option<u8>>);
+
+impl GuestStatus {
+    fn tell(&self, status: u8) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
+    }
+
+    /// The status, if one was told.
+    pub fn last(&self) -> Option<u8> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -82,7 +103,7 @@ pub struct Markers {
     /// Precedes the exit status of the command it ran.
     pub status: &'static str,
     /// Receives that status.
-    pub receiver: Arc<OnceLock<u8>>,
+    pub receiver: Arc<GuestStatus>,
 }
 
 /// What the console's output tells about the guest.
@@ -91,7 +112,7 @@ pub struct Watch {
     events: EventPoster,
     panic: Option<(Matcher, Matcher)>,
     shell: Option<Matcher>,
-    status: Option<(Number, Arc<OnceLock<u8>>)>,
+    status: Option<(Number, Arc<GuestStatus>)>,
     seen: bool,
 }
 
@@ -133,8 +154,7 @@ impl Watch {
         }
         let status = self.status.as_mut().and_then(|(number, receiver)| Some((number.next(byte)?, receiver)));
         if let Some((status, receiver)) = status {
-            // The last command's status counts only once: the guest ends after it.
-            let _ = receiver.set(status);
+            receiver.tell(status);
         }
     }
 }
@@ -292,7 +312,7 @@ mod tests {
     fn a_panic_is_noticed_and_its_end_reported() {
         let (events, queue) = EventQueue::new();
         let phases = Arc::new(Phases::new(std::time::Instant::now()));
-        let receiver = Arc::new(OnceLock::new());
+        let receiver = Arc::new(GuestStatus::default());
         let markers = Markers { ready: "ready", status: "status ", receiver: receiver.clone() };
         let mut watch = Watch::new(phases.clone(), events, true, Some(markers));
         b"Kernel panic - not syncing: x".iter().for_each(|b| watch.byte(*b));
@@ -302,7 +322,18 @@ mod tests {
         let rest: Vec<_> = std::iter::from_fn(|| queue.poll()).collect();
         assert!(matches!(rest[..], [MachineEvent::Panic, MachineEvent::PanicNoticed]), "{rest:?}");
         assert_eq!(phases.list().len(), 2);
-        b"status x, status 42\r\n".iter().for_each(|b| watch.byte(*b));
-        assert_eq!(receiver.get(), Some(&42));
+        // Of what a command prints and what the guest says at the end, the last counts.
+        let texts: [(&[u8], Option<u8>); 6] = [
+            (b"status x\r\n", None),
+            (b"status x, status 42\r\n", Some(42)),
+            (b"status 7\r\nstatus 0\r\n", Some(0)),
+            (b"status 1000 status 256 status \r\n", Some(0)),
+            (b"status status 3\r\n", Some(3)),
+            (b"status 4", Some(3)),
+        ];
+        for (text, expect) in texts {
+            text.iter().for_each(|b| watch.byte(*b));
+            assert_eq!(receiver.last(), expect, "{}", text.escape_ascii());
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -23,7 +23,7 @@ use crate::confine::Sandbox;
 use crate::console::Keyboard;
 use crate::failure::InputError;
 use crate::kept::{self, Keeping, Trial};
-use crate::output::{Destination, Listeners, Markers, Output, Terminal, Watch};
+use crate::output::{Destination, GuestStatus, Listeners, Markers, Output, Terminal, Watch};
 use crate::phases::{Phase, Phases};
 use crate::ports::Ports;
 use crate::{console, definition, guest, shares};
@@ -118,7 +118,7 @@ fn run(args: RunArgs, held: Option<Held>, trial: &Trial, start: Instant) -> anyh
     } else {
         Some(Sandbox::begin(&spec, socket.as_ref().map(|s| &s.0), leaving, trial.directory())?)
     };
-    let guest_status = Arc::new(OnceLock::new());
+    let guest_status = Arc::new(GuestStatus::default());
     let terminal = Terminal::start()?;
     let hub = Arc::new(ConsoleHub::default());
     let clock = plan.clock.clone();
@@ -155,7 +155,7 @@ fn run(args: RunArgs, held: Option<Held>, trial: &Trial, start: Instant) -> anyh
     let outcome = outcome?;
     report(&args, &plan, &phases, owner.vm(), &outcome, built_in)?;
     // A command's own status speaks for a run that ended as it should.
-    let command = guest_status.get().copied().filter(|_| matches!(outcome, Outcome::PowerOff));
+    let command = guest_status.last().filter(|_| matches!(outcome, Outcome::PowerOff));
     let status = command.unwrap_or(outcome.status());
     if let Some(keeping) = keeping {
         // Its disks are closed first.
@@ -352,7 +352,7 @@ struct Outputs<'a> {
     /// One a serial port.
     serial: Vec<Destination>,
     /// Receives the exit status that the guest tells.
-    told: Option<Arc<OnceLock<u8>>>,
+    told: Option<Arc<GuestStatus>>,
     console: Listeners,
 }
 
