@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use disk::{Access, CacheMode, Disk, DiskError, Geometry, ImageFormat, ImageLock, OpenError};
 use imago::file::File;
@@ -63,6 +63,8 @@ pub struct Qcow2Disk {
     copied: AtomicBool,
     /// Shared by those writes; alone while tables are written.
     copies: RwLock<()>,
+    /// Held while what was copied is brought to the medium. Innermost.
+    settling: Mutex<()>,
     /// One a file, the image's own last.
     locks: Vec<ImageLock>,
 }
@@ -210,6 +212,7 @@ impl Qcow2Disk {
             freed: AtomicBool::new(false),
             copied: AtomicBool::new(false),
             copies: RwLock::new(()),
+            settling: Mutex::new(()),
             locks,
         })
     }
@@ -357,6 +360,8 @@ impl Qcow2Disk {
     /// have them at once, and before that is there a guest would lose what it had not touched.
     fn write_tables(&self, image: &Format) -> io::Result<()> {
         let settle_copies = || {
+            // Who finds that there is nothing to do knows that another's sync has ended.
+            let _settling = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
             if self.copied.swap(false, Ordering::AcqRel) {
                 image.sync().inspect_err(|_| self.copied.store(true, Ordering::Release))?;
             }
