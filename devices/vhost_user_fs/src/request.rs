@@ -44,26 +44,6 @@ const HARMLESS: [Opcode; 28] = [
     Opcode::STATX,
 ];
 
-/// Requests that are known to change something.
-const CHANGING: [Opcode; 16] = [
-    Opcode::SETATTR,
-    Opcode::SYMLINK,
-    Opcode::MKNOD,
-    Opcode::MKDIR,
-    Opcode::UNLINK,
-    Opcode::RMDIR,
-    Opcode::RENAME,
-    Opcode::LINK,
-    Opcode::WRITE,
-    Opcode::SETXATTR,
-    Opcode::REMOVEXATTR,
-    Opcode::CREATE,
-    Opcode::FALLOCATE,
-    Opcode::RENAME2,
-    Opcode::COPY_FILE_RANGE,
-    Opcode::TMPFILE,
-];
-
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..)?.first_chunk().map(|b| u32::from_ne_bytes(*b))
 }
@@ -93,10 +73,11 @@ impl Request {
             Opcode::OPEN => u32_at(request, IN_HEADER).is_some_and(opens),
             other => HARMLESS.contains(&other),
         };
-        match harmless {
-            true => None,
-            false if self.opcode == Opcode::OPEN || CHANGING.contains(&self.opcode) => Some(Errno::ROFS),
-            false => Some(Errno::NOSYS),
+        let changes = matches!(self.opcode, Opcode::OPEN | Opcode::TMPFILE) || self.opcode.changes();
+        match (harmless, changes) {
+            (true, _) => None,
+            (false, true) => Some(Errno::ROFS),
+            (false, false) => Some(Errno::NOSYS),
         }
     }
 }

@@ -24,6 +24,31 @@ opcodes! {
     SYNCFS = 50, TMPFILE = 51, STATX = 52,
 }
 
+impl Opcode {
+    /// Whether it is a request of [`crate::Server`]'s that changes something, whatever it says; OPEN
+    /// does if its flags say so.
+    pub fn changes(self) -> bool {
+        let changing = [
+            Opcode::SETATTR,
+            Opcode::SYMLINK,
+            Opcode::MKNOD,
+            Opcode::MKDIR,
+            Opcode::UNLINK,
+            Opcode::RMDIR,
+            Opcode::RENAME,
+            Opcode::RENAME2,
+            Opcode::LINK,
+            Opcode::WRITE,
+            Opcode::CREATE,
+            Opcode::SETXATTR,
+            Opcode::REMOVEXATTR,
+            Opcode::FALLOCATE,
+            Opcode::COPY_FILE_RANGE,
+        ];
+        changing.contains(&self)
+    }
+}
+
 /// The version served.
 pub const MAJOR: u32 = 7;
 /// Its minor number: the newest fields this server knows of.

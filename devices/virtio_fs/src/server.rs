@@ -158,24 +158,7 @@ impl Server {
 
     /// What changes something.
     fn change(&mut self, header: &Request, mut input: In<'_>, out: &mut Out) -> Done {
-        let changes = [
-            Opcode::SETATTR,
-            Opcode::SYMLINK,
-            Opcode::MKNOD,
-            Opcode::MKDIR,
-            Opcode::UNLINK,
-            Opcode::RMDIR,
-            Opcode::RENAME,
-            Opcode::RENAME2,
-            Opcode::LINK,
-            Opcode::WRITE,
-            Opcode::CREATE,
-            Opcode::SETXATTR,
-            Opcode::REMOVEXATTR,
-            Opcode::FALLOCATE,
-            Opcode::COPY_FILE_RANGE,
-        ];
-        if !changes.contains(&header.opcode) {
+        if !header.opcode.changes() {
             return Err(Errno::NOSYS);
         }
         if self.read_only {
